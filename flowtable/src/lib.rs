@@ -1,0 +1,1 @@
+//! A lock-free, sharded, bounded connection table.

@@ -1,0 +1,1 @@
+//! A userspace virtual switch with a stateful firewall between any two workloads.

@@ -1,0 +1,181 @@
+//! Desired state: what the operator wants, as plain values. `config` makes it from TOML, the
+//! library's builder makes it in code, `apply` makes it true.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::packet::{Cidr, Mac};
+use crate::policy::model::Policy;
+
+/// Everything: machine, ports, policy.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// The switch itself.
+    pub switch: SwitchConfig,
+    /// Ports, in file order.
+    pub ports: Vec<PortConfig>,
+    /// Policy.
+    pub policy: Policy,
+}
+
+/// `[switch]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SwitchConfig {
+    /// Cores; one worker each. Empty: one unpinned worker.
+    pub workers: Vec<usize>,
+    /// How workers wait.
+    pub poll: Poll,
+    /// Connection table size, connections.
+    pub connections: usize,
+    /// Ports the switch can hold at once.
+    pub max_ports: usize,
+    /// API socket.
+    pub socket: PathBuf,
+}
+
+impl Default for SwitchConfig {
+    fn default() -> Self {
+        SwitchConfig {
+            workers: Vec::new(),
+            poll: Poll::Adaptive,
+            connections: 1_000_000,
+            max_ports: 256,
+            socket: PathBuf::from("/run/vswitch/vswitch.sock"),
+        }
+    }
+}
+
+/// How a worker waits when there is nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Poll {
+    /// Spin, then sleep, then block.
+    #[default]
+    Adaptive,
+    /// Spin for ever.
+    Busy,
+}
+
+/// `[[port]]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PortConfig {
+    /// Stable name.
+    pub name: String,
+    /// Kind and what only that kind needs.
+    pub kind: PortKind,
+    /// Queue pairs; `None`: as many as the peer has (vhost-user: up to 16; AF_XDP: the device's).
+    pub queues: Option<u16>,
+    /// Longest L3 packet, bytes.
+    pub mtu: u16,
+    /// Access VLAN (the domain untagged frames belong to); 0 is the untagged domain.
+    pub vlan: u16,
+    /// VLANs carried tagged.
+    pub trunk: Vec<u16>,
+    /// Carries the outside.
+    pub uplink: bool,
+    /// Spoof guard; off only by explicit wish.
+    pub guard: bool,
+    /// A router's port: it may send from, and be sent to, these networks.
+    pub routes: Vec<Cidr>,
+    /// Owner; "default" unless said.
+    pub tenant: String,
+    /// How addresses are learned when they are not declared.
+    pub learn: Learn,
+    /// Most connections this port may have open as initiator; `None`: a quarter of the table.
+    pub max_connections: Option<usize>,
+    /// Who lives there.
+    pub workloads: Vec<WorkloadConfig>,
+}
+
+impl PortConfig {
+    /// A port with defaults and no workload yet.
+    #[must_use]
+    pub fn new(name: &str, kind: PortKind) -> Self {
+        PortConfig {
+            name: name.to_owned(),
+            kind,
+            queues: None,
+            mtu: 1500,
+            vlan: 0,
+            trunk: Vec::new(),
+            uplink: false,
+            guard: true,
+            routes: Vec::new(),
+            tenant: "default".to_owned(),
+            learn: Learn::No,
+            max_connections: None,
+            workloads: Vec::new(),
+        }
+    }
+}
+
+/// `learn`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Learn {
+    /// Addresses are declared.
+    #[default]
+    No,
+    /// From a declared server's DHCP answers.
+    Dhcp,
+    /// Within a declared prefix, first come.
+    Within(Cidr),
+}
+
+/// `kind`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum PortKind {
+    /// A VM, or any virtio-net driver, over a Unix socket.
+    VhostUser {
+        /// Path.
+        socket: PathBuf,
+        /// `mode = "client"`: the guest's side listens and we (re)connect.
+        client: bool,
+        /// User id that may connect and owns the socket; `None`: ours.
+        owner: Option<u32>,
+    },
+    /// A network interface through AF_XDP.
+    AfXdp {
+        /// Name.
+        interface: String,
+    },
+    /// A tap device.
+    Tap {
+        /// Name.
+        interface: String,
+        /// Network namespace (name under /run/netns, or a path) its device is moved into.
+        netns: Option<String>,
+    },
+    /// Replays a capture and records what is sent.
+    Pcap {
+        /// File replayed once into the switch.
+        input: Option<PathBuf>,
+        /// File frames to this port are written to.
+        output: Option<PathBuf>,
+    },
+    /// In-process; only by the library.
+    Mem,
+}
+
+/// `[[port.workload]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct WorkloadConfig {
+    /// Stable name; unique within its tenant.
+    pub name: String,
+    /// MACs it may use.
+    #[serde(serialize_with = "macs")]
+    pub mac: Vec<Mac>,
+    /// Addresses it may use.
+    pub ip: Vec<IpAddr>,
+    /// Tags, `key:value` by habit.
+    pub tags: Vec<String>,
+    /// VLAN that tells it from the port's other workloads (a container inside a VM).
+    pub vlan: Option<u16>,
+}
+
+fn macs<S: serde::Serializer>(macs: &[Mac], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(macs.iter().map(ToString::to_string))
+}

@@ -1,0 +1,108 @@
+//! Policy: the operator's model, its compiler, the classifier and its linear oracle. Never sees
+//! ports or packets' bytes.
+//!
+//! A workload (or an outside address) belongs to some set of segments. Equal sets get one
+//! [`SetId`], so that a question to the classifier is two small numbers and a service.
+
+pub mod model;
+
+/// A tenant; 0 is the one every switch has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct TenantId(pub u16);
+
+/// A distinct set of segments within a tenant. Meaningful only with the classifier that made it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SetId(pub u32);
+
+/// A rule, by its position in the compiled policy. Meaningful only with its classifier.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RuleId(pub u32);
+
+/// One end of a connection, as policy sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Party {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Which segments it belongs to.
+    pub set: SetId,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Service {
+    /// An IP packet that starts a connection.
+    Ip {
+        /// IP protocol number.
+        protocol: u8,
+        /// Source port; 0 when the protocol has none.
+        sport: u16,
+        /// Destination port; for ICMP and ICMPv6 `type << 8 | code`; 0 when the protocol has none.
+        dport: u16,
+    },
+    /// A frame that is neither IP nor ARP.
+    Ether(u16),
+}
+
+/// The question: may `from` open `service` to `to`?
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// The initiator.
+    pub from: Party,
+    /// The other end.
+    pub to: Party,
+    /// What it wants.
+    pub service: Service,
+}
+
+/// What policy answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Forward.
+    Allow,
+    /// Drop.
+    Deny,
+    /// Drop and tell the sender (RST, ICMP unreachable).
+    Reject,
+}
+
+/// Which part of the policy decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// This rule.
+    Rule(RuleId),
+    /// No rule: the end of the last tier.
+    DefaultDeny,
+}
+
+/// The classifier's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Judgement {
+    /// What happens.
+    pub verdict: Verdict,
+    /// Who says so.
+    pub why: Why,
+    /// The deciding rule asks the manager (its verdict here is its `otherwise`).
+    pub ask: bool,
+    /// The deciding rule's decisions are recorded (`log`, or `notify`).
+    pub log: bool,
+    /// Allowed, and always reported (`notify`).
+    pub notify: bool,
+    /// The deciding rule has a `limit`.
+    pub limited: bool,
+    /// First staged rule that would have matched before the deciding one.
+    pub staged: Option<RuleId>,
+}
+
+/// What policy needs to know of a workload to find its segments.
+#[derive(Clone, Debug, Default)]
+pub struct WorkloadFacts {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Stable name.
+    pub name: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Its addresses (the infrastructure rule set knows declared servers by address).
+    pub ips: Vec<std::net::IpAddr>,
+}

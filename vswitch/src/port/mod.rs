@@ -1,0 +1,121 @@
+//! Ports: how frames get in and out. A port never sees policy.
+//!
+//! A port has receive queues and transmit queues, each behind a [`Gate`]. A worker enters a
+//! receive queue's gate, fills a burst, processes it, flushes what goes out, clears the burst and
+//! only then leaves the gate: that is what keeps tails valid (see `frame`). Dispatch on the kind
+//! is one `match` per burst.
+//!
+//! *Thread-safety.* A receive queue is polled by one worker. A transmit queue may be shared by
+//! workers; its gate is taken once per burst. The control thread enters a gate to change what
+//! stands behind it (rings, memory); workers never wait for it.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::counters::PortCell;
+use crate::frame::{Burst, OutItem};
+use crate::sys::gate::Gate;
+
+pub mod mem;
+
+/// A port's index in counters and snapshots. Reused only after the port is gone from every worker.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortId(pub u16);
+
+/// A port in the data path: its queues. Names and meaning live in the snapshot.
+#[derive(Debug)]
+pub struct Port {
+    /// Index.
+    pub id: PortId,
+    /// Stable name, for messages.
+    pub name: String,
+    /// Receive queues.
+    pub rxqs: Vec<Gate<RxQueue>>,
+    /// Transmit queues. A worker uses number `worker % txqs.len()`.
+    pub txqs: Vec<Gate<TxQueue>>,
+    /// Whether a peer is attached and frames can flow.
+    pub link_up: AtomicBool,
+}
+
+impl Port {
+    /// Whether a peer is attached and frames can flow.
+    pub fn is_up(&self) -> bool {
+        self.link_up.load(Ordering::Relaxed)
+    }
+}
+
+/// A receive queue of some kind.
+#[derive(Debug)]
+pub enum RxQueue {
+    /// In-process.
+    Mem(mem::Rx),
+}
+
+/// A transmit queue of some kind.
+#[derive(Debug)]
+pub enum TxQueue {
+    /// In-process.
+    Mem(mem::Tx),
+}
+
+impl RxQueue {
+    /// Adds up to `burst.room()` waiting frames to the burst; bad ones are dropped and counted in
+    /// `cell`. Does not count `rx_pkts`: the worker does, for every frame in the burst.
+    /// (A dropped one is counted by the port in both: it was received.)
+    #[inline]
+    pub fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
+        match self {
+            RxQueue::Mem(q) => q.rx_burst(burst, cell),
+        }
+    }
+
+    /// Gives the burst's buffers back to the sender, after the last copy. Called once per
+    /// iteration in which `rx_burst` ran, before the gate is left.
+    #[inline]
+    pub fn complete(&mut self, burst: &Burst) {
+        match self {
+            RxQueue::Mem(q) => q.complete(burst),
+        }
+    }
+
+    /// Before blocking: asks the sender for notifications, then says whether frames are already
+    /// waiting (full fence between the two).
+    pub fn arm(&mut self) -> bool {
+        match self {
+            RxQueue::Mem(q) => q.arm(),
+        }
+    }
+
+    /// After blocking: no notifications while polling.
+    pub fn disarm(&mut self) {
+        match self {
+            RxQueue::Mem(q) => q.disarm(),
+        }
+    }
+
+    /// The descriptor that becomes readable when frames wait and the queue is armed.
+    pub fn wake_fd(&self) -> Option<RawFd> {
+        match self {
+            RxQueue::Mem(q) => q.wake_fd(),
+        }
+    }
+}
+
+impl TxQueue {
+    /// Sends the items in order, each completely or not at all, with one notification at the end.
+    /// Counts `tx_pkts`, `tx_bytes`, `extra_segments_pkts` and drops in `cell`.
+    #[inline]
+    pub fn tx_burst(&mut self, burst: &Burst, items: &[OutItem], cell: &PortCell) {
+        match self {
+            TxQueue::Mem(q) => q.tx_burst(burst, items, cell),
+        }
+    }
+
+    /// Housekeeping once per iteration, also when nothing was sent: completions.
+    #[inline]
+    pub fn maintain(&mut self) {
+        match self {
+            TxQueue::Mem(_) => {}
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Thin wrappers around system calls, and the gate in front of a queue.
+
+pub mod gate;

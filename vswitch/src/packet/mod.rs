@@ -1,6 +1,8 @@
 //! Packet headers: checked views, the one-pass parser, and builders for the few frames the
 //! switch sends itself. Knows bytes; knows no ports and no policy.
 
+pub mod checksum;
+
 pub use flowtable::Addr;
 
 /// An Ethernet address.

@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod drop_reason;
+pub mod event;
 pub mod frame;
 pub mod packet;
 pub mod policy;

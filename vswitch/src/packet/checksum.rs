@@ -84,7 +84,7 @@ mod tests {
             s += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
             s = (s & 0xffff) + (s >> 16);
         }
-        s as u16
+        u16::try_from(s).unwrap()
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //! switch sends itself. Knows bytes; knows no ports and no policy.
 
 pub mod checksum;
+pub mod parse;
 
 pub use flowtable::Addr;
+pub use parse::parse;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -220,6 +222,8 @@ pub struct Parsed {
     pub tcp: Tcp,
     /// Fragmentation.
     pub fragment: Fragment,
+    /// Bytes of the original packet this fragment carries; 0 when it is none.
+    pub fragment_len: u16,
     /// For an ICMP error: the packet it is about.
     pub inner: Option<Inner>,
 }
@@ -250,6 +254,7 @@ impl Parsed {
             window_scale: None,
         },
         fragment: Fragment::No,
+        fragment_len: 0,
         inner: None,
     };
 }

@@ -1,14 +1,19 @@
 //! A lock-free, sharded, bounded connection table.
 
-/// 16 bytes, IPv4 as v4-mapped IPv6.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Addr(pub [u8; 16]);
+mod bucket;
+mod conn;
+mod entry;
+mod hash;
+mod key;
+mod mem;
+mod participant;
+mod reclaim;
+mod shard;
+mod sync;
+mod table;
 
-impl From<std::net::IpAddr> for Addr {
-    fn from(ip: std::net::IpAddr) -> Self {
-        match ip {
-            std::net::IpAddr::V4(v4) => Addr(v4.to_ipv6_mapped().octets()),
-            std::net::IpAddr::V6(v6) => Addr(v6.octets()),
-        }
-    }
-}
+pub use conn::ConnRef;
+pub use entry::USER_WORDS;
+pub use key::{Addr, Endpoint, FlowKey, Side};
+pub use participant::{Inserted, Participant};
+pub use table::{Config, InsertError, New, Table, TableError};

@@ -1,0 +1,291 @@
+//! What identifies a connection: addresses, ports, protocol, zone, and the attachment at each end.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address in 16 bytes, network order. IPv4 is held as v4-mapped IPv6 (RFC 4291 section
+/// 2.5.5.2), so both families share one key layout.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Addr(pub [u8; 16]);
+
+impl Addr {
+    /// The v4-mapped form of four IPv4 bytes in network order.
+    pub const fn from_v4_bytes(v4: [u8; 4]) -> Addr {
+        let [a, b, c, d] = v4;
+        Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// Whether this is a v4-mapped address.
+    pub const fn is_v4(&self) -> bool {
+        u128::from_be_bytes(self.0) >> 32 == 0xffff
+    }
+
+    /// The address as the standard library writes it; v4-mapped becomes [`IpAddr::V4`].
+    pub fn to_ip(&self) -> IpAddr {
+        let v6 = Ipv6Addr::from(self.0);
+        v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+    }
+
+    const fn bits(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+
+    const fn from_words(high: u64, low: u64) -> Addr {
+        Addr((((high as u128) << 64) | low as u128).to_be_bytes())
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(ip: Ipv4Addr) -> Addr {
+        Addr::from_v4_bytes(ip.octets())
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(ip: Ipv6Addr) -> Addr {
+        Addr(ip.octets())
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Addr {
+        match ip {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_ip().fmt(f)
+    }
+}
+
+/// One end of a connection. `attachment` is where the end is plugged in, a number the caller gives
+/// a meaning to: the same addresses and ports between other attachments are another connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Endpoint {
+    /// The end's address.
+    pub addr: Addr,
+    /// The end's port, host order; protocols without ports put an identifier or 0 here.
+    pub port: u16,
+    /// Where the end is attached.
+    pub attachment: u32,
+}
+
+/// Which end of a [`FlowKey`] in its canonical order: `Low` compares less than `High`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Side {
+    /// The end that compares less (or equal, when both ends are the same).
+    Low,
+    /// The end that compares greater.
+    High,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub const fn other(self) -> Side {
+        match self {
+            Side::Low => Side::High,
+            Side::High => Side::Low,
+        }
+    }
+}
+
+/// A connection's identity in six 64-bit words, the same for both directions.
+///
+/// | word | holds |
+/// |---|---|
+/// | 0, 1 | the low end's address |
+/// | 2, 3 | the high end's address |
+/// | 4 | low port, high port, zone (16 bits each), protocol (8), 8 bits that are zero |
+/// | 5 | low attachment, high attachment |
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FlowKey {
+    words: [u64; KEY_WORDS],
+}
+
+/// Words in a [`FlowKey`].
+pub(crate) const KEY_WORDS: usize = 6;
+/// The word whose lowest eight bits a key leaves zero; an entry keeps the initiator there.
+pub(crate) const SPARE_WORD: usize = 4;
+const _: () = assert!(size_of::<FlowKey>() == 48);
+
+impl FlowKey {
+    /// The key of a packet from `src` to `dst`, and the side `src` is on. Both directions of a
+    /// connection give equal keys and opposite sides; when both ends are the same, `src` is low.
+    #[inline]
+    pub fn new(zone: u16, proto: u8, src: &Endpoint, dst: &Endpoint) -> (FlowKey, Side) {
+        let order = |e: &Endpoint| (e.addr.bits(), e.port, e.attachment);
+        let (low, high, side) = if order(src) <= order(dst) {
+            (src, dst, Side::Low)
+        } else {
+            (dst, src, Side::High)
+        };
+        let (low_addr, high_addr) = (low.addr.bits(), high.addr.bits());
+        let words = [
+            upper(low_addr),
+            lower(low_addr),
+            upper(high_addr),
+            lower(high_addr),
+            u64::from(low.port) << 48
+                | u64::from(high.port) << 32
+                | u64::from(zone) << 16
+                | u64::from(proto) << 8,
+            u64::from(low.attachment) << 32 | u64::from(high.attachment),
+        ];
+        (FlowKey { words }, side)
+    }
+
+    /// The end that compares less.
+    pub fn low(&self) -> Endpoint {
+        let w = &self.words;
+        Endpoint {
+            addr: Addr::from_words(w[0], w[1]),
+            port: (w[4] >> 48) as u16,
+            attachment: (w[5] >> 32) as u32,
+        }
+    }
+
+    /// The end that compares greater.
+    pub fn high(&self) -> Endpoint {
+        let w = &self.words;
+        Endpoint {
+            addr: Addr::from_words(w[2], w[3]),
+            port: ((w[4] >> 32) & 0xffff) as u16,
+            attachment: (w[5] & 0xffff_ffff) as u32,
+        }
+    }
+
+    /// The end on `side`.
+    pub fn endpoint(&self, side: Side) -> Endpoint {
+        match side {
+            Side::Low => self.low(),
+            Side::High => self.high(),
+        }
+    }
+
+    /// The zone: tuples in different zones are different connections.
+    pub fn zone(&self) -> u16 {
+        ((self.words[4] >> 16) & 0xffff) as u16
+    }
+
+    /// The IP protocol number.
+    pub fn proto(&self) -> u8 {
+        ((self.words[4] >> 8) & 0xff) as u8
+    }
+
+    #[inline]
+    pub(crate) fn words(&self) -> &[u64; KEY_WORDS] {
+        &self.words
+    }
+
+    /// The key held in `words`, whatever the spare byte says.
+    pub(crate) fn from_words(mut words: [u64; KEY_WORDS]) -> FlowKey {
+        words[SPARE_WORD] &= !0xff;
+        FlowKey { words }
+    }
+}
+
+impl fmt::Debug for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowKey")
+            .field("zone", &self.zone())
+            .field("proto", &self.proto())
+            .field("low", &self.low())
+            .field("high", &self.high())
+            .finish()
+    }
+}
+
+const fn upper(bits: u128) -> u64 {
+    (bits >> 64) as u64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the lower half is what is wanted"
+)]
+const fn lower(bits: u128) -> u64 {
+    bits as u64
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn end(ip: &str, port: u16, attachment: u32) -> Endpoint {
+        Endpoint {
+            addr: ip.parse::<IpAddr>().expect("an address").into(),
+            port,
+            attachment,
+        }
+    }
+
+    #[test]
+    fn addresses_round_trip() {
+        for ip in [
+            "10.1.2.3",
+            "0.0.0.0",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1:2",
+            "2001:db8::",
+        ] {
+            let ip: IpAddr = ip.parse().expect("an address");
+            let addr = Addr::from(ip);
+            assert_eq!(addr.to_ip(), ip);
+            assert_eq!(addr.is_v4(), ip.is_ipv4());
+            assert_eq!(addr.to_string(), ip.to_string());
+        }
+        assert_eq!(
+            Addr::from_v4_bytes([10, 1, 2, 3]).to_ip().to_string(),
+            "10.1.2.3"
+        );
+    }
+
+    #[test]
+    fn both_directions_are_one_key() {
+        let a = end("10.0.0.1", 40000, 7);
+        let b = end("10.0.0.2", 443, 3);
+        let (k1, s1) = FlowKey::new(5, 6, &a, &b);
+        let (k2, s2) = FlowKey::new(5, 6, &b, &a);
+        assert_eq!(k1, k2);
+        assert_eq!(s1, s2.other());
+        assert_eq!(k1.endpoint(s1), a);
+        assert_eq!(k1.endpoint(s2), b);
+        assert_eq!((k1.zone(), k1.proto()), (5, 6));
+        assert!(k1.low() < k1.high());
+    }
+
+    #[test]
+    fn order_falls_back_to_port_then_attachment() {
+        let a = end("::1", 1, 9);
+        assert_eq!(FlowKey::new(0, 17, &a, &end("::1", 2, 0)).1, Side::Low);
+        assert_eq!(FlowKey::new(0, 17, &a, &end("::1", 1, 8)).1, Side::High);
+        assert_eq!(FlowKey::new(0, 17, &a, &a).1, Side::Low);
+    }
+
+    #[test]
+    fn every_field_tells_keys_apart() {
+        let (a, b) = (end("10.0.0.1", 1, 1), end("10.0.0.2", 2, 2));
+        let base = FlowKey::new(1, 6, &a, &b).0;
+        let others = [
+            FlowKey::new(2, 6, &a, &b).0,
+            FlowKey::new(1, 17, &a, &b).0,
+            FlowKey::new(1, 6, &end("10.0.0.3", 1, 1), &b).0,
+            FlowKey::new(1, 6, &end("10.0.0.1", 3, 1), &b).0,
+            FlowKey::new(1, 6, &end("10.0.0.1", 1, 3), &b).0,
+            FlowKey::new(1, 6, &a, &end("10.0.0.2", 2, 3)).0,
+            // The ports change ends: the same numbers, another connection.
+            FlowKey::new(1, 6, &end("10.0.0.1", 2, 1), &end("10.0.0.2", 1, 2)).0,
+        ];
+        for other in others {
+            assert_ne!(base, other);
+        }
+        assert_eq!(FlowKey::from_words(*base.words()), base);
+    }
+}

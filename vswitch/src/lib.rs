@@ -8,6 +8,7 @@ pub mod counters;
 pub mod drop_reason;
 pub mod event;
 pub mod frame;
+pub mod offload;
 pub mod packet;
 pub mod policy;
 pub mod port;

@@ -29,6 +29,7 @@ const SEGS_MAX: usize = 1024;
 
 /// A piece of a tail in the sender's memory.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive] // only `Burst::add_tail` makes one: `offload` relies on its promise
 pub struct Seg {
     /// First byte.
     pub ptr: *const u8,
@@ -402,10 +403,11 @@ impl Scratch {
 
 /// A frame as a port sends it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive] // only `Burst::view` makes one: `offload` relies on its tails' promise
 pub struct TxView<'a> {
     /// Private bytes (with the tag, when one is pushed).
     pub head: &'a [u8],
-    /// The rest, in the sender's memory; copy with [`copy_tail`].
+    /// The rest, in the sender's memory; see `offload::TailSlice`.
     pub segs: &'a [Seg],
     /// Bytes in `segs`.
     pub tail_len: u32,

@@ -93,7 +93,58 @@ impl Cidr {
             _ => false,
         }
     }
+
+    /// The network of one address.
+    #[must_use]
+    pub const fn host(addr: std::net::IpAddr) -> Self {
+        let len = if addr.is_ipv4() { 32 } else { 128 };
+        Cidr { addr, len }
+    }
+
+    /// The same network with its host bits zero.
+    #[must_use]
+    pub fn network(&self) -> Self {
+        use std::net::IpAddr::{V4, V6};
+        let len = u32::from(self.len);
+        let addr = match self.addr {
+            V4(a) => {
+                let host = u32::MAX.checked_shr(len).unwrap_or(0);
+                V4((u32::from(a) & !host).into())
+            }
+            V6(a) => {
+                let host = u128::MAX.checked_shr(len).unwrap_or(0);
+                V6((u128::from(a) & !host).into())
+            }
+        };
+        Cidr { addr, ..*self }
+    }
 }
+
+impl std::str::FromStr for Cidr {
+    type Err = BadCidr;
+
+    /// Reads `10.0.0.0/8`, or an address alone as the network of one address. Host bits are kept:
+    /// compare with [`Cidr::network`].
+    fn from_str(s: &str) -> Result<Self, BadCidr> {
+        let Some((addr, len)) = s.split_once('/') else {
+            return s.parse().map(Cidr::host).map_err(|_e| BadCidr);
+        };
+        let addr = addr.parse().map_err(|_e| BadCidr)?;
+        if !len.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(BadCidr);
+        }
+        let len = len.parse().map_err(|_e| BadCidr)?;
+        if len > Cidr::host(addr).len {
+            return Err(BadCidr);
+        }
+        Ok(Cidr { addr, len })
+    }
+}
+
+/// The text is not a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a network: expected an address and a prefix length like 10.0.0.0/8 or fd00::/8")]
+pub struct BadCidr;
 
 impl std::fmt::Display for Cidr {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -4,7 +4,24 @@
 //! A workload (or an outside address) belongs to some set of segments. Equal sets get one
 //! [`SetId`], so that a question to the classifier is two small numbers and a service.
 
+mod classify;
+mod compile;
+mod error;
+mod infrastructure;
+mod limit;
+mod management;
 pub mod model;
+mod service;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub use classify::{Classifier, RuleView};
+pub use compile::Compiled;
+pub use error::{FieldError, FieldPath};
+pub use infrastructure::rules as infrastructure_rules;
+pub use validate::validate;
+pub(crate) use validate::{bad_cidr, bad_name, nearest};
 
 /// A tenant; 0 is the one every switch has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -19,7 +36,7 @@ pub struct SetId(pub u32);
 pub struct RuleId(pub u32);
 
 /// One end of a connection, as policy sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Party {
     /// Whose it is.
     pub tenant: TenantId,
@@ -82,6 +99,9 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// Who says so.
     pub why: Why,
+    /// Between tenants both must allow: the source's rule, when `why` names the destination's. It
+    /// is counted and limited like the one in `why`.
+    pub also: Option<RuleId>,
     /// The deciding rule asks the manager (its verdict here is its `otherwise`).
     pub ask: bool,
     /// The deciding rule's decisions are recorded (`log`, or `notify`).

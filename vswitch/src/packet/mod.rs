@@ -1,8 +1,12 @@
 //! Packet headers: checked views, the one-pass parser, and builders for the few frames the
 //! switch sends itself. Knows bytes; knows no ports and no policy.
 
+pub mod arp;
+mod build;
 pub mod checksum;
+pub mod nd;
 pub mod parse;
+pub mod reply;
 
 pub use flowtable::Addr;
 pub use parse::parse;

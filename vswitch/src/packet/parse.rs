@@ -93,7 +93,7 @@ impl Parsed {
             }
     }
 
-    /// Whether this is a neighbour-discovery message, for the neighbour-discovery view.
+    /// Whether this is a neighbour-discovery message, for [`super::nd::parse`].
     #[inline]
     #[must_use]
     pub fn is_nd(&self) -> bool {
@@ -203,7 +203,9 @@ pub fn parse(head: &[u8], frame_len: u32) -> Result<Parsed, DropReason> {
     Ok(p)
 }
 
-fn v4_addr(a: u8, b: u8, c: u8, d: u8) -> Addr {
+/// An IPv4 address as the switch keeps it.
+#[inline]
+pub(super) fn v4_addr(a: u8, b: u8, c: u8, d: u8) -> Addr {
     Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
 }
 
@@ -245,18 +247,22 @@ fn ipv4(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(),
     unusual_v4_source(p)
 }
 
-/// Refuses sources that are no host's address: this network (0/8), loopback (127/8), multicast,
-/// limited broadcast (RFC 1122 section 3.2.1.3). 0.0.0.0 may be the source of a DHCP client's
-/// request and of IGMP. Class E is let through: some networks use it.
+/// Whether an IPv4 address can be one host's: not of this network (0/8), loopback (127/8),
+/// multicast or limited broadcast (RFC 1122 section 3.2.1.3). Class E can: some networks use it.
+#[inline]
+pub(super) fn is_v4_host(addr: &Addr) -> bool {
+    let [.., a, b, c, d] = addr.0;
+    a != 0 && a != 127 && a & 0xf0 != 0xe0 && a & b & c & d != 0xff
+}
+
+/// Refuses sources that are no host's. 0.0.0.0 may send a DHCP client's requests and IGMP.
 #[inline]
 fn unusual_v4_source(p: &Parsed) -> Result<(), DropReason> {
-    let [.., a, b, c, d] = p.src.0;
-    let broadcast = a & b & c & d == 0xff;
-    if a != 0 && a != 127 && a & 0xf0 != 0xe0 && !broadcast {
+    if is_v4_host(&p.src) {
         return Ok(());
     }
     let dhcp = p.protocol == proto::UDP && p.sport == 68 && p.dport == 67;
-    if a | b | c | d == 0 && (dhcp || p.protocol == IGMP) {
+    if p.src == v4_addr(0, 0, 0, 0) && (dhcp || p.protocol == IGMP) {
         return Ok(());
     }
     Err(DropReason::BadSourceAddress)

@@ -102,7 +102,7 @@ impl Side {
 /// | 2, 3 | the high end's address |
 /// | 4 | low port, high port, zone (16 bits each), protocol (8), 8 bits that are zero |
 /// | 5 | low attachment, high attachment |
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowKey {
     words: [u64; KEY_WORDS],
 }

@@ -5,6 +5,7 @@
 //! 3 `datapath` · 4 `control` · 5 `config cli`.
 
 pub mod counters;
+pub mod datapath;
 pub mod drop_reason;
 pub mod event;
 pub mod frame;
@@ -18,9 +19,4 @@ pub mod sys;
 pub mod control {
     //! Desired state and how it is made true.
     pub mod state;
-}
-
-pub mod datapath {
-    //! From a frame to a decision. Start at `process.rs`.
-    pub mod snapshot;
 }

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::datapath::frozen::FrozenMap;
 use crate::packet::{Addr, Cidr, Mac};
-use crate::policy::{Party, TenantId};
-use crate::port::Port;
+use crate::policy::{Classifier, Party, TenantId};
+use crate::port::{Port, PortId};
 
 /// A (port, workload) pair by stable name, interned for the life of the process: the same pair
 /// has the same number in every snapshot, and a number is never reused.
@@ -33,8 +34,8 @@ pub struct PortInput {
     /// Longest L3 packet, bytes.
     pub mtu: u16,
     /// Most connections it may have open as initiator.
-    pub max_connections: usize,
-    /// The attachment of whoever is not a declared workload (an uplink's outside, a guard-off port).
+    pub max_connections: u32,
+    /// The attachment of whoever is not a declared workload: an uplink's outside.
     pub attachment: AttachmentId,
     /// Who lives there.
     pub workloads: Vec<WorkloadInput>,
@@ -53,12 +54,365 @@ pub struct WorkloadInput {
     pub macs: Vec<Mac>,
     /// Addresses.
     pub ips: Vec<IpAddr>,
-    /// VLAN that tells it from its neighbours on the port; `None`: the port's access VLAN.
+    /// VLAN that tells it from its neighbours on the port; `None`: untagged.
     pub vlan: Option<u16>,
 }
 
-/// The key under which addresses are compared.
+/// Everything [`Snapshot::build`] needs.
+#[derive(Debug)]
+pub struct SnapshotInput {
+    /// Ports.
+    pub ports: Vec<PortInput>,
+    /// Policy; `None` before the first whole policy stands: everything is dropped as `no_policy`.
+    pub classifier: Option<Arc<Classifier>>,
+    /// How many workers share the receive queues.
+    pub workers: usize,
+}
+
+/// An L2 domain: a VLAN of a tenant. An index into [`Snapshot::domains`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DomainId(pub u16);
+
+/// An index into [`Snapshot::owners`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OwnerIdx(pub u32);
+
+/// Whoever can be at one end of a connection: a workload, or the outside behind an uplink.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Identity in connection keys.
+    pub attachment: AttachmentId,
+    /// Where it is attached.
+    pub port: PortId,
+    /// Its L2 domain (an uplink's outside has one per domain it carries).
+    pub domain: DomainId,
+    /// Tag to push on frames for it.
+    pub tag: Option<u16>,
+    /// Tenant and segments; the outside's set depends on the address and is asked for each time.
+    pub party: Party,
+    /// Whether this is the outside behind an uplink.
+    pub outside: bool,
+    /// MACs, the first one answers ARP and ND.
+    pub macs: Vec<Mac>,
+    /// Addresses.
+    pub ips: Vec<Addr>,
+    /// Workload name; the port's for the outside.
+    pub name: String,
+}
+
+/// A port as the data path sees it.
+#[derive(Clone, Debug)]
+pub struct PortView {
+    /// Its queues.
+    pub port: Arc<Port>,
+    /// Owner.
+    pub tenant: TenantId,
+    /// Domain of untagged frames.
+    pub access: DomainId,
+    /// Tag to domain.
+    pub trunk: Vec<(u16, DomainId)>,
+    /// Carries the outside.
+    pub uplink: bool,
+    /// Spoof guard.
+    pub guard: bool,
+    /// Networks behind a router port.
+    pub routes: Vec<Cidr>,
+    /// Longest frame taken from it: MTU, Ethernet header and one inner tag.
+    pub max_frame_bytes: u32,
+    /// Most connections it may have open as initiator.
+    pub max_connections: u32,
+    /// Workloads and (for an uplink) the outside, by tag.
+    pub owners: Vec<OwnerIdx>,
+}
+
+/// A VLAN of a tenant.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// Whose.
+    pub tenant: TenantId,
+    /// VLAN, 0 for the untagged one.
+    pub vlan: u16,
+    /// Everybody in it: receivers of broadcast and multicast.
+    pub members: Vec<OwnerIdx>,
+    /// The outsides among them: where unknown unicast goes.
+    pub uplinks: Vec<OwnerIdx>,
+}
+
+/// One receive queue a worker polls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RxAssignment {
+    /// Port.
+    pub port: PortId,
+    /// Index into the port's receive queues.
+    pub queue: usize,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Snapshot {
+    ports: Vec<Option<PortView>>,
+    owners: Vec<Owner>,
+    domains: Vec<Domain>,
+    /// (domain, MAC) to owner.
+    macs: FrozenMap<u64>,
+    /// (domain, address) to owner.
+    neighbours: FrozenMap<(u16, Addr)>,
+    /// Attachment to owner; an uplink's outside appears once.
+    by_attachment: FrozenMap<u64>,
+    classifier: Option<Arc<Classifier>>,
+    assignments: Vec<Vec<RxAssignment>>,
+}
+
+/// The key of the MAC map: 16 bits of domain over 48 of address.
+#[inline]
 #[must_use]
-pub fn addr_key(ip: IpAddr) -> Addr {
-    Addr::from(ip)
+pub fn mac_key(domain: DomainId, mac: Mac) -> u64 {
+    u64::from(domain.0) << 48 | mac.as_u64()
+}
+
+impl Snapshot {
+    /// An empty switch without policy: what workers start with.
+    #[must_use]
+    pub fn empty(workers: usize) -> Self {
+        Snapshot::build(SnapshotInput {
+            ports: Vec::new(),
+            classifier: None,
+            workers,
+        })
+    }
+
+    /// Compiles the tables. The input was validated: names, MACs and addresses are unique within
+    /// their domain, port ids are distinct. A later duplicate would lose to the first.
+    #[must_use]
+    pub fn build(input: SnapshotInput) -> Self {
+        let mut s = Builder::default();
+        for p in &input.ports {
+            s.add_port(p);
+        }
+        s.finish(input)
+    }
+
+    /// A port.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&PortView> {
+        self.ports.get(id.0 as usize)?.as_ref()
+    }
+
+    /// All ports.
+    pub fn ports(&self) -> impl Iterator<Item = &PortView> {
+        self.ports.iter().flatten()
+    }
+
+    /// An owner.
+    #[inline]
+    #[must_use]
+    pub fn owner(&self, idx: OwnerIdx) -> Option<&Owner> {
+        self.owners.get(idx.0 as usize)
+    }
+
+    /// All owners.
+    #[must_use]
+    pub fn owners(&self) -> &[Owner] {
+        &self.owners
+    }
+
+    /// A domain.
+    #[inline]
+    #[must_use]
+    pub fn domain(&self, id: DomainId) -> Option<&Domain> {
+        self.domains.get(id.0 as usize)
+    }
+
+    /// Who declared this MAC in this domain.
+    #[inline]
+    #[must_use]
+    pub fn by_mac(&self, domain: DomainId, mac: Mac) -> Option<OwnerIdx> {
+        self.macs.get(&mac_key(domain, mac)).map(OwnerIdx)
+    }
+
+    /// Who declared this address in this domain.
+    #[inline]
+    #[must_use]
+    pub fn by_addr(&self, domain: DomainId, addr: Addr) -> Option<OwnerIdx> {
+        self.neighbours.get(&(domain.0, addr)).map(OwnerIdx)
+    }
+
+    /// Who holds this attachment now; `None` when it is gone.
+    #[must_use]
+    pub fn by_attachment(&self, id: AttachmentId) -> Option<&Owner> {
+        self.owner(OwnerIdx(self.by_attachment.get(&u64::from(id.0))?))
+    }
+
+    /// The policy; `None` before the first one.
+    #[inline]
+    #[must_use]
+    pub fn classifier(&self) -> Option<&Arc<Classifier>> {
+        self.classifier.as_ref()
+    }
+
+    /// The receive queues worker `index` polls.
+    #[must_use]
+    pub fn assignments(&self, index: usize) -> &[RxAssignment] {
+        self.assignments.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Tenant and segments of `owner` when it uses `addr`: an outside is known by its address,
+    /// a workload by who it is.
+    #[inline]
+    #[must_use]
+    pub fn party(&self, classifier: &Classifier, owner: &Owner, addr: &Addr) -> Party {
+        if owner.outside {
+            Party {
+                tenant: owner.party.tenant,
+                set: classifier.outside(owner.party.tenant, addr),
+            }
+        } else {
+            owner.party
+        }
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    ports: Vec<Option<PortView>>,
+    owners: Vec<Owner>,
+    domains: Vec<Domain>,
+}
+
+impl Builder {
+    fn domain(&mut self, tenant: TenantId, vlan: u16) -> DomainId {
+        let found = self
+            .domains
+            .iter()
+            .position(|d| d.tenant == tenant && d.vlan == vlan);
+        let index = found.unwrap_or_else(|| {
+            self.domains.push(Domain {
+                tenant,
+                vlan,
+                members: Vec::new(),
+                uplinks: Vec::new(),
+            });
+            self.domains.len() - 1
+        });
+        // Tenants times VLANs in use; validation keeps both far below 65536.
+        DomainId(u16::try_from(index).unwrap_or(u16::MAX))
+    }
+
+    fn add_owner(&mut self, owner: Owner) -> OwnerIdx {
+        let idx = OwnerIdx(u32::try_from(self.owners.len()).unwrap_or(u32::MAX));
+        if let Some(d) = self.domains.get_mut(owner.domain.0 as usize) {
+            d.members.push(idx);
+            if owner.outside {
+                d.uplinks.push(idx);
+            }
+        }
+        self.owners.push(owner);
+        idx
+    }
+
+    fn add_port(&mut self, p: &PortInput) {
+        let access = self.domain(p.tenant, p.vlan);
+        let trunk: Vec<_> = p
+            .trunk
+            .iter()
+            .map(|v| (*v, self.domain(p.tenant, *v)))
+            .collect();
+        let mut owners = Vec::new();
+        for w in &p.workloads {
+            // A workload's tag that is also a trunk VLAN puts it into that VLAN's domain. Any other
+            // tag only tells containers inside a VM apart: they share the port's domain.
+            let domain = w
+                .vlan
+                .and_then(|v| trunk.iter().find(|t| t.0 == v))
+                .map_or(access, |t| t.1);
+            owners.push(self.add_owner(Owner {
+                attachment: w.attachment,
+                port: p.port.id,
+                domain,
+                tag: w.vlan,
+                party: w.party,
+                outside: false,
+                macs: w.macs.clone(),
+                ips: w.ips.iter().map(|ip| Addr::from(*ip)).collect(),
+                name: w.name.clone(),
+            }));
+        }
+        if p.uplink {
+            let carried = std::iter::once((None, access))
+                .chain(trunk.iter().map(|(v, d)| (Some(*v), *d)))
+                .collect::<Vec<_>>();
+            for (tag, domain) in carried {
+                owners.push(self.add_owner(Owner {
+                    attachment: p.attachment,
+                    port: p.port.id,
+                    domain,
+                    tag,
+                    party: Party {
+                        tenant: p.tenant,
+                        set: Default::default(),
+                    },
+                    outside: true,
+                    macs: Vec::new(),
+                    ips: Vec::new(),
+                    name: p.port.name.clone(),
+                }));
+            }
+        }
+        let index = p.port.id.0 as usize;
+        if self.ports.len() <= index {
+            self.ports.resize_with(index + 1, || None);
+        }
+        if let Some(slot) = self.ports.get_mut(index) {
+            *slot = Some(PortView {
+                port: Arc::clone(&p.port),
+                tenant: p.tenant,
+                access,
+                trunk,
+                uplink: p.uplink,
+                guard: p.guard,
+                routes: p.routes.clone(),
+                // Ethernet header (14) and one inner VLAN tag (4).
+                max_frame_bytes: u32::from(p.mtu) + 18,
+                max_connections: p.max_connections,
+                owners,
+            });
+        }
+    }
+
+    fn finish(self, input: SnapshotInput) -> Snapshot {
+        let mut macs = Vec::new();
+        let mut neighbours = Vec::new();
+        let mut by_attachment = Vec::new();
+        for (i, o) in self.owners.iter().enumerate() {
+            let i = u32::try_from(i).unwrap_or(u32::MAX);
+            macs.extend(o.macs.iter().map(|m| (mac_key(o.domain, *m), i)));
+            neighbours.extend(o.ips.iter().map(|a| ((o.domain.0, *a), i)));
+            by_attachment.push((u64::from(o.attachment.0), i));
+        }
+        let workers = input.workers.max(1);
+        let mut assignments = vec![Vec::new(); workers];
+        let mut next = 0;
+        for view in self.ports.iter().flatten() {
+            for queue in 0..view.port.rxqs.len() {
+                if let Some(list) = assignments.get_mut(next % workers) {
+                    list.push(RxAssignment {
+                        port: view.port.id,
+                        queue,
+                    });
+                }
+                next += 1;
+            }
+        }
+        Snapshot {
+            ports: self.ports,
+            owners: self.owners,
+            domains: self.domains,
+            macs: FrozenMap::new(macs),
+            neighbours: FrozenMap::new(neighbours),
+            by_attachment: FrozenMap::new(by_attachment),
+            classifier: input.classifier,
+            assignments,
+        }
+    }
 }

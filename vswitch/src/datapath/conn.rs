@@ -1,0 +1,274 @@
+//! What a connection-table entry means to the switch.
+//!
+//! The table keeps a verdict word and eight user words per connection. The verdict word's low 16
+//! bits are [`ADMITTED`]: only admitted connections have an entry at all. Of the user words, 0-4
+//! belong to `tcp`, the others are laid out here.
+//!
+//! *Thread-safety.* Two workers may carry the two directions of one connection. Fields here move by
+//! single atomic operations; [`Quotas`] are shared counters touched only when a connection is
+//! made or removed.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use flowtable::{ConnRef, Endpoint, FlowKey, Side};
+
+use crate::datapath::tcp;
+use crate::packet::{Addr, Parsed, proto};
+use crate::policy::{RuleId, Service};
+use crate::port::PortId;
+
+/// The verdict bits of an entry's word.
+pub const ADMITTED: u64 = 1;
+
+/// User word with the admitting rule, the initiator's port and flags.
+const META: usize = 5;
+/// User word with the bytes of the original direction.
+const BYTES_ORIGINAL: usize = 6;
+/// User word with the bytes of the reply direction.
+const BYTES_REPLY: usize = 7;
+
+/// The responder has answered.
+const REPLIED: u64 = 1;
+/// The admitting rule limits bits per second.
+const LIMITED: u64 = 1 << 1;
+/// The admitting rule is logged.
+const LOGGED: u64 = 1 << 2;
+
+/// Which way a frame goes, seen from the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dir {
+    /// From the initiator.
+    Original,
+    /// To the initiator.
+    Reply,
+}
+
+/// What admitted a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Admission {
+    /// The rule, by the classifier of the entry's generation.
+    pub rule: RuleId,
+    /// The port whose quota the connection counts against.
+    pub port: PortId,
+    /// The rule limits bits per second.
+    pub limited: bool,
+    /// The rule is logged.
+    pub logged: bool,
+}
+
+impl Admission {
+    fn pack(self) -> u64 {
+        let flags = if self.limited { LIMITED } else { 0 } | if self.logged { LOGGED } else { 0 };
+        u64::from(self.rule.0) << 32 | u64::from(self.port.0) << 16 | flags
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // fields of the word
+    fn unpack(word: u64) -> Self {
+        Admission {
+            rule: RuleId((word >> 32) as u32),
+            port: PortId((word >> 16) as u16),
+            limited: word & LIMITED != 0,
+            logged: word & LOGGED != 0,
+        }
+    }
+}
+
+/// The verdict word of an admitted connection.
+#[must_use]
+pub const fn word(generation: u64) -> u64 {
+    generation << 16 | ADMITTED
+}
+
+/// The generation that judged the connection last.
+#[must_use]
+pub const fn generation(word: u64) -> u64 {
+    word >> 16
+}
+
+/// The user words of a new connection; words 0-4 stay for `tcp`.
+#[must_use]
+pub fn new_words(admission: Admission, tcp: [u64; 5], bytes: u64) -> [u64; 8] {
+    let [a, b, c, d, e] = tcp;
+    [a, b, c, d, e, admission.pack(), bytes, 0]
+}
+
+/// What admitted `conn`.
+#[must_use]
+pub fn admission(conn: &ConnRef<'_>) -> Admission {
+    Admission::unpack(conn.user(META).load(Ordering::Relaxed))
+}
+
+/// Replaces what admitted `conn`, after it was judged again.
+pub fn set_admission(conn: &ConnRef<'_>, admission: Admission) {
+    let replied = conn.user(META).load(Ordering::Relaxed) & REPLIED;
+    conn.user(META)
+        .store(admission.pack() | replied, Ordering::Relaxed);
+}
+
+/// Whether the responder has answered.
+#[must_use]
+pub fn replied(conn: &ConnRef<'_>) -> bool {
+    conn.user(META).load(Ordering::Relaxed) & REPLIED != 0
+}
+
+/// Bytes of the original and the reply direction, L2 without FCS.
+#[must_use]
+pub fn bytes(conn: &ConnRef<'_>) -> (u64, u64) {
+    let [o, r] = [BYTES_ORIGINAL, BYTES_REPLY].map(|i| conn.user(i).load(Ordering::Relaxed));
+    (o, r)
+}
+
+/// Notes a frame: last-seen, the first answer, bytes. `alone` says that one worker carries every
+/// direction, so that a plain add will do.
+#[inline]
+pub fn account(conn: &ConnRef<'_>, dir: Dir, frame_bytes: u32, tick: u32, alone: bool) {
+    conn.touch(tick);
+    let index = match dir {
+        Dir::Original => BYTES_ORIGINAL,
+        Dir::Reply => {
+            if !replied(conn) {
+                conn.user(META).fetch_or(REPLIED, Ordering::Relaxed);
+            }
+            BYTES_REPLY
+        }
+    };
+    let word: &AtomicU64 = conn.user(index);
+    if alone {
+        let sum = word
+            .load(Ordering::Relaxed)
+            .wrapping_add(u64::from(frame_bytes));
+        word.store(sum, Ordering::Relaxed);
+    } else {
+        word.fetch_add(u64::from(frame_bytes), Ordering::Relaxed);
+    }
+}
+
+/// Seconds without a frame after which a UDP exchange without an answer ends (Linux
+/// `nf_conntrack_udp_timeout`, 30).
+const UDP_UNREPLIED_SECS: u32 = 30;
+/// As above, with an answer (`nf_conntrack_udp_timeout_stream`, 120).
+const UDP_REPLIED_SECS: u32 = 120;
+/// `nf_conntrack_icmp_timeout`.
+const ICMP_SECS: u32 = 30;
+/// `nf_conntrack_generic_timeout`.
+const GENERIC_SECS: u32 = 600;
+
+/// Seconds `conn` may stay silent.
+#[must_use]
+pub fn timeout_secs(conn: &ConnRef<'_>) -> u32 {
+    match conn.key().proto() {
+        proto::TCP => tcp::timeout_secs(tcp::state(conn)),
+        proto::UDP if replied(conn) => UDP_REPLIED_SECS,
+        proto::UDP => UDP_UNREPLIED_SECS,
+        proto::ICMP | proto::ICMPV6 => ICMP_SECS,
+        _ => GENERIC_SECS,
+    }
+}
+
+/// Whether nobody has answered `conn` yet: what its own port may lose first under pressure.
+#[must_use]
+pub fn is_half_open(conn: &ConnRef<'_>) -> bool {
+    match conn.key().proto() {
+        proto::TCP => tcp::is_half_open(tcp::state(conn)),
+        _ => !replied(conn),
+    }
+}
+
+/// ICMP echo request (RFC 792, RFC 4443 section 4.1) as a service: `type << 8 | code`.
+#[must_use]
+pub const fn echo_service(protocol: u8) -> u16 {
+    if protocol == proto::ICMP {
+        8 << 8
+    } else {
+        128 << 8
+    }
+}
+
+/// Whether the message opens an echo exchange.
+#[must_use]
+pub fn is_echo_request(p: &Parsed) -> bool {
+    matches!(
+        (p.protocol, p.icmp_type),
+        (proto::ICMP, 8) | (proto::ICMPV6, 128)
+    )
+}
+
+/// Whether the message answers one.
+#[must_use]
+pub fn is_echo_reply(p: &Parsed) -> bool {
+    matches!(
+        (p.protocol, p.icmp_type),
+        (proto::ICMP, 0) | (proto::ICMPV6, 129)
+    )
+}
+
+/// The ends of a connection in its original direction: (initiator, responder).
+#[must_use]
+pub fn ends(key: &FlowKey, initiator: Side) -> (Endpoint, Endpoint) {
+    (key.endpoint(initiator), key.endpoint(initiator.other()))
+}
+
+/// What the initiator asked for: the same question as when the connection was made.
+#[must_use]
+pub fn service(key: &FlowKey, initiator: Side) -> Service {
+    let (from, to) = ends(key, initiator);
+    match key.proto() {
+        p @ (proto::ICMP | proto::ICMPV6) => Service::Ip {
+            protocol: p,
+            sport: 0,
+            dport: echo_service(p),
+        },
+        protocol => Service::Ip {
+            protocol,
+            sport: from.port,
+            dport: to.port,
+        },
+    }
+}
+
+/// The source and destination addresses of the original direction.
+#[must_use]
+pub fn addresses(key: &FlowKey, initiator: Side) -> (Addr, Addr) {
+    let (from, to) = ends(key, initiator);
+    (from.addr, to.addr)
+}
+
+/// Connections each port has open as initiator.
+#[derive(Debug)]
+pub struct Quotas(Box<[AtomicU32]>);
+
+impl Quotas {
+    /// Zeroed quotas for `ports` ports.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        Quotas((0..ports).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// Takes one of `max`; `false` when they are used up.
+    #[must_use]
+    pub fn take(&self, port: PortId, max: u32) -> bool {
+        let step = |n: u32| (n < max).then_some(n + 1);
+        self.0.get(port.0 as usize).is_some_and(|q| {
+            q.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
+                .is_ok()
+        })
+    }
+
+    /// Gives one back.
+    pub fn give(&self, port: PortId) {
+        if let Some(q) = self.0.get(port.0 as usize) {
+            // A saturating step never refuses.
+            let _ = q.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                Some(n.saturating_sub(1))
+            });
+        }
+    }
+
+    /// Connections `port` has open.
+    #[must_use]
+    pub fn open(&self, port: PortId) -> u32 {
+        self.0
+            .get(port.0 as usize)
+            .map_or(0, |q| q.load(Ordering::Relaxed))
+    }
+}

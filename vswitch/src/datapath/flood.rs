@@ -1,0 +1,110 @@
+//! Broadcast and multicast: judged for each receiver, makes no connection, and is bounded by a
+//! budget that counts the copies.
+
+use crate::datapath::decision::Decisions;
+use crate::datapath::process::{Ctx, Place, in_cell, judge_frame};
+use crate::drop_reason::DropReason;
+use crate::frame::{Burst, OutItem};
+use crate::packet::{Parsed, proto};
+use crate::port::PortId;
+
+/// Copies per port, worker and second. A /24 of talkative hosts stays far below it; a storm costs
+/// its sender, not its neighbours.
+const COPIES_PER_SEC: u32 = 20_000;
+
+/// Copies each port has spent in the present second. One per worker.
+#[derive(Debug)]
+pub struct Budget {
+    spent: Box<[(u32, u32)]>,
+}
+
+impl Budget {
+    /// Full budgets for `ports` ports.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        Budget {
+            spent: vec![(0, 0); ports].into(),
+        }
+    }
+
+    /// Takes one copy for `port` in second `tick`.
+    fn take(&mut self, port: PortId, tick: u32) -> bool {
+        let Some((second, spent)) = self.spent.get_mut(port.0 as usize) else {
+            return false;
+        };
+        if *second != tick {
+            (*second, *spent) = (tick, 0);
+        }
+        let left = *spent < COPIES_PER_SEC;
+        *spent += u32::from(left);
+        left
+    }
+}
+
+/// Whether the message only manages multicast membership (MLD, RFC 3810: types 130-132 and 143;
+/// IGMP): the switch delivers per receiver and needs none of it.
+fn is_membership(p: &Parsed) -> bool {
+    const IGMP: u8 = 2;
+    p.protocol == IGMP || p.protocol == proto::ICMPV6 && matches!(p.icmp_type, 130..=132 | 143)
+}
+
+/// Sends the frame to every member of the domain that policy lets it reach.
+///
+/// # Errors
+/// When nobody gets it: the last receiver's reason, or `no_receiver`.
+pub(crate) fn flood(
+    ctx: &mut Ctx<'_>,
+    burst: &Burst,
+    slot: usize,
+    at: Place,
+    out: &mut Decisions,
+) -> Result<(), DropReason> {
+    let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+    if is_membership(p) {
+        if let Some(cell) = in_cell(ctx) {
+            cell.pkts.consumed_pkts.add(1);
+        }
+        return Ok(());
+    }
+    let snapshot = ctx.snapshot;
+    let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+    let domain = snapshot.domain(at.domain).ok_or(DropReason::NoReceiver)?;
+    let sender = snapshot.owner(at.src).ok_or(DropReason::UnknownSender)?;
+    let mut copies = 0u64;
+    let mut why = DropReason::NoReceiver;
+    for &idx in &domain.members {
+        let Some(receiver) = snapshot.owner(idx) else {
+            continue;
+        };
+        let same_wire = receiver.port == ctx.in_port && receiver.tag == at.tag;
+        if idx == at.src || same_wire || (sender.outside && receiver.outside) {
+            continue;
+        }
+        if let Err(reason) = judge_frame(ctx, classifier, p, sender, receiver) {
+            why = reason;
+            continue;
+        }
+        #[allow(clippy::cast_possible_truncation)] // a slot is below 64
+        let item = OutItem {
+            slot: slot as u16,
+            tag: receiver.tag,
+        };
+        if out.has(receiver.port, item) {
+            continue;
+        }
+        if !ctx.budget.take(ctx.in_port, ctx.tick) || !out.push(receiver.port, item) {
+            why = DropReason::FloodBudget;
+            break;
+        }
+        copies += 1;
+    }
+    match copies.checked_sub(1) {
+        None => Err(why),
+        Some(extra) => {
+            if let Some(cell) = in_cell(ctx) {
+                cell.pkts.copies_pkts.add(extra);
+            }
+            Ok(())
+        }
+    }
+}

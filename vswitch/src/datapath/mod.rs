@@ -1,0 +1,15 @@
+//! From a frame to a decision. Start at [`process`].
+
+pub mod conn;
+pub mod decision;
+pub(crate) mod flood;
+pub mod fragment;
+pub mod frozen;
+pub mod guard;
+pub mod l2;
+pub(crate) mod neighbour;
+pub mod process;
+pub(crate) mod reject;
+pub mod snapshot;
+pub mod tcp;
+pub mod worker;

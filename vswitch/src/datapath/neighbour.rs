@@ -1,0 +1,229 @@
+//! ARP and neighbour discovery, answered by the switch for the workloads it knows.
+//!
+//! Requests never reach another workload and need no rule; what a message claims is checked
+//! against the bindings. A request for an address nobody local has goes to the uplinks; an answer
+//! from there goes to the workload it is for, and to nobody else.
+
+use crate::datapath::decision::Decisions;
+use crate::datapath::guard::{eui64_link_local, is_link_local_v6, is_unspecified};
+use crate::datapath::process::{Ctx, Place, in_cell, send};
+use crate::datapath::snapshot::{Owner, OwnerIdx};
+use crate::drop_reason::DropReason;
+use crate::frame::{Burst, Frame, HEAD_CAP, OutItem};
+use crate::packet::arp::{self, Arp, ArpOp};
+use crate::packet::nd::{self, Nd, NdKind};
+use crate::packet::{Addr, L3, Mac, Parsed, proto};
+
+/// What a message says about the neighbours, whichever protocol it came by.
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    request: bool,
+    /// Who speaks: address (unspecified for a probe) and link-layer address, when it says one.
+    sender: Addr,
+    sender_mac: Option<Mac>,
+    /// Whom it asks for, or what it announces.
+    target: Addr,
+}
+
+/// Whether the frame is a neighbour solicitation or advertisement (RFC 4861 sections 4.3, 4.4).
+pub(crate) fn is_discovery(p: &Parsed) -> bool {
+    p.protocol == proto::ICMPV6 && p.l4_offset != 0 && matches!(p.icmp_type, 135 | 136)
+}
+
+/// The message as its protocol has it, to be answered in kind.
+enum Wire {
+    Arp(Arp),
+    Nd(Nd),
+}
+
+fn read(frame: &Frame) -> Result<(Message, Wire), DropReason> {
+    let p = &frame.parsed;
+    if p.l3 == L3::Arp {
+        let a = arp::parse(frame.head(), p.l3_offset)?;
+        let request = a.op == ArpOp::Request;
+        let target = if request { a.tpa } else { a.spa };
+        let message = Message {
+            request,
+            sender: a.spa,
+            sender_mac: Some(a.sha),
+            target,
+        };
+        return Ok((message, Wire::Arp(a)));
+    }
+    let n = nd::parse(frame.head(), p)?;
+    let request = n.kind == NdKind::NeighbourSolicitation;
+    let sender = if request { p.src } else { n.target };
+    let message = Message {
+        request,
+        sender,
+        sender_mac: n.lladdr,
+        target: n.target,
+    };
+    Ok((message, Wire::Nd(n)))
+}
+
+fn consume(ctx: &Ctx<'_>) {
+    if let Some(cell) = in_cell(ctx) {
+        cell.pkts.consumed_pkts.add(1);
+    }
+}
+
+/// Whether `owner` may say that `addr` is at `mac`.
+fn owns(owner: &Owner, addr: &Addr, mac: Option<Mac>, src_mac: Mac) -> bool {
+    let mac_fits = mac.is_none_or(|m| m == src_mac);
+    let addr_fits = is_unspecified(addr)
+        || owner.ips.contains(addr)
+        || *addr == eui64_link_local(src_mac)
+        // A link-local address of any other form is answered for by nobody but its user.
+        || is_link_local_v6(addr);
+    mac_fits && addr_fits
+}
+
+/// Answers, forwards or consumes the message.
+///
+/// # Errors
+/// Names a claim that does not hold, or that nobody could answer.
+pub(crate) fn handle(
+    ctx: &mut Ctx<'_>,
+    burst: &mut Burst,
+    slot: usize,
+    at: Place,
+    out: &mut Decisions,
+) -> Result<(), DropReason> {
+    let snapshot = ctx.snapshot;
+    let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
+    let (message, wire) = read(frame)?;
+    let p = &frame.parsed;
+    let sender = snapshot.owner(at.src).ok_or(DropReason::UnknownSender)?;
+    let local = |addr: &Addr| snapshot.by_addr(at.domain, *addr);
+    if sender.outside {
+        let claims_local_mac = message
+            .sender_mac
+            .is_some_and(|m| snapshot.by_mac(at.domain, m).is_some());
+        if claims_local_mac || local(&message.sender).is_some() {
+            return Err(DropReason::SpoofedFromUplink);
+        }
+    } else if snapshot.port(ctx.in_port).is_some_and(|v| v.guard)
+        && !owns(sender, &message.sender, message.sender_mac, p.src_mac)
+    {
+        return Err(DropReason::SpoofedArp);
+    }
+
+    if !message.request {
+        return deliver(ctx, burst, slot, at, sender, out);
+    }
+    match local(&message.target) {
+        Some(idx) if idx == at.src => {
+            // A probe or announcement of its own address.
+            consume(ctx);
+            Ok(())
+        }
+        Some(idx) => answer(ctx, burst, slot, at, (idx, &wire), out),
+        None if sender.outside || message.target == message.sender => {
+            consume(ctx);
+            Ok(())
+        }
+        None => to_uplinks(ctx, slot, at, out),
+    }
+}
+
+/// An advertisement or ARP reply. The switch answers for workloads, so only what comes from the
+/// outside for one workload is of use to anybody.
+fn deliver(
+    ctx: &Ctx<'_>,
+    burst: &Burst,
+    slot: usize,
+    at: Place,
+    sender: &Owner,
+    out: &mut Decisions,
+) -> Result<(), DropReason> {
+    let dst_mac = burst.frame(slot).ok_or(DropReason::Runt)?.parsed.dst_mac;
+    match ctx
+        .snapshot
+        .by_mac(at.domain, dst_mac)
+        .filter(|_| sender.outside)
+    {
+        Some(idx) => send(ctx, slot, idx, out),
+        None => consume(ctx),
+    }
+    Ok(())
+}
+
+fn to_uplinks(
+    ctx: &Ctx<'_>,
+    slot: usize,
+    at: Place,
+    out: &mut Decisions,
+) -> Result<(), DropReason> {
+    let uplinks = ctx
+        .snapshot
+        .domain(at.domain)
+        .map_or(&[][..], |d| &d.uplinks);
+    let Some((first, others)) = uplinks.split_first() else {
+        return Err(DropReason::UnknownNeighbour);
+    };
+    send(ctx, slot, *first, out);
+    for idx in others {
+        send(ctx, slot, *idx, out);
+    }
+    if let Some(cell) = in_cell(ctx) {
+        cell.pkts.copies_pkts.add(others.len() as u64);
+    }
+    Ok(())
+}
+
+/// Answers for the neighbour asked for, out of the port the question came from.
+fn answer(
+    ctx: &Ctx<'_>,
+    burst: &mut Burst,
+    slot: usize,
+    at: Place,
+    (idx, wire): (OwnerIdx, &Wire),
+    out: &mut Decisions,
+) -> Result<(), DropReason> {
+    let owner = ctx
+        .snapshot
+        .owner(idx)
+        .ok_or(DropReason::UnknownNeighbour)?;
+    let mac = *owner.macs.first().ok_or(DropReason::UnknownNeighbour)?;
+    let parsed = burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+    let router = ctx
+        .snapshot
+        .port(owner.port)
+        .is_some_and(|v| !v.routes.is_empty());
+    let mut bytes = [0u8; HEAD_CAP];
+    let len = match wire {
+        Wire::Arp(request) => arp::reply(&mut bytes, request, mac),
+        Wire::Nd(solicitation) => nd::advertisement(&mut bytes, solicitation, &parsed, mac, router),
+    };
+    consume(ctx);
+    originate(ctx, burst, at, &bytes, len, out);
+    Ok(())
+}
+
+/// Sends a frame of the switch's own back to where a frame came in.
+pub(crate) fn originate(
+    ctx: &Ctx<'_>,
+    burst: &mut Burst,
+    at: Place,
+    bytes: &[u8; HEAD_CAP],
+    len: usize,
+    out: &mut Decisions,
+) {
+    // No room left in this burst: nobody is owed an answer, the sender asks again.
+    let Some((slot, frame)) = burst.originate() else {
+        return;
+    };
+    *frame.fill() = *bytes;
+    frame.set_head_len(len);
+    #[allow(clippy::cast_possible_truncation)] // a slot is below 64
+    let item = OutItem {
+        slot: slot as u16,
+        tag: at.tag,
+    };
+    if out.push(ctx.in_port, item)
+        && let Some(cell) = in_cell(ctx)
+    {
+        cell.pkts.originated_pkts.add(1);
+    }
+}

@@ -1,0 +1,732 @@
+//! START HERE: what happens to a frame.
+//!
+//! [`process_burst`] takes the frames one receive queue handed over and appends decisions, which
+//! `worker` executes. It reads the private heads only; it does no I/O, reads no clock, takes no
+//! lock and allocates nothing.
+//!
+//! Three passes over the burst, so that cache misses of different frames overlap:
+//! 1. each frame is parsed, its sender is established (`guard`), its output and with it its
+//!    destination are chosen (`l2`). ARP and ND are answered here (`neighbour`), broadcast and
+//!    multicast are judged for each receiver (`flood`): what remains is unicast with a key;
+//! 2. all keys are looked up in the connection table at once;
+//! 3. each frame is tracked: a hit judged under the present generation is used, a stale one is
+//!    judged again in its original direction, a miss is judged and may open a connection.
+//!
+//! The default is to drop, and every drop names its reason.
+
+use flowtable::{ConnRef, Endpoint, FlowKey, InsertError, New, Participant, Side};
+
+use crate::counters::{Counters, PortCell};
+use crate::datapath::conn::{self, Admission, Dir, Quotas};
+use crate::datapath::decision::Decisions;
+use crate::datapath::fragment::FragmentTable;
+use crate::datapath::l2::Learned;
+use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
+use crate::datapath::{flood, guard, neighbour, reject, tcp};
+use crate::drop_reason::DropReason;
+use crate::event::{ConnEvent, ConnEventKind, NONE_U32, Producer};
+use crate::frame::{BURST_MAX, Burst, Gso, OutItem};
+use crate::offload;
+use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
+use crate::policy::{Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
+use crate::port::PortId;
+
+/// What a worker lends to the processing of one burst.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// The snapshot this burst is judged under.
+    pub snapshot: &'a Snapshot,
+    /// Its generation.
+    pub generation: u64,
+    /// This worker's handle on the connection table.
+    pub table: &'a Participant,
+    /// Connections per port.
+    pub quotas: &'a Quotas,
+    /// Learned MACs.
+    pub learned: &'a Learned,
+    /// This worker's fragments.
+    pub fragments: &'a mut FragmentTable,
+    /// Copies of broadcast and multicast this worker may still make.
+    pub budget: &'a mut flood::Budget,
+    /// This worker's counters.
+    pub counters: &'a Counters,
+    /// This worker's way to tell the control thread.
+    pub events: &'a mut Producer<ConnEvent>,
+    /// The port the burst came from.
+    pub in_port: PortId,
+    /// Now, monotonic.
+    pub now_ns: u64,
+    /// Now, in seconds: the connection table's coarse tick.
+    pub tick: u32,
+    /// Whether this is the only worker.
+    pub alone: bool,
+}
+
+/// A unicast packet between two known ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flow {
+    pub(crate) slot: u16,
+    pub(crate) domain: DomainId,
+    pub(crate) tag: Option<u16>,
+    pub(crate) src: OwnerIdx,
+    pub(crate) dst: OwnerIdx,
+    key: FlowKey,
+    /// The side the frame's sender is on; for an ICMP error, the sender of the quoted packet.
+    side: Side,
+    /// The frame is an ICMP error about the connection with this key.
+    about: bool,
+}
+
+/// See the module documentation.
+pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) {
+    let mut flows: [Option<Flow>; BURST_MAX] = [None; BURST_MAX];
+    let mut keys = [FlowKey::default(); BURST_MAX];
+    let mut len = 0;
+    for slot in 0..burst.received() {
+        match locate(ctx, burst, slot, out) {
+            Ok(Some(flow)) => {
+                if let (Some(f), Some(k)) = (flows.get_mut(len), keys.get_mut(len)) {
+                    *k = flow.key;
+                    *f = Some(flow);
+                    len += 1;
+                }
+            }
+            Ok(None) => {}
+            Err(reason) => drop_frame(ctx, burst, slot, reason),
+        }
+    }
+
+    let table = ctx.table;
+    let mut hits: [Option<ConnRef<'_>>; BURST_MAX] = [None; BURST_MAX];
+    if let (Some(keys), Some(hits)) = (keys.get(..len), hits.get_mut(..len)) {
+        table.lookup_burst(keys, hits);
+    }
+
+    for (flow, hit) in flows.iter().flatten().zip(hits) {
+        let slot = flow.slot as usize;
+        match track(ctx, burst, flow, hit).and_then(|()| remember_fragment(ctx, burst, flow)) {
+            Ok(()) => {
+                send(ctx, slot, flow.dst, out);
+            }
+            Err(reason) => {
+                if reason == DropReason::PolicyReject {
+                    reject::answer(ctx, burst, flow, out);
+                }
+                drop_frame(ctx, burst, slot, reason);
+            }
+        }
+    }
+}
+
+/// The counters of the port the burst came from.
+pub(crate) fn in_cell<'a>(ctx: &Ctx<'a>) -> Option<&'a PortCell> {
+    ctx.counters.ports.get(ctx.in_port.0 as usize)
+}
+
+fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason) {
+    if let Some(cell) = in_cell(ctx) {
+        cell.drops.add(reason, 1);
+    }
+    // Policy's own denials were reported where they were made, with rule and other end.
+    if let (false, Some(frame)) = (is_policy(reason), burst.frame(slot)) {
+        let event = event(ctx, ConnEventKind::Deny, &frame.parsed);
+        ctx.events.push(ConnEvent {
+            reason: Some(reason),
+            ..event
+        });
+    }
+}
+
+fn is_policy(reason: DropReason) -> bool {
+    use DropReason as R;
+    matches!(
+        reason,
+        R::PolicyDefaultDeny
+            | R::PolicyDeny
+            | R::PolicyReject
+            | R::PolicyAskDenied
+            | R::PolicyLimit
+            | R::EtherTypeDenied
+    )
+}
+
+/// Sends a received frame to `dst`, or counts that it can't be.
+pub(crate) fn send(ctx: &Ctx<'_>, slot: usize, dst: OwnerIdx, out: &mut Decisions) {
+    let pushed = ctx.snapshot.owner(dst).is_some_and(|owner| {
+        #[allow(clippy::cast_possible_truncation)] // a slot is below 64
+        out.push(
+            owner.port,
+            OutItem {
+                slot: slot as u16,
+                tag: owner.tag,
+            },
+        )
+    });
+    if let (false, Some(cell)) = (pushed, in_cell(ctx)) {
+        cell.drops.add(DropReason::TxQueueFull, 1);
+    }
+}
+
+/// Pass 1: what the frame is, who sent it and whom it is for. `None` when it was dealt with here.
+fn locate(
+    ctx: &mut Ctx<'_>,
+    burst: &mut Burst,
+    slot: usize,
+    out: &mut Decisions,
+) -> Result<Option<Flow>, DropReason> {
+    let snapshot = ctx.snapshot;
+    let port = snapshot
+        .port(ctx.in_port)
+        .ok_or(DropReason::UnknownSender)?;
+    let frame = burst.frame_mut(slot).ok_or(DropReason::Runt)?;
+    let tci = frame.pop_tag();
+    frame.parsed = Parsed::EMPTY;
+    frame.parsed = parse::parse(frame.head(), frame.len())?;
+    offload::normalise(frame)?;
+    if frame.offload.gso == Gso::None && frame.len() > port.max_frame_bytes {
+        return Err(DropReason::Oversize);
+    }
+    let p = &frame.parsed;
+    if is_link_local_group(p) {
+        return Err(DropReason::ReservedMulticast);
+    }
+    let (domain, tag) = guard::domain(snapshot, port, tci)?;
+    let (src, sender) = guard::sender(snapshot, port, domain, tag, p)?;
+    if sender.outside {
+        ctx.learned.learn(domain, p.src_mac, ctx.in_port, ctx.tick);
+    }
+    let at = Place { domain, tag, src };
+    if p.l3 == L3::Arp || neighbour::is_discovery(p) {
+        neighbour::handle(ctx, burst, slot, at, out)?;
+        return Ok(None);
+    }
+    if p.dst_mac.is_group() {
+        flood::flood(ctx, burst, slot, at, out)?;
+        return Ok(None);
+    }
+    let dst = destination(ctx, port, at, sender, p)?;
+    let receiver = snapshot.owner(dst).ok_or(DropReason::UnknownDestination)?;
+    if p.l3 == L3::Other {
+        let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+        judge_frame(ctx, classifier, p, sender, receiver)?;
+        send(ctx, slot, dst, out);
+        return Ok(None);
+    }
+    if let Fragment::Later { .. } = p.fragment {
+        let admitted = ctx.fragments.later(ctx.in_port, p, ctx.tick)?;
+        if admitted != fragment_word(ctx.generation, dst) {
+            return Err(DropReason::FragmentWithoutFirst);
+        }
+        send(ctx, slot, dst, out);
+        return Ok(None);
+    }
+    let slot = u16::try_from(slot).unwrap_or(u16::MAX);
+    let (key, side, about) = key(p, sender, receiver)?;
+    Ok(Some(Flow {
+        slot,
+        domain,
+        tag,
+        src,
+        dst,
+        key,
+        side,
+        about,
+    }))
+}
+
+/// Where a frame came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) domain: DomainId,
+    pub(crate) tag: Option<u16>,
+    pub(crate) src: OwnerIdx,
+}
+
+/// 01:80:c2:00:00:00 to 0f: between neighbours on a link, never forwarded (802.1Q-2018 table 8-1).
+fn is_link_local_group(p: &Parsed) -> bool {
+    matches!(p.dst_mac.0, [0x01, 0x80, 0xc2, 0, 0, last] if last < 0x10)
+}
+
+/// Whose the destination MAC is. A workload's is declared; any other goes to an uplink: the one
+/// it was learned behind, else the domain's first.
+fn destination(
+    ctx: &Ctx<'_>,
+    in_port: &PortView,
+    at: Place,
+    sender: &Owner,
+    p: &Parsed,
+) -> Result<OwnerIdx, DropReason> {
+    let snapshot = ctx.snapshot;
+    if let Some(idx) = snapshot.by_mac(at.domain, p.dst_mac) {
+        let owner = snapshot.owner(idx).ok_or(DropReason::UnknownDestination)?;
+        if idx == at.src {
+            return Err(DropReason::SamePort);
+        }
+        if matches!(p.l3, L3::V4 | L3::V6) {
+            let port = snapshot
+                .port(owner.port)
+                .ok_or(DropReason::UnknownDestination)?;
+            let routed_to_local = !owner.ips.contains(&p.dst)
+                && snapshot.by_addr(at.domain, p.dst).is_some_and(|o| o != idx);
+            if routed_to_local || !guard::accepts(port, owner, &p.dst) {
+                return Err(DropReason::DestinationMismatch);
+            }
+        }
+        return Ok(idx);
+    }
+    if sender.outside {
+        // The outside reaches workloads only; it is not a transit network.
+        return Err(DropReason::UnknownDestination);
+    }
+    let uplinks = &snapshot
+        .domain(at.domain)
+        .ok_or(DropReason::UnknownDestination)?
+        .uplinks;
+    let behind = ctx.learned.find(at.domain, p.dst_mac, ctx.tick);
+    let chosen = uplinks
+        .iter()
+        .copied()
+        .find(|i| snapshot.owner(*i).map(|o| o.port) == behind && behind.is_some())
+        .or(uplinks.first().copied())
+        .ok_or(DropReason::UnknownDestination)?;
+    if snapshot
+        .owner(chosen)
+        .is_some_and(|o| o.port == in_port.port.id)
+    {
+        return Err(DropReason::SamePort);
+    }
+    // A local workload's address behind a foreign MAC would go round that workload's firewall.
+    if matches!(p.l3, L3::V4 | L3::V6) && snapshot.by_addr(at.domain, p.dst).is_some() {
+        return Err(DropReason::DestinationMismatch);
+    }
+    Ok(chosen)
+}
+
+/// The connection a packet belongs to; for an ICMP error, the one it is about.
+fn key(p: &Parsed, sender: &Owner, receiver: &Owner) -> Result<(FlowKey, Side, bool), DropReason> {
+    let zone = sender.party.tenant.0;
+    let end = |addr: Addr, port: u16, owner: &Owner| Endpoint {
+        addr,
+        port,
+        attachment: owner.attachment.0,
+    };
+    if p.is_icmp_error() {
+        // The quoted packet was sent by whoever the error is for.
+        let inner = p.inner.ok_or(DropReason::IcmpUnrelated)?;
+        let from = end(inner.src, inner.sport, receiver);
+        let to = end(inner.dst, inner.dport, sender);
+        let (key, side) = FlowKey::new(zone, inner.protocol, &from, &to);
+        return Ok((key, side, true));
+    }
+    let from = end(p.src, p.sport, sender);
+    let to = end(p.dst, p.dport, receiver);
+    let (key, side) = FlowKey::new(zone, p.protocol, &from, &to);
+    Ok((key, side, false))
+}
+
+/// Pass 3: whether the packet may pass, and what its connection learns from it.
+fn track(
+    ctx: &mut Ctx<'_>,
+    burst: &Burst,
+    flow: &Flow,
+    hit: Option<ConnRef<'_>>,
+) -> Result<(), DropReason> {
+    let frame = burst.frame(flow.slot as usize).ok_or(DropReason::Runt)?;
+    let p = &frame.parsed;
+    let snapshot = ctx.snapshot;
+    let src = snapshot.owner(flow.src).ok_or(DropReason::UnknownSender)?;
+    let dst = snapshot
+        .owner(flow.dst)
+        .ok_or(DropReason::UnknownDestination)?;
+    let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+    let table = ctx.table;
+    // An earlier frame of this burst may have opened it meanwhile.
+    let found = hit
+        .filter(ConnRef::is_live)
+        .or_else(|| table.lookup(&flow.key));
+    let Some(conn) = found else {
+        ctx.counters.worker.conn_miss.add(1);
+        if flow.about {
+            return Err(DropReason::IcmpUnrelated);
+        }
+        return open(ctx, classifier, flow, p, frame.len(), src, dst);
+    };
+    let dir = if flow.side == conn.initiator() {
+        Dir::Original
+    } else {
+        Dir::Reply
+    };
+    if conn::generation(conn.word()) < ctx.generation {
+        ctx.counters.worker.conn_stale.add(1);
+        // An error travels against the packet it quotes.
+        let forward = (dir == Dir::Original) != flow.about;
+        let (from, to) = if forward { (src, dst) } else { (dst, src) };
+        judge_again(ctx, classifier, &conn, p, from, to)?;
+    } else {
+        ctx.counters.worker.conn_hit.add(1);
+    }
+    if flow.about {
+        return Ok(());
+    }
+    let admission = conn::admission(&conn);
+    if admission.limited
+        && !classifier.bits_take(admission.rule, u64::from(frame.len()) * 8, ctx.now_ns)
+    {
+        return Err(DropReason::PolicyLimit);
+    }
+    if p.protocol == proto::TCP {
+        match tcp::on_segment(&conn, dir, &tcp::Segment::of(p))? {
+            tcp::Step::Forward => {}
+            tcp::Step::Closed => {
+                ctx.counters.worker.conn_closed.add(1);
+                conn::account(&conn, dir, frame.len(), ctx.tick, ctx.alone);
+                report_end(ctx, &conn, ConnEventKind::Close);
+                remove(ctx, conn);
+                return Ok(());
+            }
+            tcp::Step::Reopen => {
+                // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
+                report_end(ctx, &conn, ConnEventKind::Close);
+                remove(ctx, conn);
+                return open(ctx, classifier, flow, p, frame.len(), src, dst);
+            }
+        }
+    }
+    conn::account(&conn, dir, frame.len(), ctx.tick, ctx.alone);
+    Ok(())
+}
+
+/// Removes a connection and returns its place in the port's quota, once.
+fn remove(ctx: &Ctx<'_>, conn: ConnRef<'_>) {
+    let port = conn::admission(&conn).port;
+    if ctx.table.remove(conn) {
+        ctx.quotas.give(port);
+    }
+}
+
+/// A packet without a connection: may it open one?
+fn open(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    flow: &Flow,
+    p: &Parsed,
+    frame_bytes: u32,
+    src: &Owner,
+    dst: &Owner,
+) -> Result<(), DropReason> {
+    if conn::is_echo_reply(p) {
+        return Err(DropReason::ReplyWithoutRequest);
+    }
+    let from = ctx.snapshot.party(classifier, src, &p.src);
+    let to = ctx.snapshot.party(classifier, dst, &p.dst);
+    let syn = p.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN)
+        == tcp_flag::SYN;
+    if p.protocol == proto::TCP && !syn {
+        let loose = classifier.loose(from.set) || classifier.loose(to.set);
+        if !loose || p.tcp.flags & tcp_flag::RST != 0 {
+            return Err(DropReason::TcpNotSyn);
+        }
+    }
+    let service = service(p);
+    let j = classifier.classify(&Query { from, to, service });
+    let rule = enforce(ctx, classifier, &j, p, src, dst)?;
+    if matches!(p.protocol, proto::ICMP | proto::ICMPV6) && !conn::is_echo_request(p) {
+        // Nothing answers it: there is no connection to remember.
+        return Ok(());
+    }
+    let admission = Admission {
+        rule,
+        port: ctx.in_port,
+        limited: j.limited,
+        logged: j.log || j.notify,
+    };
+    let max = ctx
+        .snapshot
+        .port(ctx.in_port)
+        .map_or(0, |v| v.max_connections);
+    let quota = |ctx: &Ctx<'_>| ctx.quotas.take(ctx.in_port, max);
+    if !(quota(ctx) || evict(ctx) && quota(ctx)) {
+        return Err(DropReason::ConnQuota);
+    }
+    let tcp_words = if p.protocol == proto::TCP {
+        tcp::start(&tcp::Segment::of(p))
+    } else {
+        [0; 5]
+    };
+    let new = New {
+        initiator: flow.side,
+        word: conn::word(ctx.generation),
+        tick: ctx.tick,
+        user: conn::new_words(admission, tcp_words, u64::from(frame_bytes)),
+    };
+    match ctx.table.insert_or_get(&flow.key, new) {
+        Ok(done) if done.existed => {
+            // Another worker opened it this instant; the next frame goes by its entry.
+            ctx.quotas.give(ctx.in_port);
+            Ok(())
+        }
+        Ok(_) => {
+            ctx.counters.worker.conn_insert.add(1);
+            if admission.logged {
+                report(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
+            }
+            Ok(())
+        }
+        Err(InsertError::TableFull | InsertError::BucketFull) => {
+            // What is evicted now is room after the next quiesce: for the sender's next try.
+            evict(ctx);
+            ctx.quotas.give(ctx.in_port);
+            Err(DropReason::ConnTableFull)
+        }
+    }
+}
+
+/// Buckets (of about five connections) looked at for a half-open one to evict: bounded work for
+/// the one frame that needs room.
+const EVICT_SCAN: usize = 16;
+
+/// Under pressure a port loses its own half-open connections first, never a neighbour's.
+fn evict(ctx: &mut Ctx<'_>) -> bool {
+    let mut evicted = false;
+    let port = ctx.in_port;
+    let quotas = ctx.quotas;
+    ctx.table.sweep(EVICT_SCAN, |conn| {
+        let ours = !evicted && conn::admission(&conn).port == port && conn::is_half_open(&conn);
+        if ours {
+            quotas.give(port);
+        }
+        evicted |= ours;
+        ours
+    });
+    if evicted {
+        ctx.counters.worker.conn_evicted.add(1);
+    }
+    evicted
+}
+
+/// Judges an established connection again, as its initiator would be judged now.
+fn judge_again(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    conn: &ConnRef<'_>,
+    p: &Parsed,
+    from: &Owner,
+    to: &Owner,
+) -> Result<(), DropReason> {
+    let key = conn.key();
+    let (from_addr, to_addr) = conn::addresses(&key, conn.initiator());
+    let query = Query {
+        from: ctx.snapshot.party(classifier, from, &from_addr),
+        to: ctx.snapshot.party(classifier, to, &to_addr),
+        service: conn::service(&key, conn.initiator()),
+    };
+    let j = classifier.classify(&query);
+    match (j.verdict, j.why) {
+        (Verdict::Allow, Why::Rule(rule)) => {
+            let old = conn.word();
+            // A newer generation written meanwhile by another worker stands.
+            if conn::generation(old) < ctx.generation
+                && conn.advance_word(old, conn::word(ctx.generation)).is_ok()
+            {
+                let port = conn::admission(conn).port;
+                let logged = j.log || j.notify;
+                conn::set_admission(
+                    conn,
+                    Admission {
+                        rule,
+                        port,
+                        limited: j.limited,
+                        logged,
+                    },
+                );
+            }
+            Ok(())
+        }
+        _ => {
+            ctx.counters.worker.conn_cut.add(1);
+            report_end(ctx, conn, ConnEventKind::Cut);
+            remove(ctx, *conn);
+            enforce(ctx, classifier, &j, p, from, to).map(|_| ())
+        }
+    }
+}
+
+/// What a first packet asks for.
+pub(crate) fn service(p: &Parsed) -> Service {
+    match (p.l3, p.protocol) {
+        (L3::V4 | L3::V6, protocol @ (proto::ICMP | proto::ICMPV6)) => Service::Ip {
+            protocol,
+            sport: 0,
+            dport: u16::from(p.icmp_type) << 8 | u16::from(p.icmp_code),
+        },
+        (L3::V4 | L3::V6, protocol) => Service::Ip {
+            protocol,
+            sport: p.sport,
+            dport: p.dport,
+        },
+        (L3::Arp, _) => Service::Ether(ethertype::ARP),
+        (L3::Other, _) => Service::Ether(p.ethertype),
+    }
+}
+
+/// Judges one frame that makes no connection.
+pub(crate) fn judge_frame(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    p: &Parsed,
+    src: &Owner,
+    dst: &Owner,
+) -> Result<(), DropReason> {
+    let query = Query {
+        from: ctx.snapshot.party(classifier, src, &p.src),
+        to: ctx.snapshot.party(classifier, dst, &p.dst),
+        service: service(p),
+    };
+    let j = classifier.classify(&query);
+    enforce(ctx, classifier, &j, p, src, dst).map(|_| ())
+}
+
+/// Turns a judgement into a rule that allows, or a reason to drop; counts the hit, spends the
+/// rule's limit and reports.
+fn enforce(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    j: &Judgement,
+    p: &Parsed,
+    src: &Owner,
+    dst: &Owner,
+) -> Result<RuleId, DropReason> {
+    if let Some(staged) = j.staged {
+        classifier.staged_hit(staged);
+        report(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
+    }
+    let rule = match j.why {
+        Why::Rule(rule) => {
+            classifier.hit(rule);
+            Some(rule)
+        }
+        Why::DefaultDeny => None,
+    };
+    let (kind, reason) = match (j.verdict, rule) {
+        (Verdict::Allow, Some(rule)) => {
+            if !j.limited || classifier.limit_take(rule, ctx.now_ns) {
+                return Ok(rule);
+            }
+            (ConnEventKind::Deny, DropReason::PolicyLimit)
+        }
+        (Verdict::Reject, _) => (ConnEventKind::Reject, DropReason::PolicyReject),
+        (Verdict::Deny, Some(_)) if j.ask => (ConnEventKind::Deny, DropReason::PolicyAskDenied),
+        (Verdict::Deny, Some(_)) => (ConnEventKind::Deny, DropReason::PolicyDeny),
+        (_, None) if p.l3 == L3::Other => (ConnEventKind::Deny, DropReason::EtherTypeDenied),
+        (_, None) => (ConnEventKind::Deny, DropReason::PolicyDefaultDeny),
+    };
+    report(ctx, kind, Some(reason), rule, p, src, dst);
+    Err(reason)
+}
+
+fn event(ctx: &Ctx<'_>, kind: ConnEventKind, p: &Parsed) -> ConnEvent {
+    let dport = match service(p) {
+        Service::Ip { dport, .. } => dport,
+        Service::Ether(_) => 0,
+    };
+    ConnEvent {
+        time_ns: ctx.now_ns,
+        generation: ctx.generation,
+        kind,
+        reason: None,
+        rule: NONE_U32,
+        src_attachment: NONE_U32,
+        dst_attachment: NONE_U32,
+        port: ctx.in_port.0,
+        ethertype: p.ethertype,
+        protocol: p.protocol,
+        sport: p.sport,
+        dport,
+        src: p.src,
+        dst: p.dst,
+        src_mac: p.src_mac,
+        dst_mac: p.dst_mac,
+        original_pkts: 0,
+        original_bytes: 0,
+        reply_pkts: 0,
+        reply_bytes: 0,
+    }
+}
+
+fn report(
+    ctx: &mut Ctx<'_>,
+    kind: ConnEventKind,
+    reason: Option<DropReason>,
+    rule: Option<RuleId>,
+    p: &Parsed,
+    src: &Owner,
+    dst: &Owner,
+) {
+    let event = ConnEvent {
+        reason,
+        rule: rule.map_or(NONE_U32, |r| r.0),
+        src_attachment: src.attachment.0,
+        dst_attachment: dst.attachment.0,
+        ..event(ctx, kind, p)
+    };
+    ctx.events.push(event);
+}
+
+/// Reports the end of a connection, with what it carried.
+pub(crate) fn end_event(conn: &ConnRef<'_>, kind: ConnEventKind, now_ns: u64) -> ConnEvent {
+    let key = conn.key();
+    let (from, to) = conn::ends(&key, conn.initiator());
+    let (original_bytes, reply_bytes) = conn::bytes(conn);
+    let admission = conn::admission(conn);
+    ConnEvent {
+        time_ns: now_ns,
+        generation: conn::generation(conn.word()),
+        kind,
+        reason: None,
+        rule: admission.rule.0,
+        src_attachment: from.attachment,
+        dst_attachment: to.attachment,
+        port: admission.port.0,
+        ethertype: if from.addr.is_v4() {
+            ethertype::IPV4
+        } else {
+            ethertype::IPV6
+        },
+        protocol: key.proto(),
+        sport: from.port,
+        dport: to.port,
+        src: from.addr,
+        dst: to.addr,
+        src_mac: Default::default(),
+        dst_mac: Default::default(),
+        original_pkts: 0,
+        original_bytes,
+        reply_pkts: 0,
+        reply_bytes,
+    }
+}
+
+fn report_end(ctx: &mut Ctx<'_>, conn: &ConnRef<'_>, kind: ConnEventKind) {
+    // An end is worth a record when its beginning was, and always when policy cut it.
+    if kind == ConnEventKind::Cut || conn::admission(conn).logged {
+        let event = end_event(conn, kind, ctx.now_ns);
+        ctx.events.push(event);
+    }
+}
+
+/// What the fragment table remembers of an admitted first fragment: later ones must go to the
+/// same owner under the same generation.
+fn fragment_word(generation: u64, dst: OwnerIdx) -> u64 {
+    generation << 32 | u64::from(dst.0)
+}
+
+/// An admitted first fragment is remembered before it is sent, or not sent at all.
+fn remember_fragment(ctx: &mut Ctx<'_>, burst: &Burst, flow: &Flow) -> Result<(), DropReason> {
+    match burst.frame(flow.slot as usize).map(|f| &f.parsed) {
+        Some(p) if matches!(p.fragment, Fragment::First { .. }) => {
+            let word = fragment_word(ctx.generation, flow.dst);
+            ctx.fragments.first(ctx.in_port, p, word, ctx.tick)
+        }
+        _ => Ok(()),
+    }
+}

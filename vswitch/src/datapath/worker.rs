@@ -1,0 +1,457 @@
+//! The poll loop: takes frames from receive queues, has them processed, executes the decisions,
+//! and keeps house on a budget. Owns time, batching and waiting; decides nothing about a frame.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use flowtable::{Participant, Table, TableError};
+
+use crate::counters::Counters;
+use crate::datapath::conn::{self, Quotas};
+use crate::datapath::decision::Decisions;
+use crate::datapath::flood::Budget;
+use crate::datapath::fragment::FragmentTable;
+use crate::datapath::l2::Learned;
+use crate::datapath::process::{Ctx, end_event, process_burst};
+use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
+use crate::drop_reason::DropReason;
+use crate::event::{ConnEvent, ConnEventKind, Consumer, Producer, ring};
+use crate::frame::Burst;
+use crate::publish::{Publisher, Reader};
+use crate::sys::affinity;
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::eventfd::EventFd;
+use crate::sys::time::{monotonic_ns, tsc};
+
+/// Events a worker can have waiting for the control thread: a second of denials at 4000/s.
+const EVENTS: usize = 4096;
+/// How long an idle worker spins before it blocks. A guest's next frame within this time costs no
+/// kick and no wake-up; the price is at most this much of a core per wake-up.
+const SPIN_NS: u64 = 50_000;
+/// Buckets (of about five connections) looked at per iteration for expiry.
+const SWEEP_PER_ITERATION: usize = 2;
+/// While idle, the table is looked through once in this time.
+const SWEEP_ROUND_SECS: usize = 16;
+/// How long an idle worker blocks at most while connections live, so that they expire.
+const BLOCK_MS: i32 = 1000;
+
+/// How a worker waits when there is nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PollMode {
+    /// Spin for ever.
+    Busy,
+    /// Spin for a moment, then block until a frame or the control thread wakes it.
+    Adaptive,
+}
+
+/// One worker's settings.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerConfig {
+    /// Number, from 0.
+    pub index: usize,
+    /// Core to pin to; `None`: not pinned.
+    pub core: Option<usize>,
+    /// How to wait.
+    pub poll: PollMode,
+}
+
+/// What workers and the control thread share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The snapshot slot.
+    pub snapshots: Publisher<Snapshot>,
+    /// The connection table.
+    pub table: Arc<Table>,
+    /// Connections per port.
+    pub quotas: Quotas,
+    /// Learned MACs.
+    pub learned: Learned,
+    /// Counters, by worker.
+    pub counters: Vec<Arc<Counters>>,
+    /// Ports there is room for.
+    pub max_ports: usize,
+    stop: AtomicBool,
+    events: Vec<Mutex<Ends>>,
+}
+
+/// Both ends of a worker's event ring, until they are taken.
+#[derive(Debug)]
+struct Ends {
+    producer: Option<Producer<ConnEvent>>,
+    consumer: Option<Consumer<ConnEvent>>,
+}
+
+impl Shared {
+    /// Takes all the memory the data path will ever use.
+    ///
+    /// # Errors
+    /// When the connection table cannot be made.
+    pub fn new(
+        workers: usize,
+        max_ports: usize,
+        table: flowtable::Config,
+    ) -> Result<Arc<Self>, TableError> {
+        let workers = workers.max(1);
+        Ok(Arc::new(Shared {
+            snapshots: Publisher::new(Snapshot::empty(workers)),
+            table: Arc::new(Table::new(table)?),
+            quotas: Quotas::new(max_ports),
+            learned: Learned::default(),
+            counters: (0..workers)
+                .map(|_| Arc::new(Counters::new(max_ports)))
+                .collect(),
+            max_ports,
+            stop: AtomicBool::new(false),
+            events: (0..workers)
+                .map(|_| {
+                    let (producer, consumer) = ring(EVENTS);
+                    Mutex::new(Ends {
+                        producer: Some(producer),
+                        consumer: Some(consumer),
+                    })
+                })
+                .collect(),
+        }))
+    }
+
+    /// The reading end of worker `index`'s events; once.
+    pub fn take_events(&self, index: usize) -> Option<Consumer<ConnEvent>> {
+        self.events
+            .get(index)?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .consumer
+            .take()
+    }
+
+    /// Tells every worker to end; wake them afterwards.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    wake: Arc<EventFd>,
+    thread: JoinHandle<()>,
+}
+
+impl WorkerHandle {
+    /// Makes a blocked worker look around: a snapshot was published, or it shall stop.
+    pub fn wake(&self) {
+        self.wake.signal();
+    }
+
+    /// Waits for the worker to end.
+    pub fn join(self) {
+        // A panic in a worker was reported by its own thread; there is nothing to add.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a worker named `pmd-<core>`.
+///
+/// # Errors
+/// When the thread, its epoll instance or its event descriptor cannot be made, when it cannot be
+/// pinned, or when that worker already runs.
+pub fn spawn(shared: Arc<Shared>, config: WorkerConfig) -> io::Result<WorkerHandle> {
+    let wake = Arc::new(EventFd::new()?);
+    let mut worker = Worker::new(shared, config, Arc::clone(&wake))?;
+    let name = format!("pmd-{}", config.core.unwrap_or(config.index));
+    let (started, result) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let pinned = config.core.map_or(Ok(()), affinity::pin_thread);
+        let run = pinned.is_ok();
+        // The receiver waits for exactly this message.
+        let _ = started.send(pinned);
+        if run {
+            worker.run();
+        }
+    })?;
+    match result.recv() {
+        Ok(Ok(())) => Ok(WorkerHandle { wake, thread }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other("the worker ended before it started")),
+    }
+}
+
+/// One worker's whole state. Public so that tests and benches can step it without a thread.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    config: WorkerConfig,
+    wake: Arc<EventFd>,
+    epoll: Epoll,
+    reader: Reader<Snapshot>,
+    table: Participant,
+    counters: Arc<Counters>,
+    events: Producer<ConnEvent>,
+    fragments: FragmentTable,
+    budget: Budget,
+    burst: Burst,
+    out: Decisions,
+    rxqs: Vec<RxAssignment>,
+    /// The second of the last idle sweep.
+    swept: u32,
+}
+
+impl Worker {
+    /// A worker that has not started yet.
+    ///
+    /// # Errors
+    /// When its epoll instance cannot be made, or it exists already.
+    pub fn new(shared: Arc<Shared>, config: WorkerConfig, wake: Arc<EventFd>) -> io::Result<Self> {
+        let taken = || io::Error::other(format!("worker {} already runs", config.index));
+        let events = shared
+            .events
+            .get(config.index)
+            .and_then(|e| {
+                e.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .producer
+                    .take()
+            })
+            .ok_or_else(taken)?;
+        let counters = shared
+            .counters
+            .get(config.index)
+            .cloned()
+            .ok_or_else(taken)?;
+        let epoll = Epoll::new()?;
+        epoll.add(wake.fd(), 0, Interest::READ.edge())?;
+        let reader = shared.snapshots.reader();
+        Ok(Worker {
+            table: shared.table.participant(),
+            fragments: FragmentTable::new(shared.max_ports),
+            budget: Budget::new(shared.max_ports),
+            burst: Burst::new(),
+            out: Decisions::new(shared.max_ports),
+            rxqs: reader.get().assignments(config.index).to_vec(),
+            reader,
+            counters,
+            events,
+            epoll,
+            wake,
+            config,
+            shared,
+            swept: 0,
+        })
+    }
+
+    fn run(&mut self) {
+        let mut idle_since = None;
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let now_ns = monotonic_ns();
+            if self.step(now_ns) {
+                idle_since = None;
+                continue;
+            }
+            if self.config.poll == PollMode::Busy {
+                std::hint::spin_loop();
+                continue;
+            }
+            let since = *idle_since.get_or_insert(now_ns);
+            if now_ns.saturating_sub(since) >= SPIN_NS {
+                self.block(now_ns);
+                idle_since = None;
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// One iteration at time `now_ns`; says whether a frame moved.
+    pub fn step(&mut self, now_ns: u64) -> bool {
+        if self.reader.refresh() {
+            self.rxqs.clear();
+            self.rxqs
+                .extend_from_slice(self.reader.get().assignments(self.config.index));
+        }
+        let start = tsc();
+        let snapshot = Arc::clone(self.reader.get());
+        let mut moved = false;
+        for i in 0..self.rxqs.len() {
+            if let Some(rxq) = self.rxqs.get(i).copied() {
+                moved |= self.poll(&snapshot, rxq, now_ns);
+            }
+        }
+        for port in snapshot.ports() {
+            if let Some(txq) = txq(&port.port.txqs, self.config.index)
+                && let Some(mut queue) = txq.enter()
+            {
+                queue.maintain();
+            }
+        }
+        self.expire(SWEEP_PER_ITERATION, now_ns);
+        self.table.quiesce();
+        if moved {
+            let w = &self.counters.worker;
+            w.busy_iterations.add(1);
+            w.busy_cycles.add(tsc().wrapping_sub(start));
+        }
+        moved
+    }
+
+    /// One burst from one receive queue, to the end.
+    fn poll(&mut self, snapshot: &Snapshot, rxq: RxAssignment, now_ns: u64) -> bool {
+        let Some(view) = snapshot.port(rxq.port) else {
+            return false;
+        };
+        let Some(cell) = self.counters.ports.get(rxq.port.0 as usize) else {
+            return false;
+        };
+        // Inside the gate until the burst is cleared: that is what keeps its tails valid.
+        let Some(mut queue) = view.port.rxqs.get(rxq.queue).and_then(|q| q.enter()) else {
+            return false;
+        };
+        queue.rx_burst(&mut self.burst, cell);
+        if self.burst.received() == 0 {
+            return false;
+        }
+        let bytes: u64 = self.burst.frames().iter().map(|f| u64::from(f.len())).sum();
+        cell.pkts.rx_pkts.add(self.burst.received() as u64);
+        cell.pkts.rx_bytes.add(bytes);
+        let mut ctx = Ctx {
+            snapshot,
+            generation: self.reader.generation(),
+            table: &self.table,
+            quotas: &self.shared.quotas,
+            learned: &self.shared.learned,
+            fragments: &mut self.fragments,
+            budget: &mut self.budget,
+            counters: &self.counters,
+            events: &mut self.events,
+            in_port: rxq.port,
+            now_ns,
+            tick: tick(now_ns),
+            alone: self.shared.counters.len() == 1,
+        };
+        process_burst(&mut ctx, &mut self.burst, &mut self.out);
+        self.flush(snapshot);
+        queue.complete(&self.burst);
+        self.burst.clear();
+        true
+    }
+
+    /// Executes the decisions.
+    fn flush(&mut self, snapshot: &Snapshot) {
+        for (port, items) in self.out.outputs() {
+            let Some(cell) = self.counters.ports.get(port.0 as usize) else {
+                continue;
+            };
+            let queue = snapshot
+                .port(port)
+                .filter(|v| v.port.is_up())
+                .and_then(|v| txq(&v.port.txqs, self.config.index))
+                .and_then(|q| q.enter());
+            match queue {
+                Some(mut q) => q.tx_burst(&self.burst, items, cell),
+                None => cell.drops.add(DropReason::TxNotReady, items.len() as u64),
+            }
+        }
+        self.out.clear();
+    }
+
+    /// Looks at the connections in `budget` buckets: silent ones, and those whose end is gone, are removed.
+    fn expire(&mut self, budget: usize, now_ns: u64) {
+        if self.shared.table.is_empty() {
+            return;
+        }
+        let now = tick(now_ns);
+        let generation = self.reader.generation();
+        let snapshot = self.reader.get();
+        let (counters, events, quotas) = (&self.counters, &mut self.events, &self.shared.quotas);
+        self.table.sweep(budget, |c| {
+            let silent = now.saturating_sub(c.last_seen()) > conn::timeout_secs(&c);
+            let gone = || {
+                let key = c.key();
+                [key.low(), key.high()]
+                    .iter()
+                    .any(|e| snapshot.by_attachment(AttachmentId(e.attachment)).is_none())
+            };
+            // Only a connection judged under an older snapshot can have lost an end.
+            let kind = if silent {
+                ConnEventKind::Expire
+            } else if conn::generation(c.word()) < generation && gone() {
+                ConnEventKind::Cut
+            } else {
+                return false;
+            };
+            let counter = match kind {
+                ConnEventKind::Cut => &counters.worker.conn_cut,
+                _ => &counters.worker.conn_expired,
+            };
+            counter.add(1);
+            let admission = conn::admission(&c);
+            if admission.logged || kind == ConnEventKind::Cut {
+                events.push(end_event(&c, kind, now_ns));
+            }
+            quotas.give(admission.port);
+            true
+        });
+    }
+
+    /// Blocks until a frame waits, the control thread calls, or connections may have expired.
+    fn block(&mut self, now_ns: u64) {
+        let snapshot = Arc::clone(self.reader.get());
+        // Enable notifications on every ring, then look at every ring once more: whatever arrives
+        // from now on raises its descriptor.
+        let mut waiting = false;
+        for rxq in &self.rxqs {
+            let gate = snapshot
+                .port(rxq.port)
+                .and_then(|v| v.port.rxqs.get(rxq.queue));
+            match gate.and_then(|g| g.enter()) {
+                Some(mut queue) => {
+                    waiting |= queue.arm();
+                    if let Some(fd) = queue.wake_fd() {
+                        // Known already, or closed this instant (the control thread then wakes us).
+                        let _ = self.epoll.add(fd, 1, Interest::READ.edge());
+                    }
+                }
+                // The control thread is inside and will wake us, or try again at once.
+                None => waiting = true,
+            }
+        }
+        if !waiting && !self.shared.stop.load(Ordering::Acquire) {
+            let second = tick(now_ns);
+            if second != self.swept {
+                self.swept = second;
+                self.expire(self.shared.table.buckets() / SWEEP_ROUND_SECS + 1, now_ns);
+            }
+            let timeout = if self.shared.table.is_empty() {
+                -1
+            } else {
+                BLOCK_MS
+            };
+            self.counters.worker.blocked.add(1);
+            self.table.offline();
+            let mut events = [Event::EMPTY; 8];
+            // An interrupted or failed wait is a wake-up.
+            let _ = self.epoll.wait(&mut events, timeout);
+            self.table.online();
+            self.wake.drain();
+        }
+        for rxq in &self.rxqs {
+            let gate = snapshot
+                .port(rxq.port)
+                .and_then(|v| v.port.rxqs.get(rxq.queue));
+            if let Some(mut queue) = gate.and_then(|g| g.enter()) {
+                queue.disarm();
+            }
+        }
+    }
+}
+
+/// The coarse clock of the connection table: seconds.
+#[must_use]
+pub fn tick(now_ns: u64) -> u32 {
+    u32::try_from(now_ns / 1_000_000_000).unwrap_or(u32::MAX)
+}
+
+fn txq<T>(queues: &[T], worker: usize) -> Option<&T> {
+    queues.get(worker % queues.len().max(1))
+}

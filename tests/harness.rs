@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::netns::Netns;
 use common::stream::{self, Flow};
 use common::testpmd::{Guest, Testpmd};
 use common::vm::VmConfig;
@@ -16,9 +17,14 @@ fn two_guests_reach_each_other_through_a_foreign_backend() {
         return;
     };
     let (one, two) = (lab.path("one.sock"), lab.path("two.sock"));
-    let _backend = Testpmd::backend(&lab, [&one, &two], 1);
-    let mut a = VmConfig::new("a", &one, "52:54:00:00:00:01").start(&lab);
-    let mut b = VmConfig::new("b", &two, "52:54:00:00:00:02").start(&lab);
+    let start = |name, socket, mac| {
+        let mut config = VmConfig::new(name, socket, mac);
+        config.qemu_listens = true;
+        config.start(&lab)
+    };
+    let mut a = start("a", &one, "52:54:00:00:00:01");
+    let mut b = start("b", &two, "52:54:00:00:00:02");
+    let backend = Testpmd::backend_connecting(&lab, [&one, &two], 1);
     a.booted();
     b.booted();
     a.address(&["10.0.0.1/24", "fd00::1/64"]);
@@ -27,7 +33,7 @@ fn two_guests_reach_each_other_through_a_foreign_backend() {
     a.run_ok("ping -c 2 -W 5 10.0.0.2");
     a.run_ok("ping -c 2 -W 5 fd00::2");
 
-    b.run_ok("iperf3 -s -D");
+    let _server = b.serve(None, 5201, "iperf3 -s");
     let report = a.run_ok("iperf3 -c 10.0.0.2 -n 8M -J");
     let report: serde_json::Value = serde_json::from_str(&report).expect("iperf3 -J prints JSON");
     // The receiver reports before the last bytes are in.
@@ -38,26 +44,46 @@ fn two_guests_reach_each_other_through_a_foreign_backend() {
 
     // Two containers in one guest, each with its peer across.
     for vlan in [10, 20] {
-        a.vlan_container(&format!("c{vlan}"), vlan, &[&format!("10.0.{vlan}.1/24")]);
-        b.vlan_container(&format!("c{vlan}"), vlan, &[&format!("10.0.{vlan}.2/24")]);
+        let name = format!("c{vlan}");
+        a.vlan_container(&name, vlan, &[&format!("10.0.{vlan}.1/24")]);
+        b.vlan_container(&name, vlan, &[&format!("10.0.{vlan}.2/24")]);
         a.run_ok(&format!(
-            "ip netns exec c{vlan} ping -c 2 -W 5 10.0.{vlan}.2"
+            "ip netns exec {name} ping -c 2 -W 5 10.0.{vlan}.2"
         ));
     }
-    let server = b.start("ip netns exec c10 nc -l -p 7000 -e cat");
-    let echo = a.run_ok(
-        "tries=0; until echo hello | ip netns exec c10 nc -w 5 10.0.10.2 7000; do
-         tries=$((tries + 1)); [ $tries -lt 50 ] || exit 1; usleep 100000; done"
-            .replace('\n', " ")
-            .as_str(),
-    );
+    let server = b.serve(Some("c10"), 7000, "nc -l -p 7000 -e cat");
+    let echo = a.run_ok("echo hello | ip netns exec c10 nc -w 5 10.0.10.2 7000");
     assert_eq!(echo.trim(), "hello");
-    let _ = b.finish(server, Duration::from_secs(20));
+    assert_eq!(b.finish(server, Duration::from_secs(20)).code, 0);
+
+    // A back-end that dies and comes back finds the guests where they were.
+    drop(backend);
+    let lost = a.start("ping -c 1 -W 1 10.0.0.2");
+    assert_ne!(a.finish(lost, Duration::from_secs(20)).code, 0);
+    let _backend = Testpmd::backend_connecting(&lab, [&one, &two], 1);
+    a.wait_ok("ping -c 1 -W 1 10.0.0.2", Duration::from_secs(30));
 
     // Exit codes come through, and commands overlap.
     let slow = a.start("sleep 1; exit 3");
     assert_eq!(a.run("exit 7").code, 7);
     assert_eq!(a.finish(slow, Duration::from_secs(60)).code, 3);
+}
+
+#[test]
+fn namespaces_reach_each_other_over_a_veth_pair() {
+    let Some(lab) = Lab::open(&[Need::Netns, Need::Program("iperf3")]) else {
+        return;
+    };
+    let (a, b) = (Netns::new(&lab, "a"), Netns::new(&lab, "b"));
+    a.veth("eth0", &b, "eth0");
+    a.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24", "fd00::1/64"]);
+    b.address("eth0", "52:54:00:00:00:02", &["10.0.0.2/24", "fd00::2/64"]);
+    let _server = b.iperf3_server(&lab, 5201);
+    for peer in ["10.0.0.2", "fd00::2"] {
+        a.run_ok(&format!("iperf3 -c {peer} -n 8M"), Duration::from_secs(30));
+    }
+    let stranger = a.run("iperf3 -c 10.0.0.3 -n 8M", Duration::from_secs(30));
+    assert!(!stranger.status.success());
 }
 
 #[test]

@@ -114,9 +114,19 @@ impl Testpmd {
 
     /// DPDK's own vhost back-end: listens on two sockets and forwards all frames from one to the other.
     pub fn backend(lab: &Lab, sockets: [&Path; 2], queues: usize) -> Self {
+        Self::any_backend(lab, sockets, queues, false)
+    }
+
+    /// The same, but it connects to the sockets, again and again until somebody listens there.
+    pub fn backend_connecting(lab: &Lab, sockets: [&Path; 2], queues: usize) -> Self {
+        Self::any_backend(lab, sockets, queues, true)
+    }
+
+    fn any_backend(lab: &Lab, sockets: [&Path; 2], queues: usize, connects: bool) -> Self {
+        let client = u8::from(connects);
         let vdevs = [0, 1].map(|i| {
             format!(
-                "net_vhost{i},iface={},queues={queues},tso=1",
+                "net_vhost{i},iface={},queues={queues},client={client},tso=1",
                 sockets[i].display()
             )
         });

@@ -3,8 +3,9 @@
 //! Emulated (TCG), so that they run where there is no KVM: about 3 s to boot and 200 MB each. They show that things work,
 //! never how fast. The guest's side of the console is `tests/vm/init`.
 
+use super::netns::listens;
 use super::process::{self, Console};
-use super::{Lab, target_dir};
+use super::{Lab, target_dir, wait_for};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -207,6 +208,28 @@ impl Vm {
         let done = self.run(command);
         assert_eq!(done.code, 0, "in the guest: {command}\n{}", done.output);
         done.output
+    }
+
+    /// Runs a command again and again until it succeeds, `limit` at most.
+    pub fn wait_ok(&mut self, command: &str, limit: Duration) {
+        wait_for(&format!("`{command}` in the guest"), limit, || {
+            (self.run(command).code == 0).then_some(())
+        });
+    }
+
+    /// Starts a server that is to listen on a TCP port, and waits until it does. `netns` names a container of the guest.
+    pub fn serve(&mut self, netns: Option<&str>, port: u16, server: &str) -> Pending {
+        let inside = netns.map_or(String::new(), |name| format!("ip netns exec {name} "));
+        let pending = self.start(&format!("{inside}{server}"));
+        wait_for(
+            &format!("`{server}` in the guest to listen"),
+            Duration::from_secs(20),
+            || {
+                let tables = self.run_ok(&format!("{inside}cat /proc/net/tcp /proc/net/tcp6"));
+                listens(&tables, port).then_some(())
+            },
+        );
+        pending
     }
 
     /// Brings `eth0` up with addresses (`10.0.0.1/24`, `fd00::1/64`).

@@ -4,6 +4,7 @@
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
 //! 3 `datapath` · 4 `control` · 5 `config cli`.
 
+pub mod config;
 pub mod counters;
 pub mod datapath;
 pub mod drop_reason;
@@ -19,4 +20,5 @@ pub mod sys;
 pub mod control {
     //! Desired state and how it is made true.
     pub mod state;
+    pub mod validate;
 }

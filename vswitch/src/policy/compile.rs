@@ -247,10 +247,10 @@ impl<'a> Compiler<'a> {
             let names = previous.infos.iter().map(|info| &*info.name);
             remembered.extend(names.zip(&previous.states));
         }
-        let mut by_place: HashMap<(&str, Tier), Vec<(Option<u32>, &Rule)>> = HashMap::new();
+        let mut by_place: HashMap<_, Vec<(Option<u32>, &Rule)>> = HashMap::new();
         for (index, rule) in self.policy.rules.iter().enumerate() {
             by_place
-                .entry((&rule.tenant, rule.tier))
+                .entry((rule.tenant.as_str(), rule.tier))
                 .or_default()
                 .push((Some(number(index)), rule));
         }

@@ -115,7 +115,7 @@ pub struct Judgement {
 }
 
 /// What policy needs to know of a workload to find its segments.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct WorkloadFacts {
     /// Whose it is.
     pub tenant: TenantId,

@@ -321,7 +321,10 @@ fn unknown_todo<'a>(wrong: &str, known: impl Iterator<Item = &'a str>, otherwise
 pub(crate) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|word| (edits(wrong, word), word))
-        .filter(|(edits, word)| *edits * 3 <= word.chars().count().max(3))
+        .filter(|(edits, word)| {
+            let len = word.chars().count();
+            *edits < len && *edits * 3 <= len.max(3)
+        })
         .min()
         .map(|(_, word)| word)
 }

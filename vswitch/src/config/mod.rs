@@ -1,0 +1,151 @@
+//! Configuration files: `switch.toml` describes the machine, `policy.toml` the policy. Read
+//! whole, checked whole; the answer is a desired state or every error at its line and column.
+//!
+//! The keys are described in `docs/config.md`.
+
+mod errors;
+mod policy;
+mod read;
+mod switch;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use errors::{Error, Errors};
+pub use switch::Machine;
+
+use crate::control::state::Desired;
+use crate::control::validate::validate;
+use crate::policy::model::Policy;
+use read::Document;
+
+/// Reads `switch.toml` and the policy it names (relative to its own directory).
+///
+/// # Errors
+/// Everything wrong with either file: unreadable, not TOML, unknown keys, wrong values, and what
+/// does not fit together.
+pub fn load(path: &Path) -> Result<Desired, Errors> {
+    let file = path.display().to_string();
+    let text = read_file(path)?;
+    let document = Document::new(&file, &text);
+    let Some(table) = document.parse() else {
+        return Err(Errors(document.errors()));
+    };
+    let machine = switch::read(document.root(&table));
+    if machine.policy.as_os_str().is_empty() {
+        return Err(Errors(document.errors()));
+    }
+    let policy_path = path.parent().unwrap_or(Path::new("")).join(&machine.policy);
+    let policy_text = match read_file(&policy_path) {
+        Ok(text) => text,
+        Err(unreadable) => {
+            let mut errors = document.errors();
+            errors.extend(unreadable.0);
+            return Err(Errors(errors));
+        }
+    };
+    let policy_file = policy_path.display().to_string();
+    let policy = Document::new(&policy_file, &policy_text);
+    finish(machine, document, policy)
+}
+
+/// Reads a policy for a machine that is already described: the one `desired` has is replaced.
+///
+/// # Errors
+/// Everything wrong with the policy, by itself and for this machine.
+pub fn load_policy(path: &Path, desired: &Desired) -> Result<Policy, Errors> {
+    let file = path.display().to_string();
+    let text = read_file(path)?;
+    let machine = Machine {
+        policy: path.to_owned(),
+        switch: desired.switch.clone(),
+        ports: desired.ports.clone(),
+    };
+    let none = Document::new("", "");
+    let document = Document::new(&file, &text);
+    finish(machine, none, document).map(|desired| desired.policy)
+}
+
+/// Both files from strings; `names` is what errors call them.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(names: (&str, &str), switch: &str, policy: &str) -> Result<Desired, Errors> {
+    let document = Document::new(names.0, switch);
+    let policy = Document::new(names.1, policy);
+    match document.parse() {
+        Some(table) => finish(switch::read(document.root(&table)), document, policy),
+        None => {
+            policy.parse();
+            let mut errors = document.errors();
+            errors.extend(policy.errors());
+            Err(Errors(errors))
+        }
+    }
+}
+
+/// A policy from a string, by itself.
+///
+/// # Errors
+/// Everything wrong with the policy.
+pub fn parse_policy(name: &str, text: &str) -> Result<Policy, Errors> {
+    let machine = Machine {
+        policy: name.into(),
+        switch: Default::default(),
+        ports: Vec::new(),
+    };
+    let document = Document::new(name, text);
+    finish(machine, Document::new("", ""), document).map(|desired| desired.policy)
+}
+
+/// Reads the policy and checks that the two fit together.
+fn finish(machine: Machine, switch: Document<'_>, policy: Document<'_>) -> Result<Desired, Errors> {
+    let mut desired = Desired {
+        switch: machine.switch,
+        ports: machine.ports,
+        policy: Policy::default(),
+    };
+    let mut nowhere = Vec::new();
+    if let Some(table) = policy.parse() {
+        desired.policy = policy::read(policy.root(&table));
+        for error in validate(&desired) {
+            if !switch.semantic(&error) && !policy.semantic(&error) {
+                // About what neither file says: a default, or the machine a policy is checked for.
+                nowhere.push(Error {
+                    file: policy.name().to_owned(),
+                    line: None,
+                    column: None,
+                    what: format!("{}: {}", error.at, error.what),
+                    todo: error.todo,
+                });
+            }
+        }
+    }
+    let mut errors = switch.errors();
+    errors.extend(policy.errors());
+    errors.extend(nowhere);
+    if errors.is_empty() {
+        Ok(desired)
+    } else {
+        Err(Errors(errors))
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, Errors> {
+    std::fs::read_to_string(path).map_err(|why| {
+        let todo = match why.kind() {
+            std::io::ErrorKind::NotFound => "create it, or name another file",
+            std::io::ErrorKind::PermissionDenied => "make it readable for this user",
+            std::io::ErrorKind::InvalidData => "save it as UTF-8",
+            _ => "see that the path names a file",
+        };
+        Errors(vec![Error {
+            file: path.display().to_string(),
+            line: None,
+            column: None,
+            what: format!("cannot be read: {why}"),
+            todo: todo.to_owned(),
+        }])
+    })
+}

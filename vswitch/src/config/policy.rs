@@ -1,0 +1,180 @@
+//! `policy.toml`.
+
+use super::read::{Field, Section};
+use crate::packet::Cidr;
+use crate::policy::model::{
+    Action, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, Otherwise, Policy, Rule,
+    Segment, SegmentRef, ServiceSpec, Tenant, Tier,
+};
+
+const SERVICE_TODO: &str = "write tcp, tcp/443, udp/1000-2000, icmp, icmp/8, ip/47 or ether/0x88cc";
+
+/// Reads a whole policy; errors are in the document.
+pub(super) fn read(mut root: Section<'_>) -> Policy {
+    let policy = Policy {
+        infrastructure: root
+            .table("infrastructure")
+            .map_or_else(Infrastructure::default, infrastructure),
+        tenants: root.tables("tenant").into_iter().map(tenant).collect(),
+        segments: root.tables("segment").into_iter().map(segment).collect(),
+        rules: root.tables("rule").into_iter().map(rule).collect(),
+    };
+    root.finish();
+    policy
+}
+
+fn tenant(mut table: Section<'_>) -> Tenant {
+    let tenant = Tenant {
+        name: table.required("name", "give the tenant a name"),
+        infrastructure: table
+            .table("infrastructure")
+            .map_or_else(Infrastructure::default, infrastructure),
+    };
+    table.finish();
+    tenant
+}
+
+fn infrastructure(mut table: Section<'_>) -> Infrastructure {
+    let address = "write one address, such as \"10.0.0.1\" or \"fe80::1\"";
+    let infrastructure = Infrastructure {
+        dhcp_servers: table.parsed("dhcp_servers", address),
+        routers: table.parsed("routers", address),
+        management: table
+            .tables("management")
+            .into_iter()
+            .map(management)
+            .collect(),
+    };
+    table.finish();
+    infrastructure
+}
+
+fn management(mut table: Section<'_>) -> ManagementPath {
+    let path = ManagementPath {
+        from: segments(&mut table, "from"),
+        to: segments(&mut table, "to"),
+        service: services(&mut table),
+    };
+    table.finish();
+    path
+}
+
+fn owner(table: &mut Section<'_>) -> String {
+    let tenant = table.string("tenant");
+    tenant
+        .map_or(DEFAULT_TENANT, |tenant| tenant.value)
+        .to_owned()
+}
+
+pub(super) fn texts(fields: Vec<Field<'_, &str>>) -> Vec<String> {
+    fields.iter().map(|field| field.value.to_owned()).collect()
+}
+
+fn segment(mut table: Section<'_>) -> Segment {
+    let segment = Segment {
+        name: table.required("name", "give the segment a name"),
+        tenant: owner(&mut table),
+        tags: texts(table.strings("tags")),
+        names: texts(table.strings("names")),
+        cidr: table.parsed::<Cidr>("cidr", "write a network, such as \"10.0.0.0/8\""),
+        loose: table.boolean("loose").unwrap_or(false),
+    };
+    table.finish();
+    segment
+}
+
+fn segments(table: &mut Section<'_>, key: &'static str) -> Vec<SegmentRef> {
+    let todo = "name a segment, a list of them, or \"any\" for every workload";
+    if !table.has(key) {
+        table.error(key, format!("missing key {key:?}"), todo);
+    }
+    let names = table.one_or_more(key, todo);
+    names.iter().map(|name| name.value.into()).collect()
+}
+
+fn services(table: &mut Section<'_>) -> Vec<ServiceSpec> {
+    let texts = table.one_or_more("service", "leave the key out for every IP service");
+    texts
+        .iter()
+        .filter_map(|text| text.parse(SERVICE_TODO))
+        .collect()
+}
+
+fn rule(mut table: Section<'_>) -> Rule {
+    let rule = Rule {
+        name: table.required("name", "give the rule a name"),
+        tenant: owner(&mut table),
+        from: segments(&mut table, "from"),
+        to: segments(&mut table, "to"),
+        service: services(&mut table),
+        action: action(&mut table),
+        tier: tier(&mut table),
+        log: table.boolean("log").unwrap_or(false),
+        limit: table.table("limit").map(limit),
+        staged: staged(&mut table),
+    };
+    table.finish();
+    rule
+}
+
+/// The action; "allow" stands in for one that is wrong, because it brings no errors of its own.
+fn action(table: &mut Section<'_>) -> Action {
+    let written = table.required(
+        "action",
+        "say what happens: allow, deny, reject, ask, notify or pass",
+    );
+    let otherwise = table
+        .string("otherwise")
+        .and_then(|word| word.word(&[("allow", Otherwise::Allow), ("deny", Otherwise::Deny)]));
+    if written == "ask" {
+        if !table.has("otherwise") {
+            table.error(
+                "otherwise",
+                "an ask rule must say what happens when nobody answers",
+                "add otherwise = \"deny\" (or \"allow\")",
+            );
+        }
+        return Action::Ask {
+            otherwise: otherwise.unwrap_or(Otherwise::Deny),
+        };
+    }
+    let words = [
+        ("allow", Action::Allow),
+        ("deny", Action::Deny),
+        ("reject", Action::Reject),
+        // Found above; here for the list of words.
+        ("ask", Action::Allow),
+        ("notify", Action::Notify),
+        ("pass", Action::Pass),
+    ];
+    let action = table.string("action").and_then(|word| word.word(&words));
+    if action.is_some() {
+        table.refuse(
+            "otherwise",
+            "only an ask rule has an `otherwise`",
+            "remove it, or use action = \"ask\"",
+        );
+    }
+    action.unwrap_or(Action::Allow)
+}
+
+fn tier(table: &mut Section<'_>) -> Tier {
+    let word = table.string("tier");
+    let tier = word.and_then(|word| word.word(&Tier::ALL.map(|tier| (tier.name(), tier))));
+    tier.unwrap_or_default()
+}
+
+fn staged(table: &mut Section<'_>) -> bool {
+    let word = table.string("stage");
+    let staged = word.and_then(|word| word.word(&[("staged", true), ("enforced", false)]));
+    staged.unwrap_or(false)
+}
+
+fn limit(mut table: Section<'_>) -> Limit {
+    let limit = Limit {
+        connections: table.rate("connections"),
+        bits: table.rate("bits"),
+    };
+    table.finish();
+    limit
+}

@@ -1,0 +1,187 @@
+//! `switch.toml`.
+
+use std::path::PathBuf;
+
+use super::policy::texts;
+use super::read::Section;
+use crate::control::state::{Learn, Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
+use crate::packet::{Cidr, Mac};
+
+/// What the file says, beside where its policy is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// `policy`, as written.
+    pub policy: PathBuf,
+    /// `[switch]`.
+    pub switch: SwitchConfig,
+    /// `[[port]]`, in file order.
+    pub ports: Vec<PortConfig>,
+}
+
+const CIDR_TODO: &str = "write a network, such as \"10.0.0.0/8\"";
+
+/// Reads a whole machine; errors are in the document.
+pub(super) fn read(mut root: Section<'_>) -> Machine {
+    let todo = "name the policy file; an empty one denies everything";
+    let machine = Machine {
+        policy: root.required("policy", todo).into(),
+        switch: root
+            .table("switch")
+            .map_or_else(SwitchConfig::default, switch),
+        ports: root.tables("port").into_iter().map(port).collect(),
+    };
+    root.finish();
+    machine
+}
+
+/// Highest core number the kernel's affinity masks hold (`CPU_SETSIZE` less one).
+const MAX_CORE: u64 = 1023;
+
+fn switch(mut table: Section<'_>) -> SwitchConfig {
+    let default = SwitchConfig::default();
+    let poll = table.string("poll");
+    let words = [("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
+    let switch = SwitchConfig {
+        workers: table.integers("workers", MAX_CORE),
+        poll: poll
+            .and_then(|word| word.word(&words))
+            .unwrap_or(default.poll),
+        connections: table
+            .integer("connections", 1, u64::from(u32::MAX))
+            .unwrap_or(default.connections),
+        max_ports: table
+            .integer("max_ports", 1, u64::from(u16::MAX))
+            .unwrap_or(default.max_ports),
+        socket: path(&mut table, "socket").unwrap_or(default.socket),
+    };
+    table.finish();
+    switch
+}
+
+fn path(table: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
+    table.string(key).map(|text| text.value.into())
+}
+
+fn port(mut table: Section<'_>) -> PortConfig {
+    let name = table.required("name", "give the port a name");
+    let kind = kind(&mut table);
+    let default = PortConfig::new(&name, kind);
+    let guard = table.string("guard");
+    let tenant = table.string("tenant");
+    let port = PortConfig {
+        queues: table.integer("queues", 0, u64::from(u16::MAX)),
+        mtu: table
+            .integer("mtu", 0, u64::from(u16::MAX))
+            .unwrap_or(default.mtu),
+        vlan: table
+            .integer("vlan", 0, u64::from(u16::MAX))
+            .unwrap_or(default.vlan),
+        trunk: table.integers("trunk", u64::from(u16::MAX)),
+        uplink: table.boolean("uplink").unwrap_or(default.uplink),
+        guard: guard
+            .and_then(|word| word.word(&[("on", true), ("off", false)]))
+            .unwrap_or(default.guard),
+        routes: table.parsed::<Cidr>("routes", CIDR_TODO),
+        tenant: tenant.map_or(default.tenant, |text| text.value.to_owned()),
+        learn: learn(&mut table),
+        max_connections: table.integer("max_connections", 0, u64::from(u32::MAX)),
+        workloads: table.tables("workload").into_iter().map(workload).collect(),
+        name: default.name,
+        kind: default.kind,
+    };
+    table.finish();
+    port
+}
+
+/// The kinds, and the keys only they have.
+const KINDS: [(&str, &[&str]); 5] = [
+    ("vhost-user", &["socket", "mode", "owner"]),
+    ("af-xdp", &["interface"]),
+    ("tap", &["interface", "netns"]),
+    ("pcap", &["input", "output"]),
+    ("mem", &[]),
+];
+
+/// The kind and its keys; `Mem` stands in for one that is wrong.
+fn kind(table: &mut Section<'_>) -> PortKind {
+    let all = "say vhost-user, af-xdp, tap, pcap or mem";
+    table.required("kind", all);
+    let words = KINDS.map(|(kind, keys)| (kind, (kind, keys)));
+    let word = table.string("kind");
+    let known = word.and_then(|word| word.word(&words));
+    for key in [
+        "socket",
+        "mode",
+        "owner",
+        "interface",
+        "netns",
+        "input",
+        "output",
+    ] {
+        if let Some((kind, keys)) = known
+            && !keys.contains(&key)
+        {
+            let what = format!("{key:?} does not belong to a port of kind {kind:?}");
+            table.refuse(key, &what, "remove it, or change the kind");
+        }
+    }
+    let modes = [("server", false), ("client", true)];
+    match known.map(|(kind, _)| kind) {
+        Some("vhost-user") => PortKind::VhostUser {
+            socket: table.required("socket", "name the Unix socket").into(),
+            client: table
+                .string("mode")
+                .and_then(|word| word.word(&modes))
+                .unwrap_or(false),
+            owner: table.integer("owner", 0, u64::from(u32::MAX)),
+        },
+        Some("af-xdp") => PortKind::AfXdp {
+            interface: table.required("interface", "name the network interface"),
+        },
+        Some("tap") => PortKind::Tap {
+            interface: table.required("interface", "name the tap device"),
+            netns: table.string("netns").map(|text| text.value.to_owned()),
+        },
+        Some("pcap") => PortKind::Pcap {
+            input: path(table, "input"),
+            output: path(table, "output"),
+        },
+        Some(_) => PortKind::Mem,
+        None => {
+            // Not known which keys belong, so none of them is unknown.
+            for (_, keys) in KINDS {
+                table.allow(keys);
+            }
+            PortKind::Mem
+        }
+    }
+}
+
+fn learn(table: &mut Section<'_>) -> Learn {
+    let Some(text) = table.string("learn") else {
+        return Learn::No;
+    };
+    match text.value {
+        "no" => Learn::No,
+        "dhcp" => Learn::Dhcp,
+        _ => {
+            let todo = "write \"no\", \"dhcp\" or the network to learn within";
+            text.parse(todo).map_or(Learn::No, Learn::Within)
+        }
+    }
+}
+
+fn workload(mut table: Section<'_>) -> WorkloadConfig {
+    let workload = WorkloadConfig {
+        name: table.required("name", "give the workload a name"),
+        mac: table.parsed::<Mac>("mac", "write it like \"52:54:00:00:00:01\""),
+        ip: table.parsed(
+            "ip",
+            "write one address, such as \"10.0.0.1\" or \"fd00::1\"",
+        ),
+        tags: texts(table.strings("tags")),
+        vlan: table.integer("vlan", 0, u64::from(u16::MAX)),
+    };
+    table.finish();
+    workload
+}

@@ -22,3 +22,8 @@ pub mod control {
     pub mod state;
     pub mod validate;
 }
+
+#[cfg(test)]
+#[path = "../../tests/common/skip.rs"]
+#[allow(unreachable_pub)] // public where it lives
+mod skip;

@@ -263,7 +263,7 @@ impl Worker {
         }
     }
 
-    /// One iteration at time `now_ns`; says whether a frame moved.
+    /// One iteration at time `now_ns`; says whether a frame moved, or waits to.
     pub fn step(&mut self, now_ns: u64) -> bool {
         if self.reader.refresh() {
             self.rxqs.clear();
@@ -278,11 +278,13 @@ impl Worker {
                 moved |= self.poll(&snapshot, rxq, now_ns);
             }
         }
+        let mut pending = false;
         for port in snapshot.ports() {
             if let Some(txq) = txq(&port.port.txqs, self.config.index)
                 && let Some(mut queue) = txq.enter()
             {
                 queue.maintain();
+                pending |= queue.is_pending();
             }
         }
         self.expire(SWEEP_PER_ITERATION, now_ns);
@@ -292,7 +294,8 @@ impl Worker {
             w.busy_iterations.add(1);
             w.busy_cycles.add(tsc().wrapping_sub(start));
         }
-        moved
+        // Frames the kernel has not taken yet need another `maintain`: no time to block.
+        moved || pending
     }
 
     /// One burst from one receive queue, to the end.

@@ -268,6 +268,12 @@ impl Burst {
         Some(frame)
     }
 
+    /// The frame added last, to be filled further.
+    #[inline]
+    pub fn last_mut(&mut self) -> Option<&mut Frame> {
+        self.frames.get_mut(self.received.checked_sub(1)?)
+    }
+
     /// Takes back the frame added last.
     #[inline]
     pub fn pop(&mut self) {

@@ -16,7 +16,10 @@ use crate::counters::PortCell;
 use crate::frame::{Burst, OutItem};
 use crate::sys::gate::Gate;
 
+pub mod afxdp;
 pub mod mem;
+#[cfg(test)]
+mod testbed;
 
 /// A port's index in counters and snapshots. Reused only after the port is gone from every worker.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -49,6 +52,8 @@ impl Port {
 pub enum RxQueue {
     /// In-process.
     Mem(mem::Rx),
+    /// A network interface.
+    AfXdp(afxdp::Rx),
 }
 
 /// A transmit queue of some kind.
@@ -56,6 +61,8 @@ pub enum RxQueue {
 pub enum TxQueue {
     /// In-process.
     Mem(mem::Tx),
+    /// A network interface.
+    AfXdp(afxdp::Tx),
 }
 
 impl RxQueue {
@@ -66,6 +73,7 @@ impl RxQueue {
     pub fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
         match self {
             RxQueue::Mem(q) => q.rx_burst(burst, cell),
+            RxQueue::AfXdp(q) => q.rx_burst(burst, cell),
         }
     }
 
@@ -75,6 +83,7 @@ impl RxQueue {
     pub fn complete(&mut self, burst: &Burst) {
         match self {
             RxQueue::Mem(q) => q.complete(burst),
+            RxQueue::AfXdp(q) => q.complete(burst),
         }
     }
 
@@ -83,6 +92,7 @@ impl RxQueue {
     pub fn arm(&mut self) -> bool {
         match self {
             RxQueue::Mem(q) => q.arm(),
+            RxQueue::AfXdp(q) => q.arm(),
         }
     }
 
@@ -90,6 +100,8 @@ impl RxQueue {
     pub fn disarm(&mut self) {
         match self {
             RxQueue::Mem(q) => q.disarm(),
+            // The kernel reports only to who waits.
+            RxQueue::AfXdp(_) => {}
         }
     }
 
@@ -97,17 +109,20 @@ impl RxQueue {
     pub fn wake_fd(&self) -> Option<RawFd> {
         match self {
             RxQueue::Mem(q) => q.wake_fd(),
+            RxQueue::AfXdp(q) => q.wake_fd(),
         }
     }
 }
 
 impl TxQueue {
-    /// Sends the items in order, each completely or not at all, with one notification at the end.
+    /// Sends the items in order, each frame (each segment, where one is segmented here) completely
+    /// or not at all, with one notification at the end.
     /// Counts `tx_pkts`, `tx_bytes`, `extra_segments_pkts` and drops in `cell`.
     #[inline]
     pub fn tx_burst(&mut self, burst: &Burst, items: &[OutItem], cell: &PortCell) {
         match self {
             TxQueue::Mem(q) => q.tx_burst(burst, items, cell),
+            TxQueue::AfXdp(q) => q.tx_burst(burst, items, cell),
         }
     }
 
@@ -116,6 +131,17 @@ impl TxQueue {
     pub fn maintain(&mut self) {
         match self {
             TxQueue::Mem(_) => {}
+            TxQueue::AfXdp(q) => q.maintain(),
+        }
+    }
+
+    /// Frames were sent that the kernel has not taken yet: `maintain` must be called again, so the
+    /// worker does not block.
+    #[inline]
+    pub fn is_pending(&self) -> bool {
+        match self {
+            TxQueue::Mem(_) => false,
+            TxQueue::AfXdp(q) => q.is_pending(),
         }
     }
 }

@@ -2,6 +2,10 @@
 
 pub mod affinity;
 pub mod epoll;
+pub mod ethtool;
 pub mod eventfd;
 pub mod gate;
+pub mod mmap;
+pub mod netlink;
+pub mod netns;
 pub mod time;

@@ -3,7 +3,7 @@
 //!
 //! NH's theorem is what an attacker is up against: for any two keys chosen without knowing the seed, the
 //! 128-bit sums are equal with probability at most 2^-64. The finish folds the sum to 64 well-mixed
-//! bits; the table takes three disjoint fields of them (see [`Hash`]). All products are independent,
+//! bits; the table takes three disjoint fields of them (see `Hash`). All products are independent,
 //! so the multiplier pipelines them.
 
 use crate::key::{FlowKey, KEY_WORDS};

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Connections per bucket of a full table. With 4 of 14 slots used on average, a bucket of a full
-/// table has no room for a new key once in 13,000 (Poisson), of a half-full one once in a billion.
+/// table has no room for a new key once in 13,000 (Poisson), of a half-full one once in 34 million.
 const MEAN_LOAD: usize = 4;
 /// A default shard has up to this many entries; a guess: enough shards that workers inserting at the same
 /// time seldom meet, few enough that the shards fill evenly.

@@ -4,6 +4,7 @@
 //! A workload (or an outside address) belongs to some set of segments. Equal sets get one
 //! [`SetId`], so that a question to the classifier is two small numbers and a service.
 
+pub mod classbench;
 mod classify;
 mod compile;
 mod error;
@@ -11,6 +12,7 @@ mod infrastructure;
 mod limit;
 mod management;
 pub mod model;
+pub mod oracle;
 mod service;
 #[cfg(test)]
 mod tests;

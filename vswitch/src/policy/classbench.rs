@@ -1,0 +1,381 @@
+//! Reads rule sets in the format of ClassBench (Taylor and Turner, INFOCOM 2005):
+//!
+//! ```text
+//! @176.19.181.33/32  90.145.23.162/32  0 : 65535  1550 : 1550  0x06/0xFF  0x0000/0x0200
+//! ```
+//!
+//! source, destination, source ports, destination ports, protocol and its mask, and flags, which
+//! are ignored: a policy has no say over single packets of a connection. The sets have no verdict
+//! column; what is compared is *which* rule matches first. Prefixes become CIDR segments.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::Service;
+use super::model::{Action, Policy, PortRange, Rule, Segment, ServiceSpec};
+use crate::packet::Cidr;
+
+/// One line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// Source network.
+    pub src: Cidr,
+    /// Destination network.
+    pub dst: Cidr,
+    /// Source ports.
+    pub sport: PortRange,
+    /// Destination ports.
+    pub dport: PortRange,
+    /// IP protocol; `None`: every one.
+    pub protocol: Option<u8>,
+}
+
+impl Filter {
+    /// Whether a packet matches: the linear reference is the first that does.
+    #[must_use]
+    pub fn matches(&self, src: Ipv4Addr, dst: Ipv4Addr, service: Service) -> bool {
+        let Service::Ip {
+            protocol,
+            sport,
+            dport,
+        } = service
+        else {
+            return false;
+        };
+        self.src.contains(IpAddr::V4(src))
+            && self.dst.contains(IpAddr::V4(dst))
+            && self.sport.contains(sport)
+            && self.dport.contains(dport)
+            && self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+}
+
+/// A line that is not a filter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct BadFilter {
+    /// Line, counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+/// Reads a set. Empty lines are skipped.
+///
+/// # Errors
+/// The first line that is not a filter.
+pub fn parse(text: &str) -> Result<Vec<Filter>, BadFilter> {
+    let lines = text.lines().enumerate();
+    lines
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(n, line)| filter(line).map_err(|what| BadFilter { line: n + 1, what }))
+        .collect()
+}
+
+fn filter(line: &str) -> Result<Filter, &'static str> {
+    let line = line
+        .trim()
+        .strip_prefix('@')
+        .ok_or("does not start with @")?;
+    let mut words = line.split_whitespace();
+    let mut word = || words.next().ok_or("ends too early");
+    let src = network(word()?)?;
+    let dst = network(word()?)?;
+    let mut range = || -> Result<PortRange, &'static str> {
+        let low = port(word()?)?;
+        if word()? != ":" {
+            return Err("a port range needs a colon between spaces");
+        }
+        let high = port(word()?)?;
+        if low <= high {
+            Ok(PortRange { low, high })
+        } else {
+            Err("a port range runs backwards")
+        }
+    };
+    let sport = range()?;
+    let dport = range()?;
+    let (value, mask) = word()?.split_once('/').ok_or("the protocol has no mask")?;
+    let protocol = match (hex(value)?, hex(mask)?) {
+        (protocol, 0xff) => Some(protocol),
+        (_, 0) if sport == PortRange::ALL && dport == PortRange::ALL => None,
+        (_, 0) => return Err("ports need a protocol"),
+        _ => return Err("a protocol is masked whole or not at all"),
+    };
+    Ok(Filter {
+        src,
+        dst,
+        sport,
+        dport,
+        protocol,
+    })
+}
+
+fn network(text: &str) -> Result<Cidr, &'static str> {
+    let cidr: Cidr = text.parse().map_err(|_e| "not an IPv4 network")?;
+    if cidr.addr.is_ipv4() {
+        Ok(cidr.network())
+    } else {
+        Err("not an IPv4 network")
+    }
+}
+
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_e| "not a port")
+}
+
+fn hex(text: &str) -> Result<u8, &'static str> {
+    let digits = text.strip_prefix("0x").ok_or("not a hexadecimal number")?;
+    u8::from_str_radix(digits, 16).map_err(|_e| "not a hexadecimal number")
+}
+
+/// The same set as a policy: one CIDR segment per network, rule `r0`, `r1`, … per filter.
+#[must_use]
+pub fn policy(filters: &[Filter]) -> Policy {
+    let mut policy = Policy::default();
+    let mut seen = HashSet::new();
+    let name = |cidr: &Cidr| {
+        let mut name = String::new();
+        // Writing to a string cannot fail.
+        let _ = write!(name, "{}-{}", cidr.addr, cidr.len);
+        name
+    };
+    for (n, filter) in filters.iter().enumerate() {
+        for cidr in [filter.src, filter.dst] {
+            if seen.insert(cidr) {
+                let mut segment = Segment::new(&name(&cidr));
+                segment.cidr.push(cidr);
+                policy.segments.push(segment);
+            }
+        }
+        let mut rule = Rule::new(
+            &format!("r{n}"),
+            &[&name(&filter.src)],
+            &[&name(&filter.dst)],
+            Action::Allow,
+        );
+        let service = filter.protocol.map(|protocol| ServiceSpec::Ip {
+            protocol,
+            dport: filter.dport,
+            sport: filter.sport,
+        });
+        rule.service.extend(service);
+        policy.rules.push(rule);
+    }
+    policy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Classifier, Party, Query, TenantId, Why};
+    use super::*;
+    use crate::packet::Addr;
+
+    /// Nested and overlapping networks, ports and protocols, as the seeds have them.
+    const SAMPLE: &str = "\
+@10.1.2.3/32\t192.168.7.0/24\t0 : 65535\t80 : 80\t0x06/0xFF\t0x0000/0x0200\t
+@10.1.2.0/24\t192.168.7.9/32\t0 : 65535\t80 : 80\t0x06/0xFF\t0x1000/0x1000\t
+@10.1.2.0/24\t192.168.0.0/16\t1024 : 65535\t53 : 53\t0x11/0xFF\t0x0000/0x0000\t
+@10.0.0.0/8\t192.168.7.0/24\t0 : 65535\t1 : 1023\t0x06/0xFF\t0x0000/0x0200\t
+@10.1.0.0/16\t192.168.7.9/32\t0 : 65535\t0 : 65535\t0x01/0xFF\t0x0000/0x0000\t
+@0.0.0.0/1\t192.168.7.9/32\t53 : 53\t0 : 65535\t0x11/0xFF\t0x0000/0x0000\t
+@0.0.0.0/0\t192.168.0.0/16\t0 : 65535\t0 : 65535\t0x2f/0xFF\t0x0000/0x0000\t
+@10.1.2.3/32\t0.0.0.0/0\t0 : 65535\t0 : 65535\t0x00/0x00\t0x0000/0x0000\t
+@0.0.0.0/0\t255.255.255.255/32\t0 : 65535\t0 : 65535\t0x00/0x00\t0x0000/0x0000\t
+";
+
+    /// SplitMix64 (Steele, Lea, Flood 2014): the same packets every run.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self, below: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (z ^ z >> 31) % below
+        }
+
+        /// At, beside and inside the corners of a range.
+        fn corner(&mut self, low: u64, high: u64, max: u64) -> u64 {
+            match self.next(6) {
+                0 => low,
+                1 => high,
+                2 => low.saturating_sub(1),
+                3 => (high + 1).min(max),
+                4 => self.next(max + 1),
+                _ => low + self.next(high - low + 1),
+            }
+        }
+
+        fn address(&mut self, cidr: Cidr) -> Ipv4Addr {
+            let IpAddr::V4(first) = cidr.addr else {
+                panic!("IPv4 only");
+            };
+            let low = u64::from(u32::from(first));
+            let high = low + (1u64 << (32 - cidr.len)) - 1;
+            let addr = match self.next(4) {
+                0 => self.corner(low, high, u64::from(u32::MAX)),
+                _ => low + self.next(high - low + 1),
+            };
+            Ipv4Addr::from(u32::try_from(addr).unwrap())
+        }
+
+        fn port(&mut self, range: PortRange) -> u16 {
+            let (low, high) = (u64::from(range.low), u64::from(range.high));
+            u16::try_from(self.corner(low, high, 65535)).unwrap()
+        }
+    }
+
+    /// Compares the classifier with a linear scan on `count` packets, each made from the corners
+    /// of one filter's source side and another's (mostly the same one's) destination side.
+    fn compare(filters: &[Filter], count: usize) {
+        let compiled = Classifier::compile(&policy(filters), &[], None).unwrap();
+        let classifier = compiled.classifier;
+        let mut random = Random(1);
+        let mut matched = 0;
+        for _ in 0..count {
+            let len = filters.len() as u64;
+            let one = &filters[usize::try_from(random.next(len)).unwrap()];
+            let other = match random.next(4) {
+                0 => &filters[usize::try_from(random.next(len)).unwrap()],
+                _ => one,
+            };
+            let (src, dst) = (random.address(one.src), random.address(other.dst));
+            let service = Service::Ip {
+                protocol: one.protocol.unwrap_or(6),
+                sport: random.port(one.sport),
+                dport: random.port(other.dport),
+            };
+            let party = |addr: Ipv4Addr| Party {
+                tenant: TenantId(0),
+                set: classifier.outside(TenantId(0), &Addr::from(IpAddr::V4(addr))),
+            };
+            let judgement = classifier.classify(&Query {
+                from: party(src),
+                to: party(dst),
+                service,
+            });
+            let linear = filters.iter().position(|f| f.matches(src, dst, service));
+            let found = match judgement.why {
+                Why::Rule(rule) => Some(classifier.rule_name(rule).to_owned()),
+                Why::DefaultDeny => None,
+            };
+            matched += usize::from(linear.is_some());
+            let linear = linear.map(|n| format!("r{n}"));
+            assert_eq!(found, linear, "{src} {dst} {service:?}");
+        }
+        assert!(
+            matched > count / 4,
+            "only {matched} of {count} packets match anything"
+        );
+    }
+
+    #[test]
+    fn the_sample_classifies_like_a_linear_scan() {
+        let filters = parse(SAMPLE).unwrap();
+        assert_eq!(filters.len(), 9);
+        compare(&filters, 20_000);
+    }
+
+    /// Networks nested in a few blocks and ports from a short list: what makes real sets hard.
+    fn generated(count: usize) -> Vec<Filter> {
+        const LENGTHS: [u8; 8] = [0, 1, 8, 16, 24, 28, 31, 32];
+        const PORTS: [(u16, u16); 6] = [
+            (0, 65535),
+            (0, 1023),
+            (1024, 65535),
+            (53, 53),
+            (80, 80),
+            (6000, 6063),
+        ];
+        let mut random = Random(7);
+        let mut pick = |len: usize| usize::try_from(random.next(len as u64)).unwrap();
+        let mut filter = || {
+            let mut network = || {
+                let block = u32::try_from(pick(12)).unwrap() << 26;
+                let inner = u32::try_from(pick(64)).unwrap();
+                let addr = Ipv4Addr::from(block | inner << 18 | (inner & 7) << 5 | inner >> 2);
+                let len = LENGTHS[pick(LENGTHS.len())];
+                Cidr {
+                    addr: IpAddr::V4(addr),
+                    len,
+                }
+                .network()
+            };
+            let (src, dst) = (network(), network());
+            let mut range = || {
+                let (low, high) = PORTS[pick(PORTS.len())];
+                PortRange { low, high }
+            };
+            let (sport, dport) = (range(), range());
+            match [Some(6), Some(17), Some(1), None][pick(4)] {
+                Some(protocol @ (6 | 17)) => Filter {
+                    src,
+                    dst,
+                    sport,
+                    dport,
+                    protocol: Some(protocol),
+                },
+                protocol => Filter {
+                    src,
+                    dst,
+                    sport: PortRange::ALL,
+                    dport: PortRange::ALL,
+                    protocol,
+                },
+            }
+        };
+        (0..count).map(|_| filter()).collect()
+    }
+
+    #[test]
+    fn generated_sets_classify_like_a_linear_scan() {
+        compare(&generated(100), 20_000);
+        compare(&generated(5000), 10_000);
+    }
+
+    /// The published sets are too large to carry along: they are compared where they lie beside
+    /// the checkout, and the generated sets above stand in for them everywhere else.
+    #[test]
+    fn published_sets_classify_like_a_linear_scan() {
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/classbench");
+        for (size, count) in [("1k", 5000), ("10k", 2000)] {
+            for kind in ["acl1", "fw1", "ipc1"] {
+                if let Ok(text) = std::fs::read_to_string(format!("{data}/{kind}_{size}.rules")) {
+                    compare(&parse(&text).unwrap(), count);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_filter_says_why() {
+        for (line, what) in [
+            ("10.0.0.0/8", "does not start with @"),
+            ("@10.0.0.0/8", "ends too early"),
+            ("@10.0.0.0/33 0.0.0.0/0", "not an IPv4 network"),
+            ("@::/0 0.0.0.0/0", "not an IPv4 network"),
+            (
+                "@10.0.0.0/8 0.0.0.0/0 5 - 6",
+                "a port range needs a colon between spaces",
+            ),
+            (
+                "@10.0.0.0/8 0.0.0.0/0 6 : 5 0 : 1",
+                "a port range runs backwards",
+            ),
+            ("@10.0.0.0/8 0.0.0.0/0 0 : 70000", "not a port"),
+            (
+                "@10.0.0.0/8 0.0.0.0/0 0 : 1 0 : 65535 0x06/0x0F",
+                "a protocol is masked whole or not at all",
+            ),
+            (
+                "@10.0.0.0/8 0.0.0.0/0 0 : 1 0 : 65535 0x00/0x00",
+                "ports need a protocol",
+            ),
+        ] {
+            let text = format!("\n{line}\n");
+            assert_eq!(parse(&text), Err(BadFilter { line: 2, what }), "{line}");
+        }
+    }
+}

@@ -51,7 +51,12 @@ const MAX_LINES: usize = 800;
 #[test]
 fn modules_import_lower_layers_only() {
     let mut wrong = String::new();
-    for path in rust_files(&root().join("vswitch/src")) {
+    let files = rust_files(&root().join("vswitch/src"));
+    let for_tests: Vec<PathBuf> = files
+        .iter()
+        .flat_map(|path| test_modules(path, &read(path)))
+        .collect();
+    for path in files {
         let relative = path
             .strip_prefix(root().join("vswitch/src"))
             .expect("it lies there");
@@ -59,7 +64,10 @@ fn modules_import_lower_layers_only() {
         // The crate's root declares everything.
         let Some(own) = module.first() else { continue };
         let text = read(&path);
-        if is_test_file(relative) {
+        if for_tests
+            .iter()
+            .any(|tests| path.starts_with(tests) || path.with_extension("") == *tests)
+        {
             continue;
         }
         let Some(place) = place_of(own) else {
@@ -216,6 +224,7 @@ fn the_scanner_finds_what_it_is_for() {
 use crate::{packet::{Mac, Addr}, frame, self::x};
 fn f<'a>(s: &'a str) -> char { let _ = ("crate::string", r#"crate::"raw"#, 'x', '\''); crate::port::open(); super::super::guest::g() }
 #[cfg(test)]
+#[allow(dead_code)]
 mod tests { use crate::cli; }
 "##;
     let found: Vec<String> = imports(&without_tests(&code(text)), 2)
@@ -298,34 +307,73 @@ fn place_of(module: &str) -> Option<(usize, usize)> {
     })
 }
 
-/// A file that is compiled for tests only, by its name.
-fn is_test_file(relative: &Path) -> bool {
-    let stem = relative
-        .file_stem()
-        .and_then(|s| s.to_str())
-        .unwrap_or_default();
-    stem == "tests"
-        || stem.ends_with("_tests")
-        || stem == "test_util"
-        || relative.iter().any(|part| part == "tests")
+/// A line `#[cfg(test)]`, or one with `test` among other conditions.
+fn is_test_attribute(line: &str) -> bool {
+    line.starts_with("#[cfg(")
+        && words(line).any(|(_, word)| word == "test")
+        && !line.contains("not(test)")
 }
 
-/// The code before the first test module. (Tests stand at the end of a file.)
-fn without_tests(code: &str) -> String {
-    let mut from = 0;
-    while let Some(at) = code[from..].find("#[cfg(test)]").map(|at| from + at) {
-        let rest = code[at + "#[cfg(test)]".len()..].trim_start();
-        // `mod tests {`, not `mod tests;`, which is in a file of its own.
-        if rest.starts_with("mod ")
-            && rest
-                .find(['{', ';'])
-                .is_some_and(|end| rest[end..].starts_with('{'))
-        {
-            return code[..at].to_owned();
+/// The name that a line declares as a module, and what follows it: `;` or `{`.
+fn module_declaration(line: &str) -> Option<(&str, char)> {
+    let at = words(line).find(|(_, word)| *word == "mod")?.0;
+    let (name, rest) = line[at + 4..].split_at(line[at + 4..].find(|c| !is_word(c))?);
+    (line[..at].is_empty() || line.starts_with("pub"))
+        .then_some((name, rest.trim_start().chars().next()?))
+}
+
+/// The modules that a file declares for tests only, as the paths of their files without `.rs`.
+fn test_modules(file: &Path, text: &str) -> Vec<PathBuf> {
+    let dir = file.parent().expect("a file lies in a directory");
+    let stem = file
+        .file_stem()
+        .and_then(|s| s.to_str())
+        .expect("file names are UTF-8");
+    let below = if ["mod", "lib", "main"].contains(&stem) {
+        dir.to_owned()
+    } else {
+        dir.join(stem)
+    };
+    let mut found = Vec::new();
+    let mut for_tests = false;
+    let mut named = None;
+    for line in text.lines().map(str::trim) {
+        if is_test_attribute(line) {
+            for_tests = true;
+        } else if let Some(path) = line.strip_prefix("#[path = \"") {
+            named = path
+                .split('"')
+                .next()
+                .map(|path| dir.join(path).with_extension(""));
+        } else if !line.starts_with("#[") {
+            if let (true, Some((name, ';'))) = (for_tests, module_declaration(line)) {
+                found.push(named.unwrap_or_else(|| below.join(name)));
+            }
+            for_tests = false;
+            named = None;
         }
-        from = at + 1;
     }
-    code.to_owned()
+    found
+}
+
+/// The code before the first test module in the file. (Tests stand at the end of a file.)
+fn without_tests(code: &str) -> String {
+    let mut kept = String::new();
+    let mut for_tests = false;
+    for line in code.lines() {
+        let trimmed = line.trim();
+        if is_test_attribute(trimmed) {
+            for_tests = true;
+        } else if !trimmed.starts_with("#[") {
+            if for_tests && matches!(module_declaration(trimmed), Some((_, '{'))) {
+                break;
+            }
+            for_tests = false;
+        }
+        kept += line;
+        kept.push('\n');
+    }
+    kept
 }
 
 /// Names that the code takes from the crate's root, with their lines: `crate::NAME`, each of `crate::{NAME, ...}`, and

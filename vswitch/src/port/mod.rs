@@ -18,6 +18,7 @@ use crate::sys::gate::Gate;
 
 pub mod afxdp;
 pub mod mem;
+pub mod tap;
 #[cfg(test)]
 mod testbed;
 
@@ -54,6 +55,8 @@ pub enum RxQueue {
     Mem(mem::Rx),
     /// A network interface.
     AfXdp(afxdp::Rx),
+    /// A tap device.
+    Tap(tap::Rx),
 }
 
 /// A transmit queue of some kind.
@@ -63,6 +66,8 @@ pub enum TxQueue {
     Mem(mem::Tx),
     /// A network interface.
     AfXdp(afxdp::Tx),
+    /// A tap device.
+    Tap(tap::Tx),
 }
 
 impl RxQueue {
@@ -74,6 +79,7 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.rx_burst(burst, cell),
             RxQueue::AfXdp(q) => q.rx_burst(burst, cell),
+            RxQueue::Tap(q) => q.rx_burst(burst, cell),
         }
     }
 
@@ -84,6 +90,7 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.complete(burst),
             RxQueue::AfXdp(q) => q.complete(burst),
+            RxQueue::Tap(q) => q.complete(burst),
         }
     }
 
@@ -93,6 +100,7 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.arm(),
             RxQueue::AfXdp(q) => q.arm(),
+            RxQueue::Tap(q) => q.arm(),
         }
     }
 
@@ -101,7 +109,7 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.disarm(),
             // The kernel reports only to who waits.
-            RxQueue::AfXdp(_) => {}
+            RxQueue::AfXdp(_) | RxQueue::Tap(_) => {}
         }
     }
 
@@ -110,6 +118,7 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.wake_fd(),
             RxQueue::AfXdp(q) => q.wake_fd(),
+            RxQueue::Tap(q) => q.wake_fd(),
         }
     }
 }
@@ -123,6 +132,7 @@ impl TxQueue {
         match self {
             TxQueue::Mem(q) => q.tx_burst(burst, items, cell),
             TxQueue::AfXdp(q) => q.tx_burst(burst, items, cell),
+            TxQueue::Tap(q) => q.tx_burst(burst, items, cell),
         }
     }
 
@@ -130,7 +140,7 @@ impl TxQueue {
     #[inline]
     pub fn maintain(&mut self) {
         match self {
-            TxQueue::Mem(_) => {}
+            TxQueue::Mem(_) | TxQueue::Tap(_) => {}
             TxQueue::AfXdp(q) => q.maintain(),
         }
     }
@@ -140,7 +150,7 @@ impl TxQueue {
     #[inline]
     pub fn is_pending(&self) -> bool {
         match self {
-            TxQueue::Mem(_) => false,
+            TxQueue::Mem(_) | TxQueue::Tap(_) => false,
             TxQueue::AfXdp(q) => q.is_pending(),
         }
     }

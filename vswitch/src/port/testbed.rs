@@ -41,10 +41,17 @@ pub(super) fn configure(ns: &NetNs, interface: &str, mtu: u32, n: u8) {
     let mut netlink = Netlink::in_netns(ns).unwrap();
     let link = netlink.link(interface).unwrap();
     netlink.set_mtu(link.index, mtu).unwrap();
+    netlink.set_up(link.index, true).unwrap();
+    set_address(ns, interface, n);
+}
+
+/// Gives an interface the [`addresses`] of container number `n`.
+pub(super) fn set_address(ns: &NetNs, interface: &str, n: u8) {
+    let mut netlink = Netlink::in_netns(ns).unwrap();
+    let link = netlink.link(interface).unwrap();
     let (v4, v6) = addresses(n);
     netlink.add_address(link.index, v4, 24).unwrap();
     netlink.add_address(link.index, v6, 64).unwrap();
-    netlink.set_up(link.index, true).unwrap();
 }
 
 pub(super) fn addresses(n: u8) -> (IpAddr, IpAddr) {

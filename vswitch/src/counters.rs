@@ -46,6 +46,11 @@ macro_rules! counter_set {
                 $(self.$field = self.$field.wrapping_add(from.$field.get());)+
             }
 
+            /// Takes off what was there before.
+            pub fn subtract(&mut self, before: &$values) {
+                $(self.$field = self.$field.wrapping_sub(before.$field);)+
+            }
+
             /// Name and value of each counter, in declaration order.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field),)+].into_iter()

@@ -5,6 +5,7 @@
 //! 3 `datapath` · 4 `control` · 5 `config cli`.
 
 pub mod config;
+pub mod control;
 pub mod counters;
 pub mod datapath;
 pub mod drop_reason;
@@ -16,12 +17,6 @@ pub mod policy;
 pub mod port;
 pub mod publish;
 pub mod sys;
-
-pub mod control {
-    //! Desired state and how it is made true.
-    pub mod state;
-    pub mod validate;
-}
 
 #[cfg(test)]
 #[path = "../../tests/common/skip.rs"]

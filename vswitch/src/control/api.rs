@@ -1,0 +1,527 @@
+//! What the API socket speaks: one JSON request per line, one JSON reply per line. `watch` keeps
+//! sending lines until the client goes away.
+//!
+//! Every type here is both the wire format and what the CLI prints for `--json`: a field is added
+//! freely, but renaming or removing one raises [`VERSION`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The protocol's version; a daemon refuses another one and says so.
+pub const VERSION: u32 = 1;
+
+/// A request with its protocol version.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`] of the client.
+    pub version: u32,
+    /// What it wants.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// [`Status`].
+    Status,
+    /// A list of [`PortInfo`].
+    Ports,
+    /// Adds the `[[port]]` tables of a TOML text; they last until the daemon ends. [`Applied`].
+    PortAdd {
+        /// `switch.toml` text holding only `[[port]]` tables.
+        toml: String,
+    },
+    /// Removes a port. [`Applied`].
+    PortDel {
+        /// Its name.
+        name: String,
+    },
+    /// A list of [`WorkloadInfo`].
+    Workloads,
+    /// Changes a workload's tags until the daemon ends. [`Applied`].
+    WorkloadTag {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// Tags to add.
+        add: Vec<String>,
+        /// Tags to remove.
+        remove: Vec<String>,
+    },
+    /// A list of [`SegmentInfo`].
+    Segments,
+    /// [`ConnList`].
+    Conns {
+        /// Only connections with this workload at an end.
+        workload: Option<String>,
+        /// Most connections to return.
+        limit: usize,
+    },
+    /// [`PolicyView`].
+    PolicyShow,
+    /// What a policy would change. [`PolicyDiff`].
+    PolicyDiff {
+        /// `policy.toml` text.
+        toml: String,
+        /// Where it came from, for messages.
+        source: String,
+    },
+    /// Replaces the policy. [`Applied`], when every worker enforces it.
+    PolicyApply {
+        /// `policy.toml` text.
+        toml: String,
+        /// Where it came from, for messages.
+        source: String,
+        /// Revert after so many seconds unless confirmed.
+        confirm_s: Option<u64>,
+    },
+    /// Keeps the policy that waits for confirmation. [`Applied`].
+    PolicyConfirm,
+    /// What would happen to a connection now. [`Explanation`].
+    Explain(ExplainQuery),
+    /// A [`WatchEvent`] per line, until the client goes away.
+    Watch(WatchFilter),
+    /// A list of [`DropInfo`].
+    Drops,
+    /// [`Stats`].
+    Stats,
+    /// Reads the configuration files again. [`Applied`].
+    Reload,
+}
+
+/// A reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply<T> {
+    /// It was done; here is the answer.
+    Ok(T),
+    /// It was not done, and nothing was changed.
+    Error(ApiError),
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{}", .errors.join("\n"))]
+pub struct ApiError {
+    /// What sort of no.
+    pub code: ErrorCode,
+    /// What, where, what to do: one line per problem.
+    pub errors: Vec<String>,
+}
+
+impl ApiError {
+    /// An error with one line.
+    #[must_use]
+    pub fn new(code: ErrorCode, error: impl Into<String>) -> Self {
+        ApiError {
+            code,
+            errors: vec![error.into()],
+        }
+    }
+}
+
+/// Sorts of no; the CLI's exit code follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request itself is wrong: unknown name, bad argument. Exit code 2.
+    Usage,
+    /// The request was understood and refused: an invalid file, a port that cannot open. Exit code 1.
+    Refused,
+    /// The client speaks another protocol version. Exit code 3.
+    Version,
+}
+
+/// The switch as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Snapshot generation every worker enforces (or is about to).
+    pub generation: u64,
+    /// Whether every worker has it.
+    pub settled: bool,
+    /// Workers.
+    pub workers: Vec<WorkerInfo>,
+    /// Ports configured.
+    pub ports: usize,
+    /// Ports whose peer is attached.
+    pub ports_up: usize,
+    /// Workloads.
+    pub workloads: usize,
+    /// Rules written in the policy.
+    pub rules: usize,
+    /// Live connections.
+    pub connections: usize,
+    /// Connections there is room for.
+    pub connections_max: usize,
+    /// Where the policy came from.
+    pub policy_source: String,
+    /// Seconds until an unconfirmed policy is reverted.
+    pub confirm_s: Option<u64>,
+    /// Events lost because the control thread was slower than the workers.
+    pub events_lost: u64,
+    /// Why the configuration files, as they are now, are not in force; empty when they are.
+    pub refused: Vec<String>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Number.
+    pub index: usize,
+    /// Core it is pinned to.
+    pub core: Option<usize>,
+    /// Its counters, by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortInfo {
+    /// Name.
+    pub name: String,
+    /// `vhost-user`, `af-xdp`, ...
+    pub kind: String,
+    /// Socket, interface or file.
+    pub at: String,
+    /// Whether its peer is attached.
+    pub up: bool,
+    /// Owner.
+    pub tenant: String,
+    /// Access VLAN.
+    pub vlan: u16,
+    /// VLANs carried tagged.
+    pub trunk: Vec<u16>,
+    /// Carries the outside.
+    pub uplink: bool,
+    /// Spoof guard.
+    pub guard: bool,
+    /// Names of its workloads.
+    pub workloads: Vec<String>,
+    /// Added by command; gone when the daemon ends.
+    pub runtime: bool,
+    /// Connections it has open as initiator.
+    pub connections: u32,
+    /// Counters since it was opened, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Frames dropped since it was opened.
+    pub dropped: u64,
+}
+
+/// One workload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkloadInfo {
+    /// Name.
+    pub name: String,
+    /// Owner.
+    pub tenant: String,
+    /// Its port.
+    pub port: String,
+    /// Whether the port's peer is attached.
+    pub up: bool,
+    /// MACs.
+    pub mac: Vec<String>,
+    /// Addresses.
+    pub ip: Vec<String>,
+    /// Tags now.
+    pub tags: Vec<String>,
+    /// VLAN on its port.
+    pub vlan: Option<u16>,
+    /// Segments it belongs to.
+    pub segments: Vec<String>,
+    /// `vm`, `shared-kernel`, `nested` or `none`.
+    pub assurance: String,
+}
+
+/// One segment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    /// Name.
+    pub name: String,
+    /// Owner.
+    pub tenant: String,
+    /// Selects workloads by these tags.
+    pub tags: Vec<String>,
+    /// Selects workloads by name.
+    pub names: Vec<String>,
+    /// Outside addresses.
+    pub cidr: Vec<String>,
+    /// Workloads in it now.
+    pub members: Vec<String>,
+}
+
+/// Live connections.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConnList {
+    /// Connections in the table.
+    pub total: usize,
+    /// More matched than were asked for.
+    pub truncated: bool,
+    /// Those asked for.
+    pub connections: Vec<ConnInfo>,
+}
+
+/// One live connection, in its original direction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConnInfo {
+    /// `tcp`, `udp`, `icmp`, ...
+    pub protocol: String,
+    /// Initiator's address.
+    pub src: String,
+    /// Initiator's port, or echo identifier.
+    pub sport: u16,
+    /// The other end's address.
+    pub dst: String,
+    /// The other end's port.
+    pub dport: u16,
+    /// Initiator; `-` when it is gone.
+    pub from: String,
+    /// The other end; `-` when it is gone.
+    pub to: String,
+    /// TCP state, or `replied`/`unreplied`.
+    pub state: String,
+    /// Rule that admitted it.
+    pub rule: String,
+    /// Generation it was last judged under.
+    pub generation: u64,
+    /// Whether that is the present one; if not, its next packet is judged again.
+    pub current: bool,
+    /// Seconds since its last packet.
+    pub idle_s: u32,
+    /// Bytes from the initiator.
+    pub original_bytes: u64,
+    /// Bytes to the initiator.
+    pub reply_bytes: u64,
+}
+
+/// The policy in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Generation of the snapshot.
+    pub generation: u64,
+    /// Where it came from.
+    pub source: String,
+    /// Seconds until it is reverted unless confirmed.
+    pub confirm_s: Option<u64>,
+    /// The policy as it was written.
+    pub policy: serde_json::Value,
+    /// Every rule in the order tried, built-in ones included, with hit counts.
+    pub rules: Vec<RuleInfo>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleInfo {
+    /// Name.
+    pub name: String,
+    /// Tier.
+    pub tier: String,
+    /// Action.
+    pub action: String,
+    /// Reported only.
+    pub staged: bool,
+    /// Ships with the switch.
+    pub built_in: bool,
+    /// Initiators.
+    pub from: Vec<String>,
+    /// Other ends.
+    pub to: Vec<String>,
+    /// Services; empty: all.
+    pub service: Vec<String>,
+    /// How often it decided (or would have, when staged).
+    pub hits: u64,
+}
+
+/// How a policy differs from the one in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PolicyDiff {
+    /// Whether anything differs.
+    pub differs: bool,
+    /// One line per difference: `+ rule a`, `- segment b`, `~ rule c: action allow -> deny`.
+    pub changes: Vec<String>,
+}
+
+/// A change is in force at every worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// The new generation.
+    pub generation: u64,
+    /// What was done, one line each.
+    pub changes: Vec<String>,
+    /// Microseconds from the publish until the last worker had it.
+    pub settle_us: u64,
+    /// Reverted after so many seconds unless confirmed.
+    pub confirm_s: Option<u64>,
+}
+
+/// `explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExplainQuery {
+    /// Workload or address.
+    pub from: String,
+    /// Workload or address.
+    pub to: String,
+    /// `tcp/5432`, `icmp`, ...
+    pub service: String,
+    /// Initiator's port, when one connection is meant.
+    pub src_port: Option<u16>,
+}
+
+/// One end, as `explain` understood it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndInfo {
+    /// Workload, or `outside`.
+    pub name: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its port.
+    pub port: String,
+    /// Addresses considered.
+    pub ip: Vec<String>,
+    /// Segments it belongs to.
+    pub segments: Vec<String>,
+    /// `vm`, `shared-kernel`, `nested` or `none`.
+    pub assurance: String,
+}
+
+/// The answer to `explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `allow`, `deny` or `reject`: what policy says to a new connection now.
+    pub verdict: String,
+    /// Why, in a sentence.
+    pub why: String,
+    /// Deciding rule; absent at the end of the last tier.
+    pub rule: Option<String>,
+    /// Its tier.
+    pub tier: Option<String>,
+    /// A staged rule that would have decided before.
+    pub staged: Option<String>,
+    /// Generation asked.
+    pub generation: u64,
+    /// Initiator.
+    pub from: EndInfo,
+    /// Other end.
+    pub to: EndInfo,
+    /// Port the frame would leave by.
+    pub output_port: String,
+    /// Whether its peer is attached.
+    pub output_up: bool,
+    /// Live connections that match, at most 16.
+    pub live: Vec<ConnInfo>,
+    /// What else stands in the way, or is worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// What `watch` shows.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct WatchFilter {
+    /// Only events with this workload at an end.
+    pub workload: Option<String>,
+    /// Only these kinds (`allow`, `deny`, `cut`, ...); empty: all.
+    pub kinds: Vec<String>,
+}
+
+/// One event, as `watch` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// Seconds since the switch started.
+    pub time_s: f64,
+    /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `lost` when some are missing before this line.
+    pub kind: String,
+    /// Drop reason.
+    pub reason: Option<String>,
+    /// Rule.
+    pub rule: Option<String>,
+    /// Port the frame came in by.
+    pub port: String,
+    /// Initiator; `-` when unknown.
+    pub from: String,
+    /// Other end; `-` when unknown.
+    pub to: String,
+    /// `tcp`, `udp`, ..., or `ether/0x88cc`.
+    pub protocol: String,
+    /// Initiator's address.
+    pub src: String,
+    /// Initiator's port.
+    pub sport: u16,
+    /// The other end's address.
+    pub dst: String,
+    /// The other end's port.
+    pub dport: u16,
+    /// Initiator's MAC.
+    pub src_mac: String,
+    /// The other end's MAC.
+    pub dst_mac: String,
+    /// Generation it was judged under.
+    pub generation: u64,
+    /// Bytes from the initiator, when a connection ended.
+    pub original_bytes: u64,
+    /// Bytes to the initiator.
+    pub reply_bytes: u64,
+    /// Events lost so far, at all workers.
+    pub lost: u64,
+}
+
+/// One drop reason.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DropInfo {
+    /// Name.
+    pub reason: String,
+    /// What happened, in a sentence.
+    pub sentence: String,
+    /// Frames, all ports.
+    pub total: u64,
+    /// Frames by port (only ports that have some).
+    pub ports: BTreeMap<String, u64>,
+}
+
+/// Counters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stats {
+    /// By port, since it was opened.
+    pub ports: BTreeMap<String, PortStats>,
+    /// By worker.
+    pub workers: Vec<WorkerInfo>,
+    /// Whether every frame is accounted for.
+    pub conservation: Conservation,
+}
+
+/// One port's counters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PortStats {
+    /// Counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Drops by reason (only those that happened).
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// `rx + originated + copies + extra_segments = tx + dropped + consumed`, over all ports that ever
+/// were. `difference` is 0 on a switch at rest; while frames move, the two sides are not read at
+/// the same instant.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Conservation {
+    /// Frames received.
+    pub rx: u64,
+    /// Frames made by the switch.
+    pub originated: u64,
+    /// Extra outputs of one frame.
+    pub copies: u64,
+    /// Extra frames from segmentation.
+    pub extra_segments: u64,
+    /// Frames sent.
+    pub tx: u64,
+    /// Frames dropped, all reasons.
+    pub dropped: u64,
+    /// Frames consumed by the switch.
+    pub consumed: u64,
+    /// Left side minus right side.
+    pub difference: i64,
+}

@@ -1,0 +1,673 @@
+//! START HERE: how a desired state becomes true.
+//!
+//! [`Control`] is the switch as the control thread holds it. Whatever changes the switch (a file,
+//! a request, the library) ends in [`Control::enact`]:
+//!
+//! 1. the desired state is validated *whole*; every error is reported, not the first;
+//! 2. what to do about ports is worked out as data ([`plan`]);
+//! 3. the policy is compiled, off the data path;
+//! 4. new ports are opened; if one fails, the others are closed again and nothing was touched;
+//! 5. **one** snapshot is built and published;
+//! 6. every worker is woken and takes it up: only then does the call return;
+//! 7. ports that left are closed, no earlier than no worker can know them.
+//!
+//! An error before step 5 means that the switch is as it was. Time comes as an argument.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::api::Applied;
+use super::ports::{OpenPort, PortControl, PortError};
+use super::state::{Desired, PortConfig, SwitchConfig};
+use super::validate;
+use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
+use crate::datapath::worker::{Shared, WorkerHandle};
+use crate::event::{ConnEvent, Consumer};
+use crate::policy::Classifier;
+use crate::policy::FieldError;
+use crate::policy::model::Policy;
+use crate::port::PortId;
+use crate::port::mem::MemEnd;
+
+/// How long workers get to take up a snapshot. They need microseconds; this long without it means
+/// that the machine does not run them at all.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// Policies remembered by generation, to name the rules of events that were on their way.
+const REMEMBERED: usize = 8;
+
+/// Why a change was not made. Except for [`ApplyError::NotSettled`], nothing was touched.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The desired state cannot stand.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<FieldError>),
+    /// A port could not be opened.
+    #[error("port {name}: {source}")]
+    Port {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: PortError,
+    },
+    /// An open port cannot change like this in place.
+    #[error(
+        "port {0}: its queues, MTU or mode cannot change while it is open; remove the port, apply, then add it again"
+    )]
+    InPlace(String),
+    /// More ports than the switch was made for.
+    #[error("more than {0} ports; raise max_ports in [switch] and restart the daemon")]
+    TooManyPorts(usize),
+    /// `[switch]` differs from what the switch was started with.
+    #[error("[switch] cannot change while the switch runs; restart the daemon to change it")]
+    SwitchChanged,
+    /// No such port.
+    #[error("there is no port {0}; `vswitch port list` shows them")]
+    NoSuchPort(String),
+    /// A port of that name exists.
+    #[error("there is a port {0} already; choose another name, or remove it first")]
+    PortExists(String),
+    /// No such workload.
+    #[error("there is no workload {0}; `vswitch workload list` shows them")]
+    NoSuchWorkload(String),
+    /// Nothing waits for confirmation.
+    #[error("no policy waits for confirmation")]
+    NothingToConfirm,
+    /// The change was published, but a worker did not take it up in time.
+    #[error(
+        "generation {0} is published, but not every worker enforces it after 5 s: the machine does not run them"
+    )]
+    NotSettled(u64),
+}
+
+fn lines(errors: &[FieldError]) -> String {
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+impl ApplyError {
+    /// One line per problem.
+    #[must_use]
+    pub fn errors(&self) -> Vec<String> {
+        match self {
+            ApplyError::Invalid(errors) => errors.iter().map(ToString::to_string).collect(),
+            other => vec![other.to_string()],
+        }
+    }
+}
+
+/// What changes on command, on top of what the files (or the builder) say; gone with the process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Overlay {
+    /// Ports added.
+    pub(super) ports: Vec<PortConfig>,
+    /// Names of ports removed.
+    removed: HashSet<String>,
+    /// Tags by (tenant, workload).
+    tags: BTreeMap<(String, String), Vec<String>>,
+}
+
+impl Overlay {
+    /// `base` with the changes made.
+    fn over(&self, base: &Desired) -> Desired {
+        let mut desired = base.clone();
+        desired.ports.retain(|p| !self.removed.contains(&p.name));
+        desired.ports.extend(self.ports.iter().cloned());
+        for port in &mut desired.ports {
+            for workload in &mut port.workloads {
+                let key = (port.tenant.clone(), workload.name.clone());
+                if let Some(tags) = self.tags.get(&key) {
+                    workload.tags.clone_from(tags);
+                }
+            }
+        }
+        desired
+    }
+}
+
+/// A policy on probation.
+#[derive(Debug)]
+pub(super) struct Probation {
+    deadline_ns: u64,
+    previous: Policy,
+    previous_source: String,
+}
+
+/// What to do about ports, worked out before anything is done.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    /// Opened, by index into the desired ports.
+    pub(super) open: Vec<usize>,
+    /// Kept, by name; what the snapshot says of them may change.
+    pub(super) keep: Vec<String>,
+    /// Closed, by name, after the workers have let go.
+    pub(super) close: Vec<String>,
+}
+
+/// What turns the open ports into the desired ones.
+pub(super) fn plan(open: &[OpenPort], desired: &[PortConfig]) -> Result<Plan, ApplyError> {
+    let mut plan = Plan {
+        open: Vec::new(),
+        keep: Vec::new(),
+        close: Vec::new(),
+    };
+    for (index, config) in desired.iter().enumerate() {
+        let same = open
+            .iter()
+            .find(|o| o.config.name == config.name && o.serves(config));
+        if same.is_some() {
+            plan.keep.push(config.name.clone());
+            continue;
+        }
+        if open.iter().any(|o| o.collides(config)) {
+            return Err(ApplyError::InPlace(config.name.clone()));
+        }
+        plan.open.push(index);
+    }
+    plan.close = open
+        .iter()
+        .map(|o| &o.config.name)
+        .filter(|name| !plan.keep.contains(name))
+        .cloned()
+        .collect();
+    Ok(plan)
+}
+
+/// The switch, as the control thread holds it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(super) shared: Arc<Shared>,
+    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) events: Vec<Consumer<ConnEvent>>,
+    /// What files or the builder say.
+    base: Desired,
+    pub(super) overlay: Overlay,
+    /// What is in force.
+    pub(super) desired: Desired,
+    pub(super) policy_source: String,
+    pub(super) ports: Vec<OpenPort>,
+    /// Ports out of every snapshot from that generation on.
+    closing: Vec<(u64, OpenPort)>,
+    pub(super) attachments: Attachments,
+    /// The last policies, newest last, by the generation that brought them.
+    classifiers: VecDeque<(u64, Arc<Classifier>)>,
+    probation: Option<Probation>,
+    /// Why the files, as they are now, are not in force.
+    pub(super) refused: Vec<String>,
+    pub(super) started_ns: u64,
+}
+
+/// Numbers for (port, workload) pairs, for the life of the process.
+#[derive(Debug, Default)]
+pub(super) struct Attachments {
+    numbers: HashMap<(String, String), AttachmentId>,
+    names: Vec<(String, String)>,
+}
+
+impl Attachments {
+    /// The pair's number. "" stands for whoever is not a declared workload.
+    fn intern(&mut self, port: &str, workload: &str) -> AttachmentId {
+        let pair = (port.to_owned(), workload.to_owned());
+        let next = AttachmentId(u32::try_from(self.names.len()).unwrap_or(u32::MAX));
+        *self.numbers.entry(pair).or_insert_with_key(|pair| {
+            self.names.push(pair.clone());
+            next
+        })
+    }
+
+    /// The number of a pair that has one.
+    pub(super) fn number(&self, port: &str, workload: &str) -> Option<AttachmentId> {
+        let pair = (port.to_owned(), workload.to_owned());
+        self.numbers.get(&pair).copied()
+    }
+
+    /// Port and workload of a number, also of one that is gone.
+    pub(super) fn name(&self, number: u32) -> Option<(&str, &str)> {
+        let (port, workload) = self.names.get(number as usize)?;
+        Some((port, workload))
+    }
+}
+
+impl Control {
+    /// The control side of a data path that just started, with nothing attached and no policy.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        workers: Vec<WorkerHandle>,
+        config: SwitchConfig,
+        now_ns: u64,
+    ) -> Self {
+        let events = (0..shared.counters.len())
+            .filter_map(|i| shared.take_events(i))
+            .collect();
+        let empty = Desired {
+            switch: config,
+            ..Desired::default()
+        };
+        Control {
+            shared,
+            workers,
+            events,
+            base: empty.clone(),
+            overlay: Overlay::default(),
+            desired: empty,
+            policy_source: "none".to_owned(),
+            ports: Vec::new(),
+            closing: Vec::new(),
+            attachments: Attachments::default(),
+            classifiers: VecDeque::new(),
+            probation: None,
+            refused: Vec::new(),
+            started_ns: now_ns,
+        }
+    }
+
+    /// Makes a whole desired state true. Ports and tags changed by command stay as they are.
+    pub(crate) fn apply(&mut self, desired: Desired, source: &str) -> Result<Applied, ApplyError> {
+        if desired.switch != self.desired.switch {
+            return Err(ApplyError::SwitchChanged);
+        }
+        let applied = self.change(desired, self.overlay.clone())?;
+        source.clone_into(&mut self.policy_source);
+        // The files decide now: what was on probation is either in them or gone.
+        self.probation = None;
+        self.refused.clear();
+        Ok(applied)
+    }
+
+    /// Replaces the policy. With `confirm_ns` it is reverted after that time, unless confirmed.
+    pub(crate) fn apply_policy(
+        &mut self,
+        policy: Policy,
+        source: &str,
+        confirm_ns: Option<u64>,
+        now_ns: u64,
+    ) -> Result<Applied, ApplyError> {
+        let mut base = self.base.clone();
+        let previous = std::mem::replace(&mut base.policy, policy);
+        let mut applied = match self.change(base, self.overlay.clone()) {
+            Err(e) if !matches!(e, ApplyError::NotSettled(_)) => return Err(e),
+            done => done,
+        };
+        let previous_source = std::mem::replace(&mut self.policy_source, source.to_owned());
+        // A second unconfirmed policy goes back to where the first one would have gone.
+        let (previous, previous_source) = match self.probation.take() {
+            Some(p) => (p.previous, p.previous_source),
+            None => (previous, previous_source),
+        };
+        self.probation = confirm_ns.map(|ns| Probation {
+            deadline_ns: now_ns.saturating_add(ns),
+            previous,
+            previous_source,
+        });
+        if let Ok(applied) = &mut applied {
+            applied.confirm_s = self.confirm_s(now_ns);
+        }
+        applied
+    }
+
+    /// Keeps the policy on probation.
+    pub(crate) fn confirm(&mut self) -> Result<Applied, ApplyError> {
+        self.probation.take().ok_or(ApplyError::NothingToConfirm)?;
+        Ok(Applied {
+            generation: self.shared.snapshots.generation(),
+            changes: vec!["policy confirmed".to_owned()],
+            settle_us: 0,
+            confirm_s: None,
+        })
+    }
+
+    /// Seconds until the policy is reverted, rounded up.
+    pub(super) fn confirm_s(&self, now_ns: u64) -> Option<u64> {
+        let p = self.probation.as_ref()?;
+        Some(p.deadline_ns.saturating_sub(now_ns).div_ceil(1_000_000_000))
+    }
+
+    /// Adds a port, for the life of the process.
+    pub(crate) fn add_ports(&mut self, ports: Vec<PortConfig>) -> Result<Applied, ApplyError> {
+        let mut overlay = self.overlay.clone();
+        for port in ports {
+            if self.desired.ports.iter().any(|p| p.name == port.name) {
+                return Err(ApplyError::PortExists(port.name));
+            }
+            overlay.ports.push(port);
+        }
+        self.change(self.base.clone(), overlay)
+    }
+
+    /// Removes a port. One from a file comes back when the files are applied again after it was
+    /// taken out of them, or when the daemon restarts.
+    pub(crate) fn remove_port(&mut self, name: &str) -> Result<Applied, ApplyError> {
+        if !self.desired.ports.iter().any(|p| p.name == name) {
+            return Err(ApplyError::NoSuchPort(name.to_owned()));
+        }
+        let mut overlay = self.overlay.clone();
+        overlay.ports.retain(|p| p.name != name);
+        if self.base.ports.iter().any(|p| p.name == name) {
+            overlay.removed.insert(name.to_owned());
+        }
+        self.change(self.base.clone(), overlay)
+    }
+
+    /// Changes a workload's tags, for the life of the process.
+    pub(crate) fn tag(
+        &mut self,
+        workload: &str,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<Applied, ApplyError> {
+        let (tenant, name) = workload
+            .split_once('/')
+            .unwrap_or((crate::policy::model::DEFAULT_TENANT, workload));
+        let mut tags = self
+            .desired
+            .ports
+            .iter()
+            .filter(|p| p.tenant == tenant)
+            .flat_map(|p| &p.workloads)
+            .find(|w| w.name == name)
+            .map(|w| w.tags.clone())
+            .ok_or_else(|| ApplyError::NoSuchWorkload(workload.to_owned()))?;
+        tags.retain(|t| !remove.contains(t));
+        for tag in add {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
+        let mut overlay = self.overlay.clone();
+        overlay
+            .tags
+            .insert((tenant.to_owned(), name.to_owned()), tags);
+        self.change(self.base.clone(), overlay)
+    }
+
+    /// The application's end of a mem port, once.
+    pub(crate) fn mem_port(&mut self, name: &str) -> Option<MemEnd> {
+        let port = self.ports.iter_mut().find(|p| p.config.name == name)?;
+        match &mut port.control {
+            PortControl::Mem(end) => end.take(),
+            PortControl::AfXdp(_) => None,
+        }
+    }
+
+    /// Enacts `base` with `overlay` over it and remembers both when it worked.
+    fn change(&mut self, base: Desired, mut overlay: Overlay) -> Result<Applied, ApplyError> {
+        // A removal is forgotten once the files agree, so that the name can come back.
+        overlay
+            .removed
+            .retain(|name| base.ports.iter().any(|p| &p.name == name));
+        let result = self.enact(overlay.over(&base));
+        if matches!(result, Ok(_) | Err(ApplyError::NotSettled(_))) {
+            self.base = base;
+            self.overlay = overlay;
+        }
+        result
+    }
+
+    /// See the module documentation.
+    fn enact(&mut self, desired: Desired) -> Result<Applied, ApplyError> {
+        let errors = validate::validate(&desired);
+        if !errors.is_empty() {
+            return Err(ApplyError::Invalid(errors));
+        }
+        self.reap();
+        let plan = plan(&self.ports, &desired.ports)?;
+        let facts = validate::workloads(&desired);
+        let previous = self.classifiers.back().map(|(_, c)| Arc::clone(c));
+        let compiled = Classifier::compile(&desired.policy, &facts, previous.as_deref())
+            .map_err(ApplyError::Invalid)?;
+
+        let opened = self.open(&plan, &desired.ports)?;
+
+        let classifier = Arc::new(compiled.classifier);
+        let mut parties = compiled.parties.into_iter();
+        let mut ports = Vec::with_capacity(desired.ports.len());
+        for config in &desired.ports {
+            let open = opened
+                .iter()
+                .chain(&self.ports)
+                .find(|o| o.config.name == config.name);
+            let Some(open) = open else { continue };
+            ports.push(PortInput {
+                port: Arc::clone(&open.port),
+                tenant: desired.policy.tenant_id(&config.tenant).unwrap_or_default(),
+                vlan: config.vlan,
+                trunk: config.trunk.clone(),
+                uplink: config.uplink,
+                guard: config.guard,
+                routes: config.routes.clone(),
+                mtu: config.mtu,
+                max_connections: quota(config, &desired.switch),
+                attachment: self.attachments.intern(&config.name, ""),
+                workloads: config
+                    .workloads
+                    .iter()
+                    .zip(&mut parties)
+                    .map(|(w, party)| WorkloadInput {
+                        attachment: self.attachments.intern(&config.name, &w.name),
+                        name: w.name.clone(),
+                        party,
+                        macs: w.mac.clone(),
+                        ips: w.ip.clone(),
+                        vlan: w.vlan,
+                    })
+                    .collect(),
+            });
+        }
+        let snapshot = Snapshot::build(SnapshotInput {
+            ports,
+            classifier: Some(Arc::clone(&classifier)),
+            workers: self.shared.counters.len(),
+        });
+
+        let start = Instant::now();
+        let generation = self.shared.snapshots.publish(snapshot);
+        let changes = describe(&plan, &self.desired, &desired);
+        self.commit(&plan, opened, desired, generation, classifier);
+        let settled = self.settle(generation, start);
+        self.reap();
+        if !settled {
+            error!(generation, "workers have not taken up the snapshot");
+            return Err(ApplyError::NotSettled(generation));
+        }
+        let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        info!(generation, settle_us, ?changes, "applied");
+        Ok(Applied {
+            generation,
+            changes,
+            settle_us,
+            confirm_s: None,
+        })
+    }
+
+    /// Opens what the plan opens; all or nothing.
+    fn open(&self, plan: &Plan, desired: &[PortConfig]) -> Result<Vec<OpenPort>, ApplyError> {
+        let used: HashSet<PortId> = self
+            .ports
+            .iter()
+            .chain(self.closing.iter().map(|(_, p)| p))
+            .map(|p| p.port.id)
+            .collect();
+        let max = self.shared.max_ports.min(usize::from(u16::MAX));
+        let mut free = (0..max)
+            .filter_map(|n| u16::try_from(n).ok().map(PortId))
+            .filter(|id| !used.contains(id));
+        let mut opened = Vec::new();
+        for config in plan.open.iter().filter_map(|i| desired.get(*i)) {
+            let id = free.next().ok_or(ApplyError::TooManyPorts(max))?;
+            // Returning drops, and thereby closes, those opened so far.
+            let port = OpenPort::open(id, config, &self.shared.counters).map_err(|source| {
+                ApplyError::Port {
+                    name: config.name.clone(),
+                    source,
+                }
+            })?;
+            opened.push(port);
+        }
+        Ok(opened)
+    }
+
+    /// Notes what was published.
+    fn commit(
+        &mut self,
+        plan: &Plan,
+        opened: Vec<OpenPort>,
+        desired: Desired,
+        generation: u64,
+        classifier: Arc<Classifier>,
+    ) {
+        let (gone, mut kept): (Vec<_>, Vec<_>) = self
+            .ports
+            .drain(..)
+            .partition(|p| plan.close.contains(&p.config.name));
+        self.closing
+            .extend(gone.into_iter().map(|p| (generation, p)));
+        for port in &mut kept {
+            if let Some(config) = desired.ports.iter().find(|c| c.name == port.config.name) {
+                port.config = config.clone();
+            }
+        }
+        kept.extend(opened);
+        self.ports = kept;
+        self.desired = desired;
+        self.classifiers.push_back((generation, classifier));
+        if self.classifiers.len() > REMEMBERED {
+            self.classifiers.pop_front();
+        }
+    }
+
+    /// Waits until every worker has `generation`.
+    fn settle(&self, generation: u64, start: Instant) -> bool {
+        let mut pause = Duration::from_micros(20);
+        while !self.shared.snapshots.settled(generation) {
+            if start.elapsed() > SETTLE_LIMIT {
+                return false;
+            }
+            // Again each time: a worker may have been on its way into its wait.
+            for worker in &self.workers {
+                worker.wake();
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Closes ports that no worker can know any more.
+    fn reap(&mut self) {
+        let snapshots = &self.shared.snapshots;
+        let gone = self
+            .closing
+            .extract_if(.., |(generation, _)| snapshots.settled(*generation));
+        gone.for_each(|(_, port)| port.close());
+    }
+
+    /// What is due at `now_ns`: an unconfirmed policy is reverted, ports are closed.
+    pub(crate) fn tick(&mut self, now_ns: u64) {
+        self.reap();
+        for port in &mut self.ports {
+            port.tick(now_ns);
+        }
+        if self
+            .probation
+            .as_ref()
+            .is_none_or(|p| p.deadline_ns > now_ns)
+        {
+            return;
+        }
+        if let Some(p) = self.probation.take() {
+            warn!(
+                "the policy was not confirmed in time: back to {}",
+                p.previous_source
+            );
+            if let Err(e) = self.apply_policy(p.previous, &p.previous_source, None, now_ns) {
+                // It stood before; only a port added since can have made it invalid.
+                error!("cannot go back to the policy before: {e}");
+            }
+        }
+    }
+
+    /// When [`Control::tick`] has something to do next.
+    pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
+        let ports = self.ports.iter().filter_map(OpenPort::next_deadline_ns);
+        ports
+            .chain(self.probation.as_ref().map(|p| p.deadline_ns))
+            .min()
+    }
+
+    /// The control descriptors of all ports, with the port's number.
+    pub(super) fn port_fds(&self) -> impl Iterator<Item = (RawFd, PortId)> {
+        self.ports.iter().filter_map(|p| Some((p.fd()?, p.port.id)))
+    }
+
+    /// Serves a port whose descriptor is ready.
+    pub(super) fn port_ready(&mut self, id: PortId, now_ns: u64) {
+        if let Some(port) = self.ports.iter_mut().find(|p| p.port.id == id) {
+            port.ready(now_ns);
+        }
+    }
+
+    /// The policy an event of `generation` was judged by.
+    pub(super) fn classifier_at(&self, generation: u64) -> Option<&Arc<Classifier>> {
+        self.classifiers
+            .iter()
+            .rev()
+            .find(|(from, _)| *from <= generation)
+            .map(|(_, c)| c)
+    }
+
+    /// The policy in force.
+    pub(super) fn classifier(&self) -> Option<&Arc<Classifier>> {
+        self.classifiers.back().map(|(_, c)| c)
+    }
+
+    /// Ends the workers, then closes every port.
+    pub(crate) fn shutdown(&mut self) {
+        self.shared.stop();
+        for worker in self.workers.drain(..) {
+            worker.wake();
+            worker.join();
+        }
+        self.ports.clear();
+        self.closing.clear();
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Connections a port may open: a quarter of the table unless said.
+fn quota(config: &PortConfig, switch: &SwitchConfig) -> u32 {
+    let max = config
+        .max_connections
+        .unwrap_or_else(|| (switch.connections / 4).max(1));
+    u32::try_from(max).unwrap_or(u32::MAX)
+}
+
+/// What a change does, one line each.
+fn describe(plan: &Plan, old: &Desired, new: &Desired) -> Vec<String> {
+    let mut changes = Vec::new();
+    for name in plan.open.iter().filter_map(|i| new.ports.get(*i)) {
+        changes.push(format!("port {} opened", name.name));
+    }
+    for name in &plan.close {
+        changes.push(format!("port {name} closed"));
+    }
+    for name in &plan.keep {
+        let find = |d: &Desired| d.ports.iter().find(|p| &p.name == name).cloned();
+        if find(old) != find(new) {
+            changes.push(format!("port {name} changed"));
+        }
+    }
+    changes.extend(super::diff::policies(&old.policy, &new.policy));
+    changes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,23 @@
+//! The control side: desired state and how it is made true, the API, questions. Start at
+//! `apply.rs`.
+
+pub mod api;
+mod apply;
+mod diff;
+mod events;
+mod explain;
+mod loader;
+mod ports;
+mod reactor;
+mod requests;
+mod server;
+pub mod state;
+mod switch;
+pub mod validate;
+mod view;
+
+pub use apply::ApplyError;
+pub use loader::Loader;
+pub use ports::PortError;
+pub use server::ServerError;
+pub use switch::{Switch, SwitchBuilder, SwitchError};

@@ -1,0 +1,210 @@
+//! Opening and closing ports: the one place that knows which kinds there are.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::state::{PortConfig, PortKind};
+use crate::counters::{Counters, PortValues};
+use crate::drop_reason::DropReason;
+use crate::port::afxdp::{self, AfXdpConfig, AfXdpControl, AfXdpError, Health};
+use crate::port::mem::{self, MemConfig, MemEnd, MemError};
+use crate::port::{Port, PortId};
+
+/// Why a port could not be opened: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortError {
+    /// An in-process port.
+    #[error(transparent)]
+    Mem(#[from] MemError),
+    /// An AF_XDP port.
+    #[error("{}", chain(.0))]
+    AfXdp(#[from] AfXdpError),
+    /// A kind this build does not have.
+    #[error("this build has no {0} ports")]
+    Unsupported(&'static str),
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    let texts: Vec<_> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
+}
+
+/// A port that is open, and what the control thread needs to keep it so. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct OpenPort {
+    pub(super) config: PortConfig,
+    pub(super) port: Arc<Port>,
+    pub(super) control: PortControl,
+    /// What the counters of its number said when it was opened: numbers are reused.
+    baseline: Totals,
+}
+
+/// The control side of a port, by kind.
+#[derive(Debug)]
+pub(super) enum PortControl {
+    /// The application's end, until it is taken.
+    Mem(Option<MemEnd>),
+    /// Its interface and program.
+    AfXdp(Box<AfXdpControl>),
+}
+
+impl OpenPort {
+    /// Opens a port as number `id`. Nothing passes through it before it stands in a snapshot.
+    pub(super) fn open(
+        id: PortId,
+        config: &PortConfig,
+        counters: &[Arc<Counters>],
+    ) -> Result<Self, PortError> {
+        let name = &config.name;
+        let (port, control) = match &config.kind {
+            PortKind::Mem => {
+                let (port, end) = mem::open(id, name, &MemConfig::default())?;
+                (port, PortControl::Mem(Some(end)))
+            }
+            PortKind::AfXdp { interface } => {
+                let config = AfXdpConfig {
+                    interface: interface.clone(),
+                    queues: config.queues,
+                    // An uplink's host may have its interface back when we are gone; a container
+                    // must never reach the host's stack instead of the firewall.
+                    outlive: !config.uplink,
+                };
+                let (port, mut control) = afxdp::open(id, name, &config)?;
+                control.check();
+                (port, PortControl::AfXdp(Box::new(control)))
+            }
+            PortKind::VhostUser { .. } => return Err(PortError::Unsupported("vhost-user")),
+            PortKind::Tap { .. } => return Err(PortError::Unsupported("tap")),
+            PortKind::Pcap { .. } => return Err(PortError::Unsupported("pcap")),
+        };
+        Ok(OpenPort {
+            config: config.clone(),
+            port,
+            control,
+            baseline: Totals::read(counters, id),
+        })
+    }
+
+    /// The descriptor that is readable when [`OpenPort::ready`] has something to do.
+    pub(super) fn fd(&self) -> Option<RawFd> {
+        match &self.control {
+            PortControl::Mem(_) => None,
+            PortControl::AfXdp(c) => Some(c.events_fd()),
+        }
+    }
+
+    /// Serves whatever happened.
+    pub(super) fn ready(&mut self, _now_ns: u64) {
+        match &mut self.control {
+            PortControl::Mem(_) => {}
+            PortControl::AfXdp(c) => {
+                let was_up = self.port.is_up();
+                match c.check() {
+                    Health::Up | Health::NoCarrier if was_up == self.port.is_up() => {}
+                    health => warn!(port = self.config.name, ?health, "interface changed"),
+                }
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, _now_ns: u64) {}
+
+    /// When [`OpenPort::tick`] has something to do.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
+    /// Closes a port that was removed on purpose.
+    pub(super) fn close(self) {
+        info!(port = self.config.name, "closed");
+        if let PortControl::AfXdp(c) = self.control
+            && let Err(e) = c.detach()
+        {
+            warn!(port = self.config.name, "{}", chain(&e));
+        }
+    }
+
+    /// Whether the port, as it is open, also serves `config`: only what the snapshot says changes.
+    pub(super) fn serves(&self, config: &PortConfig) -> bool {
+        let mine = &self.config;
+        mine.kind == config.kind && mine.queues == config.queues && mine.mtu == config.mtu
+    }
+
+    /// Whether both cannot be open at the same time.
+    pub(super) fn collides(&self, config: &PortConfig) -> bool {
+        use PortKind::{AfXdp, Tap, VhostUser};
+        match (&self.config.kind, &config.kind) {
+            (VhostUser { socket: a, .. }, VhostUser { socket: b, .. }) => a == b,
+            (
+                AfXdp { interface: a } | Tap { interface: a, .. },
+                AfXdp { interface: b } | Tap { interface: b, .. },
+            ) => a == b,
+            _ => false,
+        }
+    }
+
+    /// The port's numbers since it was opened.
+    pub(super) fn totals(&self, counters: &[Arc<Counters>]) -> Totals {
+        let mut now = Totals::read(counters, self.port.id);
+        now.since(&self.baseline);
+        now
+    }
+}
+
+/// One port's counters and drops, all workers together.
+#[derive(Clone, Debug)]
+pub(super) struct Totals {
+    pub(super) pkts: PortValues,
+    pub(super) drops: [u64; DropReason::COUNT],
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Totals {
+            pkts: PortValues::default(),
+            drops: [0; DropReason::COUNT],
+        }
+    }
+}
+
+impl Totals {
+    pub(super) fn read(counters: &[Arc<Counters>], id: PortId) -> Self {
+        let mut totals = Totals::default();
+        for worker in counters {
+            let Some(cell) = worker.ports.get(usize::from(id.0)) else {
+                continue;
+            };
+            totals.pkts.add(&cell.pkts);
+            for (sum, reason) in totals.drops.iter_mut().zip(DropReason::ALL) {
+                *sum = sum.wrapping_add(cell.drops.get(*reason));
+            }
+        }
+        totals
+    }
+
+    fn since(&mut self, start: &Totals) {
+        self.pkts.subtract(&start.pkts);
+        for (sum, before) in self.drops.iter_mut().zip(start.drops) {
+            *sum = sum.wrapping_sub(before);
+        }
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Reasons that happened.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL
+            .iter()
+            .copied()
+            .zip(self.drops)
+            .filter(|(_, n)| *n != 0)
+    }
+}

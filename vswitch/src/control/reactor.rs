@@ -1,0 +1,216 @@
+//! The control thread: one epoll over commands, API clients, ports' control sockets and watched
+//! files, and the timers between them. Everything that changes the switch happens here, one thing
+//! at a time.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use tracing::{error, info, warn};
+
+use super::api::Reply;
+use super::apply::Control;
+use super::events;
+use super::loader::Loader;
+use super::requests;
+use super::server::Server;
+use crate::port::PortId;
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::eventfd::EventFd;
+use crate::sys::inotify::FileWatch;
+use crate::sys::time::monotonic_ns;
+
+/// Something to be done on the control thread.
+pub(super) type Command = Box<dyn FnOnce(&mut Control) + Send>;
+
+/// Tokens: what a descriptor is, in the high half; which one, in the low half.
+const WAKE: u64 = 0;
+const LISTENER: u64 = 1 << 32;
+const CLIENT: u64 = 2 << 32;
+const FILES: u64 = 3 << 32;
+const PORT: u64 = 4 << 32;
+const KIND: u64 = !0 << 32;
+
+/// How often events are taken while somebody watches: what a person notices.
+const WATCHED_NS: u64 = 50_000_000;
+/// How often otherwise: rings must not overflow with what should be logged, and idle must be cheap.
+const UNWATCHED_NS: u64 = 500_000_000;
+/// A file is read this long after its last change, so that two files saved together are one change.
+const SAVED_NS: u64 = 100_000_000;
+
+/// See the module documentation.
+pub(super) struct Reactor {
+    control: Control,
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+    commands: Receiver<Command>,
+    server: Option<Server>,
+    loader: Option<Box<dyn Loader>>,
+    files: Option<FileWatch>,
+    /// When the changed files are read.
+    reload_at_ns: Option<u64>,
+    events_at_ns: u64,
+}
+
+impl Reactor {
+    /// Joins the parts. `loader` is watched when it is there.
+    pub(super) fn new(
+        control: Control,
+        wake: Arc<EventFd>,
+        commands: Receiver<Command>,
+        server: Option<Server>,
+        loader: Option<Box<dyn Loader>>,
+    ) -> std::io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(wake.fd(), WAKE, Interest::READ)?;
+        if let Some(server) = &server {
+            epoll.add(server.fd(), LISTENER, Interest::READ)?;
+        }
+        let files = match &loader {
+            Some(loader) => Some(FileWatch::new(&loader.files())?),
+            None => None,
+        };
+        if let Some(files) = &files {
+            epoll.add(files.as_raw_fd(), FILES, Interest::READ)?;
+        }
+        Ok(Reactor {
+            control,
+            epoll,
+            wake,
+            commands,
+            server,
+            loader,
+            files,
+            reload_at_ns: None,
+            events_at_ns: 0,
+        })
+    }
+
+    /// Runs until every [`super::switch::Switch`] handle is gone.
+    pub(super) fn run(mut self) {
+        let mut ready = [Event::EMPTY; 64];
+        loop {
+            self.register_ports();
+            let timeout = self.timeout_ms(monotonic_ns());
+            let n = match self.epoll.wait(&mut ready, timeout) {
+                Ok(n) => n,
+                Err(e) => {
+                    error!("control thread: epoll: {e}");
+                    break;
+                }
+            };
+            let now_ns = monotonic_ns();
+            for event in ready.iter().take(n) {
+                self.handle(event, now_ns);
+            }
+            if !self.run_commands() {
+                break;
+            }
+            self.timers(monotonic_ns());
+        }
+        self.control.shutdown();
+    }
+
+    fn timeout_ms(&self, now_ns: u64) -> i32 {
+        let deadlines = [
+            Some(self.events_at_ns),
+            self.reload_at_ns,
+            self.control.next_deadline_ns(),
+        ];
+        let next = deadlines.into_iter().flatten().min().unwrap_or(now_ns);
+        i32::try_from(next.saturating_sub(now_ns).div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    }
+
+    fn handle(&mut self, event: &Event, now_ns: u64) {
+        let token = event.token();
+        match token & KIND {
+            WAKE => {
+                self.wake.drain();
+            }
+            LISTENER => {
+                if let Some(server) = &mut self.server {
+                    server.accept(&self.epoll, |id| CLIENT | (id & !KIND), now_ns);
+                }
+            }
+            CLIENT => {
+                let (control, loader) = (&mut self.control, self.loader.as_deref());
+                if let Some(server) = &mut self.server {
+                    server.ready(token & !KIND, now_ns, &self.epoll, token, |line| {
+                        requests::answer(control, loader, line, now_ns)
+                    });
+                }
+            }
+            FILES => {
+                if self.files.as_mut().is_some_and(FileWatch::changed) {
+                    self.reload_at_ns = Some(now_ns + SAVED_NS);
+                }
+            }
+            _ => {
+                let id = u16::try_from(token & !KIND).map(PortId);
+                self.control
+                    .port_ready(id.unwrap_or(PortId(u16::MAX)), now_ns);
+            }
+        }
+    }
+
+    /// Runs what was sent to us; `false` when nobody can send any more.
+    fn run_commands(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => command(&mut self.control),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn timers(&mut self, now_ns: u64) {
+        self.control.tick(now_ns);
+        if self.reload_at_ns.is_some_and(|at| at <= now_ns) {
+            self.reload_at_ns = None;
+            if let Some(loader) = &self.loader {
+                info!("configuration files changed");
+                // Refused: logged and shown by `status`; the switch is as it was.
+                let _ = requests::reload(&mut self.control, loader.as_ref());
+            }
+        }
+        if self.events_at_ns <= now_ns {
+            self.take_events();
+            let watched = self.server.as_ref().is_some_and(Server::watched);
+            let pause = if watched { WATCHED_NS } else { UNWATCHED_NS };
+            self.events_at_ns = now_ns + pause;
+            if let Some(server) = &mut self.server {
+                server.expire(now_ns);
+            }
+        }
+    }
+
+    fn take_events(&mut self) {
+        let watched = self.server.as_ref().is_some_and(Server::watched);
+        let (server, epoll) = (&mut self.server, &self.epoll);
+        self.control.take_events(watched, |event| {
+            let Some(server) = server else { return };
+            // Plain values with string keys: serialising them cannot fail.
+            let line = serde_json::to_string(&Reply::Ok(&event)).unwrap_or_default();
+            server.publish(
+                |filter| events::matches(filter, &event),
+                &line,
+                epoll,
+                |id| CLIENT | (id & !KIND),
+            );
+        });
+    }
+
+    /// Sees to it that every control descriptor of every port is waited for.
+    fn register_ports(&mut self) {
+        for (fd, id) in self.control.port_fds() {
+            let token = PORT | u64::from(id.0);
+            // A descriptor may have been closed and its number used again since we last looked, so
+            // the set itself is asked.
+            let known = self.epoll.modify(fd, token, Interest::READ);
+            if let Err(e) = known.or_else(|_new| self.epoll.add(fd, token, Interest::READ)) {
+                warn!("control descriptor {fd}: {e}");
+            }
+        }
+    }
+}

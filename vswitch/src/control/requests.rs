@@ -1,0 +1,203 @@
+//! From a request line to a reply line.
+
+use serde::Serialize;
+use tracing::info;
+
+use super::api::{
+    ApiError, Applied, Envelope, ErrorCode, PolicyDiff, Reply, Request, VERSION, WatchFilter,
+};
+use super::apply::{ApplyError, Control};
+use super::loader::Loader;
+use super::server::Answer;
+use crate::datapath::worker::tick;
+
+/// Longest probation of a policy: a day. A longer one was forgotten, not planned.
+const MAX_CONFIRM_S: u64 = 86_400;
+
+impl From<ApplyError> for ApiError {
+    fn from(e: ApplyError) -> Self {
+        use ApplyError as E;
+        let code = match &e {
+            E::NoSuchPort(_) | E::NoSuchWorkload(_) | E::NothingToConfirm => ErrorCode::Usage,
+            E::Invalid(_)
+            | E::Port { .. }
+            | E::InPlace(_)
+            | E::TooManyPorts(_)
+            | E::SwitchChanged
+            | E::PortExists(_)
+            | E::NotSettled(_) => ErrorCode::Refused,
+        };
+        ApiError {
+            code,
+            errors: e.errors(),
+        }
+    }
+}
+
+fn refused(errors: Vec<String>) -> ApiError {
+    ApiError {
+        code: ErrorCode::Refused,
+        errors,
+    }
+}
+
+fn no_files() -> ApiError {
+    ApiError::new(
+        ErrorCode::Refused,
+        "this switch is embedded in a program and reads no files",
+    )
+}
+
+fn line<T: Serialize>(result: Result<T, ApiError>) -> String {
+    let reply = match result {
+        Ok(answer) => Reply::Ok(answer),
+        Err(e) => Reply::Error(e),
+    };
+    // Plain values with string keys: serialising them cannot fail.
+    serde_json::to_string(&reply).unwrap_or_default()
+}
+
+/// Answers one request.
+pub(super) fn answer(
+    control: &mut Control,
+    loader: Option<&dyn Loader>,
+    text: &str,
+    now_ns: u64,
+) -> Answer {
+    let envelope: Envelope = match serde_json::from_str(text) {
+        Ok(e) => e,
+        Err(e) => {
+            let error = ApiError::new(ErrorCode::Usage, format!("not a request: {e}"));
+            return Answer::Reply(line::<()>(Err(error)));
+        }
+    };
+    if envelope.version != VERSION {
+        let error = ApiError::new(
+            ErrorCode::Version,
+            format!(
+                "the client speaks protocol version {}, the daemon {VERSION}; use the `vswitch` the daemon was started from",
+                envelope.version
+            ),
+        );
+        return Answer::Reply(line::<()>(Err(error)));
+    }
+    let r = match envelope.request {
+        Request::Watch(filter) => return watch(filter),
+        Request::Status => line(Ok(control.status(now_ns))),
+        Request::Ports => line(Ok(control.port_infos())),
+        Request::Workloads => line(Ok(control.workload_infos())),
+        Request::Segments => line(Ok(control.segment_infos())),
+        Request::Conns { workload, limit } => {
+            line(control.conns(workload.as_deref(), limit, tick(now_ns)))
+        }
+        Request::PolicyShow => line(Ok(control.policy_view(now_ns))),
+        Request::Explain(q) => line(control.explain(&q, tick(now_ns))),
+        Request::Drops => line(Ok(control.drops())),
+        Request::Stats => line(Ok(control.stats())),
+        Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),
+        change => line(enact(control, loader, change, now_ns)),
+    };
+    Answer::Reply(r)
+}
+
+fn watch(filter: WatchFilter) -> Answer {
+    use crate::event::ConnEventKind as K;
+    let all = [
+        K::Allow,
+        K::Deny,
+        K::Reject,
+        K::Staged,
+        K::Cut,
+        K::Close,
+        K::Expire,
+        K::Evict,
+    ];
+    let unknown = |kind: &&String| !all.iter().any(|k| k.name() == kind.as_str());
+    match filter.kinds.iter().find(unknown) {
+        None => Answer::Stream(filter),
+        Some(kind) => {
+            let known: Vec<_> = all.iter().map(|k| k.name()).collect();
+            let text = format!(
+                "there is no kind of event {kind}; the kinds are {}",
+                known.join(", ")
+            );
+            Answer::Reply(line::<()>(Err(ApiError::new(ErrorCode::Usage, text))))
+        }
+    }
+}
+
+fn diff(
+    control: &Control,
+    loader: Option<&dyn Loader>,
+    toml: &str,
+    source: &str,
+) -> Result<PolicyDiff, ApiError> {
+    let policy = loader
+        .ok_or_else(no_files)?
+        .policy(toml, source)
+        .map_err(refused)?;
+    let changes = super::diff::policies(&control.desired.policy, &policy);
+    Ok(PolicyDiff {
+        differs: !changes.is_empty(),
+        changes,
+    })
+}
+
+/// The requests that change something.
+fn enact(
+    control: &mut Control,
+    loader: Option<&dyn Loader>,
+    request: Request,
+    now_ns: u64,
+) -> Result<Applied, ApiError> {
+    match request {
+        Request::PolicyApply {
+            toml,
+            source,
+            confirm_s,
+        } => {
+            if let Some(s) = confirm_s.filter(|s| *s == 0 || *s > MAX_CONFIRM_S) {
+                return Err(ApiError::new(
+                    ErrorCode::Usage,
+                    format!("--confirm {s}s: choose a time from 1 s to a day"),
+                ));
+            }
+            let policy = loader
+                .ok_or_else(no_files)?
+                .policy(&toml, &source)
+                .map_err(refused)?;
+            info!(source, ?confirm_s, "policy apply");
+            let confirm_ns = confirm_s.map(|s| s * 1_000_000_000);
+            Ok(control.apply_policy(policy, &source, confirm_ns, now_ns)?)
+        }
+        Request::PolicyConfirm => Ok(control.confirm()?),
+        Request::PortAdd { toml } => {
+            let ports = loader.ok_or_else(no_files)?.ports(&toml).map_err(refused)?;
+            Ok(control.add_ports(ports)?)
+        }
+        Request::PortDel { name } => Ok(control.remove_port(&name)?),
+        Request::WorkloadTag {
+            workload,
+            add,
+            remove,
+        } => Ok(control.tag(&workload, &add, &remove)?),
+        Request::Reload => reload(control, loader.ok_or_else(no_files)?),
+        // Questions are answered by the caller.
+        _ => Err(ApiError::new(ErrorCode::Usage, "not a change")),
+    }
+}
+
+/// Makes the configuration files true, as they are now, or refuses them whole.
+pub(super) fn reload(control: &mut Control, loader: &dyn Loader) -> Result<Applied, ApiError> {
+    let result = loader.load().map_err(refused).and_then(|desired| {
+        let source = loader.policy_source();
+        control.apply(desired, &source).map_err(ApiError::from)
+    });
+    if let Err(e) = &result {
+        control.refused.clone_from(&e.errors);
+        for error in &e.errors {
+            tracing::error!("configuration refused: {error}");
+        }
+    }
+    result
+}

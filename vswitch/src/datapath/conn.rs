@@ -272,3 +272,57 @@ impl Quotas {
             .map_or(0, |q| q.load(Ordering::Relaxed))
     }
 }
+
+/// Connections a port opened last, as candidates for eviction: as many as a flood makes while one
+/// honest handshake completes would be too many, so the oldest of these is given up first.
+const RECENT: usize = 64;
+
+#[derive(Debug)]
+struct Ring {
+    keys: [FlowKey; RECENT],
+    /// Oldest key, and how many there are.
+    first: usize,
+    len: usize,
+}
+
+/// What each port opened last: where its own half-open connections are found without a search.
+/// One per worker.
+#[derive(Debug)]
+pub struct Recent(Box<[Ring]>);
+
+impl Recent {
+    /// Empty rings for `ports` ports.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        let empty = || Ring {
+            keys: [FlowKey::default(); RECENT],
+            first: 0,
+            len: 0,
+        };
+        Recent((0..ports).map(|_| empty()).collect())
+    }
+
+    /// Notes a new connection of `port`; the oldest note gives way.
+    pub fn push(&mut self, port: PortId, key: FlowKey) {
+        let Some(ring) = self.0.get_mut(port.0 as usize) else {
+            return;
+        };
+        if let Some(slot) = ring.keys.get_mut((ring.first + ring.len) % RECENT) {
+            *slot = key;
+        }
+        if ring.len < RECENT {
+            ring.len += 1;
+        } else {
+            ring.first = (ring.first + 1) % RECENT;
+        }
+    }
+
+    /// Takes the oldest note of `port`.
+    pub fn pop(&mut self, port: PortId) -> Option<FlowKey> {
+        let ring = self.0.get_mut(port.0 as usize)?;
+        ring.len = ring.len.checked_sub(1)?;
+        let key = ring.keys.get(ring.first).copied();
+        ring.first = (ring.first + 1) % RECENT;
+        key
+    }
+}

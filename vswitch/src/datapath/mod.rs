@@ -13,3 +13,6 @@ pub(crate) mod reject;
 pub mod snapshot;
 pub mod tcp;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;

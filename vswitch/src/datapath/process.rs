@@ -17,7 +17,7 @@
 use flowtable::{ConnRef, Endpoint, FlowKey, InsertError, New, Participant, Side};
 
 use crate::counters::{Counters, PortCell};
-use crate::datapath::conn::{self, Admission, Dir, Quotas};
+use crate::datapath::conn::{self, Admission, Dir, Quotas, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
@@ -42,6 +42,8 @@ pub struct Ctx<'a> {
     pub table: &'a Participant,
     /// Connections per port.
     pub quotas: &'a Quotas,
+    /// What each port opened last, at this worker.
+    pub recent: &'a mut Recent,
     /// Learned MACs.
     pub learned: &'a Learned,
     /// This worker's fragments.
@@ -467,6 +469,7 @@ fn open(
         }
         Ok(_) => {
             ctx.counters.worker.conn_insert.add(1);
+            ctx.recent.push(ctx.in_port, flow.key);
             if admission.logged {
                 report(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
             }
@@ -481,27 +484,20 @@ fn open(
     }
 }
 
-/// Buckets (of about five connections) looked at for a half-open one to evict: bounded work for
-/// the one frame that needs room.
-const EVICT_SCAN: usize = 16;
-
-/// Under pressure a port loses its own half-open connections first, never a neighbour's.
+/// Under pressure a port loses its own half-open connections first, never a neighbour's. Bounded:
+/// looks at the connections the port opened last.
 fn evict(ctx: &mut Ctx<'_>) -> bool {
-    let mut evicted = false;
-    let port = ctx.in_port;
-    let quotas = ctx.quotas;
-    ctx.table.sweep(EVICT_SCAN, |conn| {
-        let ours = !evicted && conn::admission(&conn).port == port && conn::is_half_open(&conn);
-        if ours {
-            quotas.give(port);
+    while let Some(key) = ctx.recent.pop(ctx.in_port) {
+        let ours =
+            |c: &ConnRef<'_>| conn::admission(c).port == ctx.in_port && conn::is_half_open(c);
+        if let Some(conn) = ctx.table.lookup(&key).filter(ours) {
+            ctx.counters.worker.conn_evicted.add(1);
+            report_end(ctx, &conn, ConnEventKind::Evict);
+            remove(ctx, conn);
+            return true;
         }
-        evicted |= ours;
-        ours
-    });
-    if evicted {
-        ctx.counters.worker.conn_evicted.add(1);
     }
-    evicted
+    false
 }
 
 /// Judges an established connection again, as its initiator would be judged now.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use flowtable::{Participant, Table, TableError};
 
 use crate::counters::Counters;
-use crate::datapath::conn::{self, Quotas};
+use crate::datapath::conn::{self, Quotas, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
@@ -191,6 +191,7 @@ pub struct Worker {
     events: Producer<ConnEvent>,
     fragments: FragmentTable,
     budget: Budget,
+    recent: Recent,
     burst: Burst,
     out: Decisions,
     rxqs: Vec<RxAssignment>,
@@ -227,6 +228,7 @@ impl Worker {
             table: shared.table.participant(),
             fragments: FragmentTable::new(shared.max_ports),
             budget: Budget::new(shared.max_ports),
+            recent: Recent::new(shared.max_ports),
             burst: Burst::new(),
             out: Decisions::new(shared.max_ports),
             rxqs: reader.get().assignments(config.index).to_vec(),
@@ -322,6 +324,7 @@ impl Worker {
             generation: self.reader.generation(),
             table: &self.table,
             quotas: &self.shared.quotas,
+            recent: &mut self.recent,
             learned: &self.shared.learned,
             fragments: &mut self.fragments,
             budget: &mut self.budget,

@@ -1,0 +1,246 @@
+//! Nobody receives a frame that was not judged for him, and nobody speaks for another: each
+//! attempt is refused with a reason of its own.
+
+use super::rig::*;
+use crate::drop_reason::DropReason as R;
+use crate::packet::Mac;
+use crate::policy::model::{Action, Policy};
+
+fn layout() -> Vec<RigPort> {
+    vec![
+        port(
+            "web",
+            vec![guest("web", 1, &["10.0.0.1", "fd00::1"], "web")],
+        ),
+        port("db", vec![guest("db", 2, &["10.0.0.2", "fd00::2"], "db")]),
+        port(
+            "evil",
+            vec![guest("evil", 3, &["10.0.0.3", "fd00::3"], "evil")],
+        ),
+        RigPort {
+            uplink: true,
+            ..port("up", vec![])
+        },
+    ]
+}
+
+fn policy() -> Policy {
+    Policy {
+        segments: vec![
+            segment("web", "web"),
+            segment("db", "db"),
+            segment("evil", "evil"),
+            outside(),
+        ],
+        rules: vec![
+            rule(
+                "web-to-db",
+                "web",
+                "db",
+                &["tcp/5432", "udp/53", "icmp", "icmpv6"],
+                Action::Allow,
+            ),
+            rule("web-out", "web", "outside", &["tcp", "udp"], Action::Allow),
+            rule("in", "outside", "web", &["tcp/80", "udp/80"], Action::Allow),
+        ],
+        ..Policy::default()
+    }
+}
+
+fn rig() -> Rig {
+    Rig::new(layout(), &policy())
+}
+
+const WEB_DB: fn() -> Talk = || talk(1, "10.0.0.1", 2, "10.0.0.2");
+
+#[test]
+fn the_same_tuple_to_another_mac_is_another_connection() {
+    let mut r = rig();
+    let good = WEB_DB().udp(1000, 53, b"q");
+    r.send("web", &good).reached("db", &good);
+    // The established five-tuple, redirected to the evil port's MAC.
+    let bad = Talk {
+        dst_mac: mac(3),
+        ..WEB_DB()
+    }
+    .udp(1000, 53, b"q");
+    r.send("web", &bad).dropped(R::DestinationMismatch);
+    // And to a foreign MAC, which would leave by the uplink.
+    let bad = Talk {
+        dst_mac: mac(99),
+        ..WEB_DB()
+    }
+    .udp(1000, 53, b"q");
+    r.send("web", &bad).dropped(R::DestinationMismatch);
+    r.send("web", &good).reached("db", &good);
+}
+
+#[test]
+fn a_reply_can_only_come_from_where_the_request_went() {
+    let mut r = rig();
+    let ask = WEB_DB().udp(1000, 53, b"q");
+    r.send("web", &ask).reached("db", &ask);
+    let answer = WEB_DB().back().udp(53, 1000, b"a");
+    r.send("evil", &answer).dropped(R::DeclaredMacMoved);
+    let own_mac = Talk {
+        src_mac: 3,
+        ..WEB_DB().back()
+    }
+    .udp(53, 1000, b"a");
+    r.send("evil", &own_mac).dropped(R::SpoofedIp);
+    r.send("db", &answer).reached("web", &answer);
+}
+
+#[test]
+fn a_neighbours_mac_or_address_is_refused() {
+    let mut r = rig();
+    let talk3 = talk(3, "10.0.0.3", 2, "10.0.0.2");
+    r.send(
+        "evil",
+        &Talk {
+            src_mac: 1,
+            ..talk3
+        }
+        .udp(1, 53, b""),
+    )
+    .dropped(R::DeclaredMacMoved);
+    r.send(
+        "evil",
+        &Talk {
+            src_mac: 77,
+            ..talk3
+        }
+        .udp(1, 53, b""),
+    )
+    .dropped(R::SpoofedMac);
+    r.send(
+        "evil",
+        &Talk {
+            src: "10.0.0.1",
+            ..talk3
+        }
+        .udp(1, 53, b""),
+    )
+    .dropped(R::SpoofedIp);
+    r.send(
+        "evil",
+        &Talk {
+            src: "192.0.2.9",
+            ..talk3
+        }
+        .udp(1, 53, b""),
+    )
+    .dropped(R::SpoofedIp);
+    let v6 = talk(3, "fd00::1", 2, "fd00::2");
+    r.send("evil", &v6.udp(1, 53, b"")).dropped(R::SpoofedIp);
+    r.send("evil", &talk3.udp(1, 53, b""))
+        .dropped(R::PolicyDefaultDeny);
+}
+
+#[test]
+fn a_databases_mac_on_another_port_changes_nothing() {
+    let mut r = rig();
+    // Even with the guard off, a declared MAC stays where it was declared.
+    let mut open = layout();
+    open[2].guard_off = true;
+    let mut r2 = Rig::new(open, &policy());
+    for r in [&mut r, &mut r2] {
+        let moved = talk(2, "10.0.0.2", 1, "10.0.0.1").udp(53, 1000, b"");
+        r.send("evil", &moved).dropped(R::DeclaredMacMoved);
+        let ask = WEB_DB().udp(1000, 53, b"q");
+        r.send("web", &ask).reached("db", &ask);
+    }
+}
+
+#[test]
+fn an_uplink_frame_with_a_local_source_is_spoofed() {
+    let mut r = rig();
+    let ip = Talk {
+        src_mac: 200,
+        ..talk(200, "10.0.0.2", 1, "10.0.0.1")
+    };
+    r.send("up", &ip.udp(1, 80, b""))
+        .dropped(R::SpoofedFromUplink);
+    let by_mac = talk(2, "198.51.100.1", 1, "10.0.0.1");
+    r.send("up", &by_mac.udp(1, 80, b""))
+        .dropped(R::SpoofedFromUplink);
+    let honest = talk(200, "198.51.100.1", 1, "10.0.0.1").udp(1, 80, b"");
+    r.send("up", &honest).reached("web", &honest);
+}
+
+#[test]
+fn the_outside_is_no_transit_network() {
+    let mut r = rig();
+    let through = talk(200, "198.51.100.1", 201, "203.0.113.1").udp(1, 80, b"");
+    r.send("up", &through).dropped(R::UnknownDestination);
+}
+
+#[test]
+fn an_unknown_destination_goes_to_the_uplink_only() {
+    let mut r = rig();
+    let out = talk(1, "10.0.0.1", 201, "203.0.113.1").udp(1, 443, b"");
+    r.send("web", &out).reached("up", &out);
+    let mut no_uplink = layout();
+    no_uplink.pop();
+    let mut r = Rig::new(no_uplink, &policy());
+    r.send("web", &out).dropped(R::UnknownDestination);
+}
+
+#[test]
+fn a_port_without_workload_has_no_identity() {
+    let mut ports = layout();
+    ports.push(port("empty", vec![]));
+    let mut r = Rig::new(ports, &policy());
+    let any = talk(9, "10.0.0.9", 1, "10.0.0.1").udp(1, 80, b"");
+    r.send("empty", &any).dropped(R::UnknownSender);
+}
+
+#[test]
+fn only_declared_vlans_enter() {
+    let mut r = rig();
+    let f = tagged(&WEB_DB().udp(1, 53, b""), 5);
+    r.send("web", &f).dropped(R::VlanNotAllowed);
+    // Tag 0 is only a priority.
+    let plain = WEB_DB().udp(1, 53, b"");
+    r.send("web", &tagged(&plain, 0)).reached("db", &plain);
+}
+
+#[test]
+fn a_router_may_send_for_its_networks_but_not_for_a_workload() {
+    let mut ports = layout();
+    let (addr, len) = ("192.0.2.0".parse().unwrap(), 24);
+    ports[0].routes = vec![crate::packet::Cidr { addr, len }];
+    let (addr, len) = ("10.0.0.0".parse().unwrap(), 8);
+    ports[0].routes.push(crate::packet::Cidr { addr, len });
+    let mut r = Rig::new(ports, &policy());
+    let routed = Talk {
+        src: "192.0.2.77",
+        ..WEB_DB()
+    }
+    .udp(1, 53, b"");
+    r.send("web", &routed).reached("db", &routed);
+    let stolen = Talk {
+        src: "10.0.0.3",
+        ..WEB_DB()
+    }
+    .udp(1, 53, b"");
+    r.send("web", &stolen).dropped(R::SpoofedIp);
+}
+
+#[test]
+fn link_local_protocols_stay_on_their_link() {
+    let mut r = rig();
+    let f = Talk {
+        dst_mac: Mac([1, 0x80, 0xc2, 0, 0, 0]),
+        ..WEB_DB()
+    }
+    .udp(1, 53, b"");
+    r.send("web", &f).dropped(R::ReservedMulticast);
+}
+
+#[test]
+fn a_frame_to_oneself_goes_nowhere() {
+    let mut r = rig();
+    let f = talk(1, "10.0.0.1", 1, "10.0.0.1").udp(1, 53, b"");
+    r.send("web", &f).dropped(R::SamePort);
+}

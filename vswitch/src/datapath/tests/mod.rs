@@ -1,0 +1,5 @@
+//! The data path as a whole, frame by frame, over mem ports.
+
+mod forwarding;
+mod identity;
+mod rig;

@@ -6,7 +6,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vswitch::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
+use vswitch::datapath::snapshot::{
+    AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput,
+};
 use vswitch::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
 use vswitch::packet::Mac;
 use vswitch::policy::model::{Action, Policy, Rule, Segment};
@@ -24,7 +26,10 @@ fn udp(flow: u32) -> Vec<u8> {
     let mut out = Vec::new();
     etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0)
         .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
-        .udp(u16::from_be_bytes([host_hi, host_lo]), 1000 + u16::from(net))
+        .udp(
+            u16::from_be_bytes([host_hi, host_lo]),
+            1000 + u16::from(net),
+        )
         .write(&mut out, &[0; 18])
         .unwrap();
     out
@@ -40,15 +45,25 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let table = flowtable::Config { capacity: 1 << 21, ..flowtable::Config::default() };
+        let table = flowtable::Config {
+            capacity: 1 << 21,
+            ..flowtable::Config::default()
+        };
         let shared = Shared::new(1, 4, table).unwrap();
-        let config = WorkerConfig { index: 0, core: None, poll: PollMode::Busy };
+        let config = WorkerConfig {
+            index: 0,
+            core: None,
+            poll: PollMode::Busy,
+        };
         let wake = Arc::new(EventFd::new().unwrap());
         let worker = Worker::new(Arc::clone(&shared), config, wake).unwrap();
         let names = ["a", "b"];
         let policy = Policy {
             segments: names
-                .map(|n| Segment { names: vec![n.to_owned()], ..Segment::new(n) })
+                .map(|n| Segment {
+                    names: vec![n.to_owned()],
+                    ..Segment::new(n)
+                })
                 .to_vec(),
             rules: vec![Rule {
                 service: vec!["udp".parse().unwrap()],
@@ -56,7 +71,10 @@ impl Rig {
             }],
             ..Policy::default()
         };
-        let facts = names.map(|n| WorkloadFacts { name: n.to_owned(), ..WorkloadFacts::default() });
+        let facts = names.map(|n| WorkloadFacts {
+            name: n.to_owned(),
+            ..WorkloadFacts::default()
+        });
         let compiled = Classifier::compile(&policy, &facts, None).unwrap();
         let mut ends = Vec::new();
         let mut ports = Vec::new();
@@ -86,8 +104,18 @@ impl Rig {
             });
         }
         let classifier = Some(Arc::new(compiled.classifier));
-        shared.snapshots.publish(Snapshot::build(SnapshotInput { ports, classifier, workers: 1 }));
-        Rig { worker, ends, shared, now_ns: 1, received: Vec::with_capacity(4096) }
+        shared.snapshots.publish(Snapshot::build(SnapshotInput {
+            ports,
+            classifier,
+            workers: 1,
+        }));
+        Rig {
+            worker,
+            ends,
+            shared,
+            now_ns: 1,
+            received: Vec::with_capacity(4096),
+        }
     }
 
     /// Sends these frames in bursts of 32 and takes them out at the other end.

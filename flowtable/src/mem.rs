@@ -8,7 +8,7 @@
 
 use crate::bucket::Bucket;
 use crate::entry::Entry;
-use std::ops::Deref;
+use std::ops::Index;
 
 /// Values for which zeroed memory is a valid value, and that need no drop.
 ///
@@ -36,7 +36,8 @@ unsafe impl Zeroed for Entry {
     }
 }
 
-/// Zeroed values at a fixed place, derefs to a slice.
+/// Zeroed values at a fixed place. Indexing refers to the one value only, not to all as a slice does: that is less
+/// to argue about, and miri's cost of a reference grows with its size.
 #[derive(Debug)]
 pub(crate) struct Region<T> {
     memory: imp::Memory<T>,
@@ -53,18 +54,24 @@ impl<T: Zeroed> Region<T> {
         })
     }
 
+    /// How many values there are.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Bytes taken from the system.
     pub(crate) fn size_bytes(&self) -> usize {
         self.memory.size_bytes()
     }
 }
 
-impl<T> Deref for Region<T> {
-    type Target = [T];
+impl<T> Index<usize> for Region<T> {
+    type Output = T;
 
     #[inline]
-    fn deref(&self) -> &[T] {
-        self.memory.as_slice()
+    fn index(&self, i: usize) -> &T {
+        self.memory.at(i)
     }
 }
 
@@ -116,10 +123,18 @@ mod imp {
         }
 
         #[inline]
-        pub(super) fn as_slice(&self) -> &[T] {
-            // SAFETY: `new` mapped `len` zeroed values at `start`, aligned to a page, which are valid
-            // by `Zeroed`; `drop` alone unmaps them, and nobody takes a mutable reference.
-            unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        pub(super) fn len(&self) -> usize {
+            self.len
+        }
+
+        #[inline]
+        pub(super) fn at(&self, i: usize) -> &T {
+            assert!(i < self.len, "beyond the region");
+            // SAFETY: `i` is below `len`, so the value is inside what `new` took.
+            let value = unsafe { self.start.add(i) };
+            // SAFETY: `new` got aligned zeroed memory, valid by `Zeroed`; `drop` alone gives it back, and
+            // nobody takes a mutable reference.
+            unsafe { value.as_ref() }
         }
     }
 
@@ -212,10 +227,19 @@ mod imp {
             self.len * size_of::<T>()
         }
 
-        pub(super) fn as_slice(&self) -> &[T] {
-            // SAFETY: `new` allocated `len` zeroed values at `start`, valid by `Zeroed`; `drop` alone
-            // frees them, and nobody takes a mutable reference.
-            unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        #[inline]
+        pub(super) fn len(&self) -> usize {
+            self.len
+        }
+
+        #[inline]
+        pub(super) fn at(&self, i: usize) -> &T {
+            assert!(i < self.len, "beyond the region");
+            // SAFETY: `i` is below `len`, so the value is inside what `new` took.
+            let value = unsafe { self.start.add(i) };
+            // SAFETY: `new` got aligned zeroed memory, valid by `Zeroed`; `drop` alone gives it back, and
+            // nobody takes a mutable reference.
+            unsafe { value.as_ref() }
         }
     }
 
@@ -250,8 +274,12 @@ mod imp {
             std::mem::size_of_val(&*self.0)
         }
 
-        pub(super) fn as_slice(&self) -> &[T] {
-            &self.0
+        pub(super) fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        pub(super) fn at(&self, i: usize) -> &T {
+            &self.0[i]
         }
     }
 }

@@ -290,7 +290,7 @@ proptest! {
     /// Several shards: each bucket's entries are its own shard's.
     #[test]
     fn model_shards(seed: u64, steps in prop::collection::vec(step(), 1..STEPS)) {
-        run(4096, 3, 3, seed, steps);
+        run(900, 3, 3, seed, steps);
     }
 }
 

@@ -32,11 +32,11 @@ impl Pool {
     }
 
     /// An entry for the caller alone, or `None` when all are in use or not yet reclaimed.
-    pub(crate) fn take(&self, entries: &[Entry]) -> Option<u32> {
+    pub(crate) fn take<'a>(&self, entry: impl Fn(u32) -> &'a Entry) -> Option<u32> {
         let mut head = self.head.load(Acquire);
         while let Some(index) = index(head) {
             // May be any value if the entry is no longer free; the version makes the CAS fail then.
-            let next = at(entries, index).next();
+            let next = entry(index).next();
             let to = (head & !INDEX_MASK).wrapping_add(VERSION_ONE) | u64::from(next) & INDEX_MASK;
             match self.head.compare_exchange_weak(head, to, AcqRel, Acquire) {
                 Ok(_) => return Some(index),
@@ -56,12 +56,12 @@ impl Pool {
         None
     }
 
-    /// Gives back a list of entries, `first` to `last`, that nobody can reach any more: one CAS
+    /// Gives back a list of entries, from the index `first` to `last_entry`, that nobody can reach any more: one CAS
     /// however many they are.
-    pub(crate) fn give_back(&self, entries: &[Entry], first: u32, last: u32) {
+    pub(crate) fn give_back(&self, last_entry: &Entry, first: u32) {
         let mut head = self.head.load(Relaxed);
         loop {
-            at(entries, last).set_next(index(head).unwrap_or(0));
+            last_entry.set_next(index(head).unwrap_or(0));
             let to = (head & !INDEX_MASK).wrapping_add(VERSION_ONE) | u64::from(first);
             match self.head.compare_exchange_weak(head, to, Release, Relaxed) {
                 Ok(_) => return,
@@ -69,12 +69,6 @@ impl Pool {
             }
         }
     }
-}
-
-/// The entry with `index`, which is never 0.
-#[inline]
-pub(crate) fn at(entries: &[Entry], index: u32) -> &Entry {
-    &entries[index as usize - 1]
 }
 
 fn index(head: u64) -> Option<u32> {

@@ -245,17 +245,13 @@ impl Table {
             && std::ptr::eq(self.entry(shard, index), entry)
     }
 
-    fn entries_of(&self, shard: usize) -> &[Entry] {
-        &self.entries[shard * self.entries_per_shard..][..self.entries_per_shard]
-    }
-
     pub(crate) fn take_entry(&self, shard: usize) -> Option<u32> {
-        self.pools[shard].take(self.entries_of(shard))
+        self.pools[shard].take(|index| self.entry(shard, index))
     }
 
     /// Gives entries back that nobody can reach.
     pub(crate) fn give_back(&self, shard: usize, list: List) {
-        self.pools[shard].give_back(self.entries_of(shard), list.first, list.last);
+        self.pools[shard].give_back(self.entry(shard, list.last), list.first);
     }
 }
 

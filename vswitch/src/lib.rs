@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod drop_reason;
 pub mod event;
 pub mod frame;
+pub mod guest;
 pub mod offload;
 pub mod packet;
 pub mod policy;

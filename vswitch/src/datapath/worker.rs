@@ -282,7 +282,7 @@ impl Worker {
         }
         let mut pending = false;
         for port in snapshot.ports() {
-            if let Some(txq) = txq(&port.port.txqs, self.config.index)
+            if let Some(txq) = port.port.txq(self.config.index)
                 && let Some(mut queue) = txq.enter()
             {
                 queue.maintain();
@@ -351,7 +351,7 @@ impl Worker {
             let queue = snapshot
                 .port(port)
                 .filter(|v| v.port.is_up())
-                .and_then(|v| txq(&v.port.txqs, self.config.index))
+                .and_then(|v| v.port.txq(self.config.index))
                 .and_then(|q| q.enter());
             match queue {
                 Some(mut q) => q.tx_burst(&self.burst, items, cell),
@@ -456,8 +456,4 @@ impl Worker {
 #[must_use]
 pub fn tick(now_ns: u64) -> u32 {
     u32::try_from(now_ns / 1_000_000_000).unwrap_or(u32::MAX)
-}
-
-fn txq<T>(queues: &[T], worker: usize) -> Option<&T> {
-    queues.get(worker % queues.len().max(1))
 }

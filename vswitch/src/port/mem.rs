@@ -96,17 +96,14 @@ pub fn open(id: PortId, name: &str, config: &MemConfig) -> Result<(Arc<Port>, Me
     };
     let (to_switch, rx) = pair()?;
     let (tx, from_switch) = pair()?;
-    let port = Arc::new(Port {
-        id,
-        name: name.to_owned(),
-        rxqs: vec![Gate::new(RxQueue::Mem(Rx { ring: rx, taken: 0 }))],
-        txqs: vec![Gate::new(TxQueue::Mem(Tx {
-            ring: tx,
-            caps: config.caps,
-            scratch: Scratch::default(),
-        }))],
-        link_up: AtomicBool::new(true),
-    });
+    let rxq = Gate::new(RxQueue::Mem(Rx { ring: rx, taken: 0 }));
+    let txq = Gate::new(TxQueue::Mem(Tx {
+        ring: tx,
+        caps: config.caps,
+        scratch: Scratch::default(),
+    }));
+    let port = Arc::new(Port::new(id, name, vec![rxq], vec![txq]));
+    port.link_up.store(true, Ordering::Relaxed);
     let link = Arc::new(Link(Arc::downgrade(&port)));
     let end = MemEnd {
         tx: MemSender {

@@ -10,7 +10,7 @@
 //! stands behind it (rings, memory); workers never wait for it.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use crate::counters::PortCell;
 use crate::frame::{Burst, OutItem};
@@ -21,6 +21,7 @@ pub mod mem;
 pub mod tap;
 #[cfg(test)]
 mod testbed;
+pub mod vhost;
 
 /// A port's index in counters and snapshots. Reused only after the port is gone from every worker.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -35,13 +36,38 @@ pub struct Port {
     pub name: String,
     /// Receive queues.
     pub rxqs: Vec<Gate<RxQueue>>,
-    /// Transmit queues. A worker uses number `worker % txqs.len()`.
+    /// Transmit queues; a worker uses [`Port::txq`].
     pub txqs: Vec<Gate<TxQueue>>,
+    /// How many of the transmit queues the peer serves: the first so many (a guest decides how
+    /// many of its queue pairs it uses).
+    pub live_txqs: AtomicU16,
     /// Whether a peer is attached and frames can flow.
     pub link_up: AtomicBool,
 }
 
 impl Port {
+    /// A port whose queues are all in use, and whose link is down.
+    #[must_use]
+    pub fn new(id: PortId, name: &str, rxqs: Vec<Gate<RxQueue>>, txqs: Vec<Gate<TxQueue>>) -> Self {
+        let live_txqs = AtomicU16::new(u16::try_from(txqs.len()).unwrap_or(u16::MAX));
+        Port {
+            id,
+            name: name.to_owned(),
+            rxqs,
+            txqs,
+            live_txqs,
+            link_up: AtomicBool::new(false),
+        }
+    }
+
+    /// The transmit queue that worker number `worker` uses.
+    #[inline]
+    #[must_use]
+    pub fn txq(&self, worker: usize) -> Option<&Gate<TxQueue>> {
+        let live = usize::from(self.live_txqs.load(Ordering::Relaxed)).max(1);
+        self.txqs.get(worker % live)
+    }
+
     /// Whether a peer is attached and frames can flow.
     pub fn is_up(&self) -> bool {
         self.link_up.load(Ordering::Relaxed)
@@ -50,6 +76,7 @@ impl Port {
 
 /// A receive queue of some kind.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // few, and each for itself behind a gate
 pub enum RxQueue {
     /// In-process.
     Mem(mem::Rx),
@@ -57,10 +84,13 @@ pub enum RxQueue {
     AfXdp(afxdp::Rx),
     /// A tap device.
     Tap(tap::Rx),
+    /// A guest's transmit ring.
+    Vhost(Box<vhost::Rx>),
 }
 
 /// A transmit queue of some kind.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // as above
 pub enum TxQueue {
     /// In-process.
     Mem(mem::Tx),
@@ -68,6 +98,8 @@ pub enum TxQueue {
     AfXdp(afxdp::Tx),
     /// A tap device.
     Tap(tap::Tx),
+    /// A guest's receive ring.
+    Vhost(Box<vhost::Tx>),
 }
 
 impl RxQueue {
@@ -80,6 +112,7 @@ impl RxQueue {
             RxQueue::Mem(q) => q.rx_burst(burst, cell),
             RxQueue::AfXdp(q) => q.rx_burst(burst, cell),
             RxQueue::Tap(q) => q.rx_burst(burst, cell),
+            RxQueue::Vhost(q) => q.rx_burst(burst, cell),
         }
     }
 
@@ -91,6 +124,7 @@ impl RxQueue {
             RxQueue::Mem(q) => q.complete(burst),
             RxQueue::AfXdp(q) => q.complete(burst),
             RxQueue::Tap(q) => q.complete(burst),
+            RxQueue::Vhost(q) => q.complete(burst),
         }
     }
 
@@ -101,6 +135,7 @@ impl RxQueue {
             RxQueue::Mem(q) => q.arm(),
             RxQueue::AfXdp(q) => q.arm(),
             RxQueue::Tap(q) => q.arm(),
+            RxQueue::Vhost(q) => q.arm(),
         }
     }
 
@@ -110,6 +145,7 @@ impl RxQueue {
             RxQueue::Mem(q) => q.disarm(),
             // The kernel reports only to who waits.
             RxQueue::AfXdp(_) | RxQueue::Tap(_) => {}
+            RxQueue::Vhost(q) => q.disarm(),
         }
     }
 
@@ -119,6 +155,7 @@ impl RxQueue {
             RxQueue::Mem(q) => q.wake_fd(),
             RxQueue::AfXdp(q) => q.wake_fd(),
             RxQueue::Tap(q) => q.wake_fd(),
+            RxQueue::Vhost(q) => q.wake_fd(),
         }
     }
 }
@@ -133,6 +170,7 @@ impl TxQueue {
             TxQueue::Mem(q) => q.tx_burst(burst, items, cell),
             TxQueue::AfXdp(q) => q.tx_burst(burst, items, cell),
             TxQueue::Tap(q) => q.tx_burst(burst, items, cell),
+            TxQueue::Vhost(q) => q.tx_burst(burst, items, cell),
         }
     }
 
@@ -140,7 +178,7 @@ impl TxQueue {
     #[inline]
     pub fn maintain(&mut self) {
         match self {
-            TxQueue::Mem(_) | TxQueue::Tap(_) => {}
+            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Vhost(_) => {}
             TxQueue::AfXdp(q) => q.maintain(),
         }
     }
@@ -150,7 +188,7 @@ impl TxQueue {
     #[inline]
     pub fn is_pending(&self) -> bool {
         match self {
-            TxQueue::Mem(_) | TxQueue::Tap(_) => false,
+            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Vhost(_) => false,
             TxQueue::AfXdp(q) => q.is_pending(),
         }
     }

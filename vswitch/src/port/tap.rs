@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_net as net;
 
@@ -224,13 +224,8 @@ fn open_here(
         .map_err(interface_error)?;
     netlink.set_up(index, true).map_err(interface_error)?;
     let link = netlink.link_by_index(index).map_err(interface_error)?;
-    let port = Arc::new(Port {
-        id,
-        name: name.to_owned(),
-        rxqs,
-        txqs,
-        link_up: AtomicBool::new(true),
-    });
+    let port = Arc::new(Port::new(id, name, rxqs, txqs));
+    port.link_up.store(true, Ordering::Relaxed);
     let control = TapControl {
         netlink,
         events,

@@ -22,7 +22,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Port, PortId, RxQueue, TxQueue};
@@ -271,13 +271,7 @@ pub fn open(
         ))));
         sockets.push(socket);
     }
-    let port = Arc::new(Port {
-        id,
-        name: name.to_owned(),
-        rxqs,
-        txqs,
-        link_up: AtomicBool::new(false),
-    });
+    let port = Arc::new(Port::new(id, name, rxqs, txqs));
     let mut control = AfXdpControl {
         netlink,
         events,

@@ -1,0 +1,572 @@
+//! A guest of our own: a virtio-net *driver* over a vhost-user front-end, in this process or
+//! another. It exists for demo, tests and benches; the data path never imports it.
+//!
+//! [`Guest::connect`] (or [`Guest::accept`]) shares a memfd with the back-end, negotiates
+//! [`GuestConfig`] and sets up its queue pairs. Each [`GuestQueue`] then sends and receives in
+//! batches without allocation, and can be moved to a thread of its own. After the back-end's death
+//! [`Guest::reconnect`] goes on with the same memory and rings.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::eventfd::EventFd;
+use crate::sys::fdpass;
+use crate::sys::unix::{self, Listener};
+use crate::sys::virtio::vhost_user::{
+    FLAG_NEED_REPLY, FLAG_REPLY, HEADER_BYTES, Header, Request, VERSION, protocol,
+};
+pub use crate::sys::virtio::{NetHdr, feature};
+
+mod memory;
+mod ring;
+
+use memory::Memory;
+use ring::DriverRing;
+
+/// How long a back-end may take to answer. It answers from a control loop, at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the guest is like.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// Queue pairs.
+    pub queue_pairs: u16,
+    /// Entries per ring; a power of two unless packed.
+    pub ring_size: u16,
+    /// Features wanted; those the back-end lacks are not used.
+    pub features: u64,
+    /// Bytes of each buffer, header included: the longest frame to send, plus 12.
+    pub buf_bytes: usize,
+    /// Descriptors each buffer is cut into: 1, or the header's and the rest's.
+    pub pieces: usize,
+    /// Use indirect tables.
+    pub indirect: bool,
+    /// Use 2 MiB pages.
+    pub huge: bool,
+}
+
+impl Default for GuestConfig {
+    /// One pair of 256 entries, mergeable, all checksum and TCP offloads, 2 KiB buffers.
+    fn default() -> Self {
+        GuestConfig {
+            queue_pairs: 1,
+            ring_size: 256,
+            features: feature::VERSION_1
+                | feature::MRG_RXBUF
+                | feature::EVENT_IDX
+                | feature::CSUM
+                | feature::GUEST_CSUM
+                | feature::HOST_TSO4
+                | feature::HOST_TSO6
+                | feature::GUEST_TSO4
+                | feature::GUEST_TSO6,
+            buf_bytes: 2048,
+            pieces: 1,
+            indirect: false,
+            huge: false,
+        }
+    }
+}
+
+/// Why the guest cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Settings that do not fit together.
+    #[error("guest configuration: bad {0}")]
+    BadConfig(&'static str),
+    /// The back-end has fewer queue pairs.
+    #[error("the back-end has {0} queue pairs only")]
+    TooFewQueues(u64),
+    /// The back-end refused a message.
+    #[error("the back-end refused {0:?}")]
+    Refused(Request),
+    /// The back-end answered something else.
+    #[error("the back-end's answer to {0:?} makes no sense")]
+    BadAnswer(Request),
+    /// Socket or memory.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Guest {
+    config: GuestConfig,
+    memory: Memory,
+    socket: UnixStream,
+    features: u64,
+    queues: Vec<GuestQueue>,
+}
+
+/// One queue pair.
+#[derive(Debug)]
+pub struct GuestQueue {
+    rx: Side,
+    tx: Side,
+    wake: Epoll,
+    /// A frame whose last buffers have not come yet: header, bytes, buffers missing.
+    partial: (NetHdr, Vec<u8>, u16),
+    /// Kicks sent so far.
+    kicks: u64,
+}
+
+#[derive(Debug)]
+struct Side {
+    ring: DriverRing,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl Guest {
+    /// Connects to a back-end that listens.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn connect(path: &Path, config: GuestConfig) -> Result<Self, GuestError> {
+        Self::over(unix::connect(path)?, config)
+    }
+
+    /// Waits for a back-end that connects.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn accept(listener: &GuestListener, config: GuestConfig) -> Result<Self, GuestError> {
+        Self::over(listener.accept()?, config)
+    }
+
+    /// Starts a guest over a connected socket.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn over(socket: UnixStream, config: GuestConfig) -> Result<Self, GuestError> {
+        let packed = config.features & feature::RING_PACKED != 0;
+        if config.ring_size == 0 || (!packed && !config.ring_size.is_power_of_two()) {
+            return Err(GuestError::BadConfig("ring_size"));
+        }
+        if config.pieces == 0 || (!config.indirect && config.pieces > usize::from(config.ring_size))
+        {
+            return Err(GuestError::BadConfig("pieces"));
+        }
+        if config.buf_bytes < NetHdr::BYTES + config.pieces {
+            return Err(GuestError::BadConfig("buf_bytes"));
+        }
+        let mut frontend = FrontEnd { socket: &socket };
+        let features = frontend.negotiate(&config)?;
+        if packed != (features & feature::RING_PACKED != 0) {
+            return Err(GuestError::BadConfig("features: no packed rings there"));
+        }
+        if config.indirect && features & feature::INDIRECT_DESC == 0 {
+            return Err(GuestError::BadConfig("indirect"));
+        }
+        let event_idx = features & feature::EVENT_IDX != 0;
+        let pairs = usize::from(config.queue_pairs);
+        let mut memory = Memory::new(pairs * 2 * DriverRing::bytes(&config), config.huge)?;
+        let mut queues = Vec::with_capacity(pairs);
+        for _ in 0..pairs {
+            let mut side = |device_writes| -> Result<Side, GuestError> {
+                Ok(Side {
+                    ring: DriverRing::new(&config, packed, device_writes, event_idx, &mut memory)?,
+                    kick: EventFd::new()?,
+                    call: EventFd::new()?,
+                })
+            };
+            let (rx, tx) = (side(true)?, side(false)?);
+            let wake = Epoll::new()?;
+            wake.add(rx.call.fd(), 0, Interest::READ)?;
+            let mut queue = GuestQueue {
+                rx,
+                tx,
+                wake,
+                partial: (NetHdr::default(), Vec::with_capacity(1 << 17), 0),
+                kicks: 0,
+            };
+            queue.offer_buffers(config.buf_bytes);
+            queues.push(queue);
+        }
+        frontend.start(&memory, &queues)?;
+        Ok(Guest {
+            config,
+            memory,
+            socket,
+            features,
+            queues,
+        })
+    }
+
+    /// Goes on with another back-end (or the same, restarted): same memory, same rings.
+    ///
+    /// # Errors
+    /// See [`GuestError`]; also when it lacks a feature that was in use.
+    pub fn reconnect(&mut self, socket: UnixStream) -> Result<(), GuestError> {
+        let mut frontend = FrontEnd { socket: &socket };
+        if frontend.negotiate(&self.config)? != self.features {
+            return Err(GuestError::BadConfig("features: fewer than before"));
+        }
+        frontend.start(&self.memory, &self.queues)?;
+        self.socket = socket;
+        Ok(())
+    }
+
+    /// As [`Guest::reconnect`], to a back-end that listens.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reconnect_to(&mut self, path: &Path) -> Result<(), GuestError> {
+        self.reconnect(unix::connect(path)?)
+    }
+
+    /// Whether the back-end is still there.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let mut byte = [0u8; 1];
+        match fdpass::recv(self.socket.as_fd(), &mut byte, &mut Vec::new()) {
+            Ok(n) => n > 0,
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Stops every ring as a driver that is unloaded does; frames not yet taken stay in the rings.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn stop(&mut self) -> Result<(), GuestError> {
+        let mut frontend = FrontEnd {
+            socket: &self.socket,
+        };
+        for index in 0..self.queues.len() * 2 {
+            frontend.ask(Request::GetVringBase, &[index as u64], &[])?;
+        }
+        Ok(())
+    }
+
+    /// Starts the rings again after [`Guest::stop`].
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn restart(&mut self) -> Result<(), GuestError> {
+        FrontEnd {
+            socket: &self.socket,
+        }
+        .start(&self.memory, &self.queues)
+    }
+
+    /// What was negotiated.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The queue pairs, for one thread each if wanted.
+    pub fn queues_mut(&mut self) -> &mut [GuestQueue] {
+        &mut self.queues
+    }
+
+    /// One queue pair.
+    pub fn queue(&mut self, index: usize) -> Option<&mut GuestQueue> {
+        self.queues.get_mut(index)
+    }
+
+    /// The shared memory, for tests that play a hostile guest: address and bytes. The addresses in
+    /// [`GuestQueue::ring_addresses`] lie in it.
+    #[must_use]
+    pub fn raw_memory(&self) -> (*mut u8, usize) {
+        (self.memory.as_ptr(), self.memory.bytes())
+    }
+
+    /// The descriptor behind [`Guest::raw_memory`].
+    #[must_use]
+    pub fn memory_fd(&self) -> RawFd {
+        self.memory.fd()
+    }
+}
+
+/// A socket that a back-end in client mode connects to.
+#[derive(Debug)]
+pub struct GuestListener(Listener);
+
+impl GuestListener {
+    /// Listens at `path`, which must not exist.
+    ///
+    /// # Errors
+    /// What bind(2) says.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        Listener::bind(path, 0o600, None).map(GuestListener)
+    }
+
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// What accept(2) says.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        use std::os::fd::AsRawFd;
+        let set = Epoll::new()?;
+        set.add(self.0.as_raw_fd(), 0, Interest::READ)?;
+        loop {
+            match self.0.accept() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    set.wait(&mut [Event::EMPTY; 1], -1)?;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+impl GuestQueue {
+    /// Sends as many of `frames` as there is room for, in order; returns how many.
+    #[inline]
+    pub fn send(&mut self, frames: &[(NetHdr, &[u8])]) -> usize {
+        let ring = &mut self.tx.ring;
+        while ring.take_used().is_some() {}
+        let mut sent = 0;
+        for (hdr, frame) in frames {
+            let Some(slot) = ring.next_free() else {
+                break;
+            };
+            let at = ring.at(slot);
+            ring.buffers().write(at, &hdr.to_bytes());
+            ring.buffers().write(at + NetHdr::BYTES, frame);
+            ring.offer(NetHdr::BYTES + frame.len());
+            sent += 1;
+        }
+        if ring.publish() {
+            self.tx.kick.signal();
+            self.kicks += 1;
+        }
+        sent
+    }
+
+    /// Frames handed to the back-end and not yet returned.
+    #[must_use]
+    pub fn unsent(&mut self) -> usize {
+        let ring = &mut self.tx.ring;
+        while ring.take_used().is_some() {}
+        let slots = usize::from(ring.size()) / ring.descs_per_slot();
+        slots - ring.free()
+    }
+
+    /// Receives at most `max` frames; `sink` sees each, copied out of shared memory. Returns how
+    /// many. Buffers go back at once.
+    #[inline]
+    pub fn recv(&mut self, max: usize, mut sink: impl FnMut(&NetHdr, &[u8])) -> usize {
+        let ring = &mut self.rx.ring;
+        let (hdr, bytes, missing) = &mut self.partial;
+        let mut received = 0;
+        while received < max {
+            let Some((slot, len)) = ring.take_used() else {
+                break;
+            };
+            let at = ring.at(slot);
+            let mut len = (len as usize).min(ring.buf_bytes());
+            let mut from = at;
+            if *missing == 0 {
+                bytes.clear();
+                let mut raw = [0; NetHdr::BYTES];
+                ring.buffers().read(at, &mut raw);
+                *hdr = NetHdr::from_bytes(raw);
+                *missing = hdr.num_buffers.max(1);
+                from += NetHdr::BYTES;
+                len = len.saturating_sub(NetHdr::BYTES);
+            }
+            ring.buffers().append_to(from, len, bytes);
+            *missing -= 1;
+            if *missing == 0 {
+                sink(hdr, bytes);
+                received += 1;
+            }
+        }
+        let len = ring.buf_bytes();
+        self.offer_buffers(len);
+        received
+    }
+
+    /// Offers every free receive buffer.
+    fn offer_buffers(&mut self, bytes: usize) {
+        let ring = &mut self.rx.ring;
+        while ring.free() > 0 {
+            ring.offer(bytes);
+        }
+        if ring.publish() {
+            self.rx.kick.signal();
+            self.kicks += 1;
+        }
+    }
+
+    /// Blocks until a frame waits or the time is over; says whether one does.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) says.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        self.rx.ring.want_calls(true);
+        let mut waits = self.rx.ring.has_used();
+        if !waits {
+            let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+            self.wake.wait(&mut [Event::EMPTY; 1], ms)?;
+            waits = self.rx.ring.has_used();
+        }
+        self.rx.ring.want_calls(false);
+        self.rx.call.drain();
+        Ok(waits)
+    }
+
+    /// Kicks sent so far.
+    #[must_use]
+    pub fn kicks(&self) -> u64 {
+        self.kicks
+    }
+
+    /// For hostile tests: addresses in this process of descriptors, device's and driver's part of
+    /// the receive ring, then of the transmit ring.
+    #[must_use]
+    pub fn ring_addresses(&self) -> [[u64; 3]; 2] {
+        [self.rx.ring.addresses(), self.tx.ring.addresses()]
+    }
+
+    /// For hostile tests: kicks the transmit ring whatever the back-end wishes.
+    pub fn force_kick(&self) {
+        self.tx.kick.signal();
+    }
+}
+
+/// The front-end's half of the protocol.
+struct FrontEnd<'a> {
+    socket: &'a UnixStream,
+}
+
+impl FrontEnd<'_> {
+    fn negotiate(&mut self, config: &GuestConfig) -> Result<u64, GuestError> {
+        self.socket.set_nonblocking(true)?;
+        let offered = self.ask(Request::GetFeatures, &[], &[])?;
+        self.tell(Request::SetOwner, &[], &[])?;
+        let features = offered & (config.features | feature::PROTOCOL_FEATURES);
+        if features & feature::PROTOCOL_FEATURES == 0 {
+            return Err(GuestError::BadAnswer(Request::GetFeatures));
+        }
+        let known = protocol::MQ | protocol::REPLY_ACK;
+        let offered = self.ask(Request::GetProtocolFeatures, &[], &[])?;
+        if offered & protocol::REPLY_ACK == 0 {
+            return Err(GuestError::BadAnswer(Request::GetProtocolFeatures));
+        }
+        self.tell(Request::SetProtocolFeatures, &[offered & known], &[])?;
+        if offered & protocol::MQ != 0 {
+            let pairs = self.ask(Request::GetQueueNum, &[], &[])?;
+            if pairs < u64::from(config.queue_pairs) {
+                return Err(GuestError::TooFewQueues(pairs));
+            }
+        }
+        self.command(Request::SetFeatures, &[features], &[])?;
+        Ok(features)
+    }
+
+    fn start(&mut self, memory: &Memory, queues: &[GuestQueue]) -> Result<(), GuestError> {
+        let region = [1, 0, memory.bytes() as u64, memory.front_end(), 0];
+        self.command(Request::SetMemTable, &region, &[memory.fd()])?;
+        let sides = queues.iter().flat_map(|q| [&q.rx, &q.tx]);
+        for (index, side) in sides.enumerate() {
+            let i = index as u64;
+            // Index and value are two native 32-bit words.
+            let pair = |value: u32| {
+                let mut bytes = [0; 8];
+                let (a, b) = bytes.split_at_mut(4);
+                a.copy_from_slice(&u32::try_from(i).unwrap_or(0).to_ne_bytes());
+                b.copy_from_slice(&value.to_ne_bytes());
+                u64::from_ne_bytes(bytes)
+            };
+            let [desc, used, avail] = side.ring.addresses();
+            self.tell(Request::SetVringNum, &[pair(side.ring.size().into())], &[])?;
+            self.tell(Request::SetVringBase, &[pair(side.ring.base())], &[])?;
+            self.tell(Request::SetVringAddr, &[pair(0), desc, used, avail, 0], &[])?;
+            self.tell(Request::SetVringCall, &[i], &[side.call.fd()])?;
+            self.command(Request::SetVringKick, &[i], &[side.kick.fd()])?;
+            self.command(Request::SetVringEnable, &[pair(1)], &[])?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        request: Request,
+        flags: u32,
+        words: &[u64],
+        fds: &[RawFd],
+    ) -> Result<(), GuestError> {
+        let size = u32::try_from(words.len() * 8).map_err(|_e| GuestError::BadConfig("message"))?;
+        let header = Header {
+            request: request as u32,
+            flags: VERSION | flags,
+            size,
+        };
+        let mut bytes = header.to_bytes().to_vec();
+        for w in words {
+            bytes.extend_from_slice(&w.to_ne_bytes());
+        }
+        let sent = fdpass::send(self.socket.as_fd(), &bytes, fds)?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::WriteZero).into())
+        }
+    }
+
+    /// A request without an answer.
+    fn tell(&mut self, request: Request, words: &[u64], fds: &[RawFd]) -> Result<(), GuestError> {
+        self.write(request, 0, words, fds)
+    }
+
+    /// A request that is acknowledged.
+    fn command(
+        &mut self,
+        request: Request,
+        words: &[u64],
+        fds: &[RawFd],
+    ) -> Result<(), GuestError> {
+        self.write(request, FLAG_NEED_REPLY, words, fds)?;
+        match self.answer(request)? {
+            0 => Ok(()),
+            _ => Err(GuestError::Refused(request)),
+        }
+    }
+
+    /// A request with an answer of its own.
+    fn ask(&mut self, request: Request, words: &[u64], fds: &[RawFd]) -> Result<u64, GuestError> {
+        self.write(request, 0, words, fds)?;
+        self.answer(request)
+    }
+
+    fn answer(&mut self, request: Request) -> Result<u64, GuestError> {
+        let mut header = [0; HEADER_BYTES];
+        self.read(&mut header)?;
+        let header = Header::from_bytes(header);
+        let mut word = [0; 8];
+        if header.request != request as u32 || header.flags & FLAG_REPLY == 0 || header.size != 8 {
+            return Err(GuestError::BadAnswer(request));
+        }
+        self.read(&mut word)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    fn read(&mut self, mut to: &mut [u8]) -> Result<(), GuestError> {
+        use std::os::fd::AsRawFd;
+        let set = Epoll::new()?;
+        set.add(self.socket.as_raw_fd(), 0, Interest::READ)?;
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        while !to.is_empty() {
+            match fdpass::recv(self.socket.as_fd(), to, &mut fds) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(n) => to = to.get_mut(n..).unwrap_or(&mut []),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let ms = i32::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i32::MAX);
+                    if set.wait(&mut [Event::EMPTY; 1], ms)? == 0 {
+                        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}

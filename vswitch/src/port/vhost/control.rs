@@ -1,0 +1,572 @@
+//! The control side of a vhost-user port: its socket, and what messages do to the queues.
+//!
+//! *Thread-safety.* One control thread owns a [`VhostControl`]. It waits on [`VhostControl::fd`]
+//! and calls [`VhostControl::ready`] when that becomes readable, and [`VhostControl::tick`] at
+//! [`VhostControl::next_deadline`]. Nothing here blocks, except on a worker's present burst.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::guest_mem::{GuestMem, RegionSpec};
+use super::queue::Queue;
+use super::session::{self, Decoder, Device, Session, SessionError};
+use super::vring::{RingError, VringConfig};
+use super::{QUEUE_PAIRS_MAX, Rx, Tx, tx_caps};
+use crate::port::{Port, PortId, RxQueue, TxQueue};
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::fdpass;
+use crate::sys::gate::Gate;
+use crate::sys::unix::{self, Listener};
+use crate::sys::virtio::{NetHdr, feature};
+
+/// Where a reconnect starts, and where doubling ends, ns. A guest that starts is found at once; one
+/// that is gone costs a system call per second.
+const BACK_OFF_FIRST_NS: u64 = 50_000_000;
+const BACK_OFF_LAST_NS: u64 = 1_000_000_000;
+
+const TOKEN_LISTENER: u64 = 0;
+const TOKEN_CONNECTION: u64 = 1;
+
+/// A vhost-user port's settings.
+#[derive(Clone, Debug)]
+pub struct VhostConfig {
+    /// Stable name.
+    pub name: String,
+    /// Socket.
+    pub socket: PathBuf,
+    /// The guest's side listens, and we (re)connect.
+    pub client: bool,
+    /// User who may be at the other end, and owns our socket; `None`: ours.
+    pub owner: Option<u32>,
+    /// Queue pairs; `None`: 16.
+    pub queues: Option<u16>,
+    /// Longest L3 packet, bytes.
+    pub mtu: u16,
+}
+
+/// Why a port could not be opened, or a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostError {
+    /// Another process listens there.
+    #[error("socket path {0} is in use by another process; stop it, or choose another path")]
+    PathInUse(PathBuf),
+    /// Something that is not a socket is in the way.
+    #[error("{0} exists and is not a socket; remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// Others could replace the socket.
+    #[error("directory {0} can be written by others; make it 0755, or choose another")]
+    UnsafeDirectory(PathBuf),
+    /// Fewer than 1 or more than 16.
+    #[error("{0} queue pairs; choose 1 to {QUEUE_PAIRS_MAX}")]
+    BadQueues(u16),
+    /// The kernel refused.
+    #[error("{what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer is not who may attach.
+    #[error("peer runs as user {uid}, but only user {owner} may attach")]
+    WrongOwner {
+        /// Peer.
+        uid: u32,
+        /// Configured.
+        owner: u32,
+    },
+    /// The front-end said something wrong.
+    #[error("front-end: {0}")]
+    Session(#[from] SessionError),
+    /// The front-end does not read our replies.
+    #[error("front-end does not read its replies")]
+    Stalled,
+    /// The front-end closed the connection.
+    #[error("front-end disconnected")]
+    Disconnected,
+    /// The connection broke.
+    #[error("connection failed")]
+    Connection(#[source] io::Error),
+}
+
+/// What an operator wants to know about a port's attachment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VhostStatus {
+    /// A front-end is connected.
+    pub connected: bool,
+    /// Features it accepted, once it has.
+    pub features: Option<u64>,
+    /// Queue pairs whose rings both run and are enabled.
+    pub live_queue_pairs: u16,
+    /// Rings broken by the guest now.
+    pub broken_vrings: u16,
+    /// Why the first of those is broken.
+    pub broken_reason: Option<RingError>,
+    /// Connections accepted or made so far.
+    pub connections: u64,
+    /// Connections refused because one was there.
+    pub refused_second: u64,
+    /// Connections refused because of their user.
+    pub refused_owner: u64,
+    /// Connections ended by us because of what the front-end said.
+    pub session_errors: u64,
+    /// The last reason a connection ended.
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    decoder: Decoder,
+    session: Session,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct VhostControl {
+    config: VhostConfig,
+    queue_pairs: usize,
+    epoll: Epoll,
+    listener: Option<Listener>,
+    connection: Option<Connection>,
+    queues: Queues,
+    status: VhostStatus,
+    back_off_ns: u64,
+    /// Client mode, not connected: when to try again. 0: at the next tick, whatever the time.
+    retry_at_ns: Option<u64>,
+}
+
+/// Makes the port and its control side; in server mode the socket exists then. In client mode the
+/// first attempt to connect is made by the first [`VhostControl::tick`].
+///
+/// # Errors
+/// See [`VhostError`].
+pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl), VhostError> {
+    let pairs = config.queues.unwrap_or(QUEUE_PAIRS_MAX);
+    if pairs == 0 || pairs > QUEUE_PAIRS_MAX {
+        return Err(VhostError::BadQueues(pairs));
+    }
+    let failed = |what, source| VhostError::Io {
+        what,
+        path: config.socket.clone(),
+        source,
+    };
+    let queues = || -> io::Result<_> {
+        let mut rxqs = Vec::new();
+        let mut txqs = Vec::new();
+        for _ in 0..pairs {
+            rxqs.push(Gate::new(RxQueue::Vhost(Box::new(Rx::new()?))));
+            txqs.push(Gate::new(TxQueue::Vhost(Box::new(Tx::new()?))));
+        }
+        Ok((rxqs, txqs))
+    };
+    let (rxqs, txqs) = queues().map_err(|e| failed("cannot make the queues of", e))?;
+    let port = Arc::new(Port::new(id, &config.name, rxqs, txqs));
+    port.live_txqs.store(1, Ordering::Relaxed);
+    let epoll = Epoll::new().map_err(|e| failed("cannot wait on", e))?;
+    let mut listener = None;
+    if !config.client {
+        let l = listen(&config.socket, config.owner)?;
+        epoll
+            .add(l.as_raw_fd(), TOKEN_LISTENER, Interest::READ)
+            .map_err(|e| failed("cannot wait on", e))?;
+        listener = Some(l);
+    }
+    let control = VhostControl {
+        queue_pairs: usize::from(pairs),
+        epoll,
+        listener,
+        connection: None,
+        queues: Queues {
+            port: Arc::clone(&port),
+            mem: Arc::default(),
+            features: 0,
+            mtu: config.mtu,
+            mtu_max: config.mtu,
+        },
+        status: VhostStatus::default(),
+        back_off_ns: BACK_OFF_FIRST_NS,
+        retry_at_ns: config.client.then_some(0),
+        config,
+    };
+    Ok((port, control))
+}
+
+/// Listens at `path`, replacing the socket of a process that is gone.
+fn listen(path: &Path, owner: Option<u32>) -> Result<Listener, VhostError> {
+    let failed = |what, source| VhostError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        // Others may pass through (the owner must reach his socket), not list, not write.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(dir)
+            .map_err(|e| failed("cannot make the directory of", e))?;
+        let meta = dir
+            .metadata()
+            .map_err(|e| failed("cannot look at the directory of", e))?;
+        const STICKY: u32 = 0o1000;
+        if meta.mode() & 0o022 != 0 && meta.mode() & STICKY == 0 {
+            return Err(VhostError::UnsafeDirectory(dir.to_owned()));
+        }
+    }
+    match path.symlink_metadata() {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(VhostError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => match unix::connect(path) {
+            // Nobody listens: its owner died.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(|e| failed("cannot replace", e))?;
+            }
+            _ => return Err(VhostError::PathInUse(path.to_owned())),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("cannot look at", e)),
+    }
+    Listener::bind(path, 0o600, owner).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => VhostError::PathInUse(path.to_owned()),
+        _ => failed("cannot listen at", e),
+    })
+}
+
+impl VhostControl {
+    /// Readable when [`VhostControl::ready`] has something to do; never changes.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Serves whatever happened.
+    pub fn ready(&mut self, now_ns: u64) {
+        let mut events = [Event::EMPTY; 4];
+        let n = self.epoll.wait(&mut events, 0).unwrap_or(0);
+        for event in events.iter().take(n) {
+            match event.token() {
+                TOKEN_LISTENER => self.accept(),
+                _ => self.serve(now_ns),
+            }
+        }
+        self.refresh_link();
+    }
+
+    /// Does what is due. Call it once after [`open`], and then at [`VhostControl::next_deadline`].
+    pub fn tick(&mut self, now_ns: u64) {
+        if self.retry_at_ns.is_some_and(|at| at <= now_ns) {
+            self.connect(now_ns);
+        }
+    }
+
+    /// When [`VhostControl::tick`] is due, ns of the monotonic clock.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.retry_at_ns
+    }
+
+    /// The attachment's state. Enters every queue's gate for a moment.
+    #[must_use]
+    pub fn status(&self) -> VhostStatus {
+        let mut status = self.status.clone();
+        status.connected = self.connection.is_some();
+        status.features = self.connection.as_ref().and_then(|c| c.session.features());
+        status.live_queue_pairs = self.queues.live_pairs();
+        for index in 0..self.queue_pairs * 2 {
+            if let Some(Some(e)) = self.queues.with(index, |q| q.broken()) {
+                status.broken_vrings += 1;
+                status.broken_reason.get_or_insert(e);
+            }
+        }
+        status
+    }
+
+    fn accept(&mut self) {
+        while let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) {
+            if self.connection.is_some() {
+                self.status.refused_second += 1;
+                continue;
+            }
+            match self.admit(stream) {
+                Ok(()) => return,
+                Err(e) => self.note(&e),
+            }
+        }
+    }
+
+    fn connect(&mut self, now_ns: u64) {
+        let result = unix::connect(&self.config.socket)
+            .map_err(VhostError::Connection)
+            .and_then(|stream| self.admit(stream));
+        match result {
+            Ok(()) => {
+                self.retry_at_ns = None;
+                self.back_off_ns = BACK_OFF_FIRST_NS;
+            }
+            Err(e) => {
+                self.status.last_error = Some(e.to_string());
+                self.retry_at_ns = Some(now_ns.saturating_add(self.back_off_ns));
+                self.back_off_ns = (self.back_off_ns * 2).min(BACK_OFF_LAST_NS);
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) -> Result<(), VhostError> {
+        let uid = fdpass::peer_uid(stream.as_fd()).map_err(VhostError::Connection)?;
+        let owner = self.config.owner.unwrap_or_else(unix::effective_uid);
+        // Root can be anybody anyway.
+        if uid != owner && uid != 0 {
+            self.status.refused_owner += 1;
+            return Err(VhostError::WrongOwner { uid, owner });
+        }
+        self.epoll
+            .add(stream.as_raw_fd(), TOKEN_CONNECTION, Interest::READ)
+            .map_err(VhostError::Connection)?;
+        let mut features = session::FEATURES;
+        if self.queue_pairs == 1 {
+            features &= !feature::MQ;
+        }
+        self.status.connections += 1;
+        self.connection = Some(Connection {
+            stream,
+            decoder: Decoder::default(),
+            session: Session::new(self.queue_pairs, features),
+        });
+        Ok(())
+    }
+
+    fn serve(&mut self, now_ns: u64) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let Err(error) = connection.serve(&mut self.queues) else {
+            return;
+        };
+        if matches!(error, VhostError::Session(_)) {
+            self.status.session_errors += 1;
+        }
+        self.note(&error);
+        self.connection = None;
+        self.queues.disconnect();
+        if self.config.client {
+            self.retry_at_ns = Some(now_ns);
+        }
+    }
+
+    fn note(&mut self, error: &VhostError) {
+        tracing::info!(port = %self.config.name, %error, "vhost-user connection ended");
+        self.status.last_error = Some(error.to_string());
+    }
+
+    fn refresh_link(&self) {
+        let live_txqs = self.queues.live_txqs().max(1);
+        self.queues
+            .port
+            .live_txqs
+            .store(live_txqs, Ordering::Relaxed);
+        let up = self.queues.live_pairs() > 0;
+        if self.queues.port.link_up.swap(up, Ordering::Relaxed) != up {
+            tracing::info!(port = %self.config.name, up, "vhost-user link");
+        }
+    }
+}
+
+impl Drop for VhostControl {
+    fn drop(&mut self) {
+        self.queues.disconnect();
+        self.queues.port.link_up.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    /// Reads and obeys messages until none waits.
+    fn serve(&mut self, queues: &mut Queues) -> Result<(), VhostError> {
+        let mut buf = [0u8; 512];
+        let mut fds = Vec::new();
+        loop {
+            let want = self.decoder.wanted().min(buf.len());
+            let room = buf.get_mut(..want).unwrap_or(&mut []);
+            let n = match fdpass::recv(self.stream.as_fd(), room, &mut fds) {
+                Ok(0) => return Err(VhostError::Disconnected),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(VhostError::Connection(e)),
+            };
+            let bytes = buf.get(..n).unwrap_or(&[]);
+            let Some(message) = self.decoder.feed(bytes, fds.drain(..))? else {
+                continue;
+            };
+            if let Some(reply) = self.session.handle(message, queues)? {
+                // Replies are a few words; a socket without room for them has no reader.
+                match fdpass::send(self.stream.as_fd(), &reply, &[]) {
+                    Ok(n) if n == reply.len() => {}
+                    Ok(_) => return Err(VhostError::Stalled),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        return Err(VhostError::Stalled);
+                    }
+                    Err(e) => return Err(VhostError::Connection(e)),
+                }
+            }
+        }
+    }
+}
+
+/// The port's queues as the protocol sees them: ring 2n is the guest's receive ring of pair n (we
+/// transmit), ring 2n + 1 its transmit ring (we receive).
+#[derive(Debug)]
+struct Queues {
+    port: Arc<Port>,
+    mem: Arc<GuestMem>,
+    features: u64,
+    mtu: u16,
+    /// The operator's limit.
+    mtu_max: u16,
+}
+
+impl Queues {
+    /// Runs `f` inside the gate of a ring's queue. `None`: no such ring.
+    fn with<T>(&self, index: usize, f: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        let pair = index / 2;
+        if index.is_multiple_of(2) {
+            if let TxQueue::Vhost(tx) = &mut *self.port.txqs.get(pair)?.lock() {
+                return Some(f(&mut tx.queue));
+            }
+        } else if let RxQueue::Vhost(rx) = &mut *self.port.rxqs.get(pair)?.lock() {
+            return Some(f(&mut rx.queue));
+        }
+        None
+    }
+
+    fn rings(&self) -> usize {
+        self.port.rxqs.len() * 2
+    }
+
+    /// Moves every ring to `mem`; the old memory is unmapped when the last ring has left it.
+    fn install(&mut self, mem: GuestMem) -> Result<(), SessionError> {
+        self.mem = Arc::new(mem);
+        let mut first_error = None;
+        for index in 0..self.rings() {
+            if let Some(Err(error)) = self.with(index, |q| q.move_to(&self.mem)) {
+                first_error.get_or_insert(SessionError::Vring { index, error });
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Rings we transmit to, without a gap from the first on.
+    fn live_txqs(&self) -> u16 {
+        let live = |pair: &usize| self.with(pair * 2, |q| q.is_live()).unwrap_or(false);
+        let queues = (0..self.port.txqs.len()).take_while(live).count();
+        u16::try_from(queues).unwrap_or(u16::MAX)
+    }
+
+    fn live_pairs(&self) -> u16 {
+        let live = |index| self.with(index, |q| q.is_live()).unwrap_or(false);
+        let pairs = (0..self.port.rxqs.len()).filter(|p| live(p * 2) && live(p * 2 + 1));
+        u16::try_from(pairs.count()).unwrap_or(u16::MAX)
+    }
+
+    /// Lets go of everything that came from the peer.
+    fn disconnect(&mut self) {
+        for index in 0..self.rings() {
+            self.with(index, |q| {
+                q.stop();
+                q.enable(false);
+                // Each can only fail to remove what is not there.
+                let _ = q.set_kick(None);
+                let _ = q.set_call(None);
+                let _ = q.set_err(None);
+            });
+        }
+        self.mem = Arc::default();
+        self.mtu = self.mtu_max;
+        self.port.link_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells the hot paths what was negotiated.
+    fn spread(&self) {
+        let modern = self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0;
+        let hdr_bytes = if modern {
+            NetHdr::BYTES
+        } else {
+            NetHdr::LEGACY_BYTES
+        };
+        for gate in &self.port.rxqs {
+            if let RxQueue::Vhost(rx) = &mut *gate.lock() {
+                rx.features = self.features;
+                rx.hdr_bytes = hdr_bytes;
+            }
+        }
+        for gate in &self.port.txqs {
+            if let TxQueue::Vhost(tx) = &mut *gate.lock() {
+                tx.features = self.features;
+                tx.hdr_bytes = hdr_bytes;
+                tx.caps = tx_caps(self.features, self.mtu);
+            }
+        }
+    }
+}
+
+impl Device for Queues {
+    fn set_memory(&mut self, table: Vec<(RegionSpec, OwnedFd)>) -> Result<(), SessionError> {
+        self.install(GuestMem::map(&table)?)
+    }
+
+    fn add_region(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), SessionError> {
+        self.install(self.mem.with(spec, &fd)?)
+    }
+
+    fn remove_region(&mut self, spec: RegionSpec) -> Result<(), SessionError> {
+        self.install(self.mem.without(spec)?)
+    }
+
+    fn has_memory(&self) -> bool {
+        !self.mem.is_empty()
+    }
+
+    fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {
+        self.with(index, |q| q.start(config, &self.mem))
+            .unwrap_or(Err(RingError::BadIndex))
+    }
+
+    fn stop(&mut self, index: usize) -> Option<u32> {
+        self.with(index, Queue::stop).flatten()
+    }
+
+    fn enable(&mut self, index: usize, on: bool) {
+        self.with(index, |q| q.enable(on));
+    }
+
+    fn set_kick(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.with(index, |q| q.set_kick(fd)).unwrap_or(Ok(()))
+    }
+
+    fn set_call(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.with(index, |q| q.set_call(fd)).unwrap_or(Ok(()))
+    }
+
+    fn set_err(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.with(index, |q| q.set_err(fd)).unwrap_or(Ok(()))
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.features = features;
+        self.spread();
+    }
+
+    fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu.min(self.mtu_max);
+        self.spread();
+    }
+}

@@ -1,0 +1,215 @@
+//! What the receive and the transmit queue of a pair have in common: the ring, if one runs, the
+//! descriptors for notifications, and whether the ring is broken.
+//!
+//! *Thread-safety.* Used only inside the queue's gate. The control thread replaces ring, memory
+//! and descriptors there, so they are also dropped (and memory unmapped) on the control thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::guest_mem::GuestMem;
+use super::vring::{Ring, RingError, Vring, VringConfig, with_ring};
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::eventfd::EventFd;
+use crate::sys::sigbus;
+
+/// One vring's end in the switch.
+#[derive(Debug)]
+pub(super) struct Queue {
+    ring: Option<Vring>,
+    config: VringConfig,
+    enabled: bool,
+    broken: Option<RingError>,
+    /// `sigbus::faults()` when the memory was last known whole.
+    faults: u32,
+    kick: Option<OwnedFd>,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
+    /// Holds `kick` and `nudge`, edge-triggered: becomes readable once per kick, and nobody ever
+    /// reads the peer's descriptor, which could be made to block us. What waits on it needs to
+    /// know only this one descriptor, which never changes.
+    wake: Epoll,
+    /// From the control thread: look at the ring again.
+    nudge: EventFd,
+}
+
+impl Queue {
+    pub(super) fn new() -> io::Result<Self> {
+        let wake = Epoll::new()?;
+        let nudge = EventFd::new()?;
+        wake.add(nudge.fd(), 0, Interest::READ.edge())?;
+        Ok(Queue {
+            ring: None,
+            config: VringConfig::default(),
+            enabled: false,
+            broken: None,
+            faults: 0,
+            kick: None,
+            call: None,
+            err: None,
+            wake,
+            nudge,
+        })
+    }
+
+    /// The ring, when frames may pass.
+    #[inline]
+    pub(super) fn live(&mut self) -> Option<&mut Vring> {
+        if !self.enabled || self.broken.is_some() {
+            return None;
+        }
+        if self.faults != sigbus::faults() && !self.still_whole() {
+            return None;
+        }
+        self.ring.as_mut()
+    }
+
+    /// The ring, also when it is broken: chains taken before that go back.
+    #[inline]
+    pub(super) fn ring_mut(&mut self) -> Option<&mut Vring> {
+        self.ring.as_mut()
+    }
+
+    #[cold]
+    fn still_whole(&mut self) -> bool {
+        self.faults = sigbus::faults();
+        let truncated = match &self.ring {
+            Some(vring) => with_ring!(vring, r => r.mem().is_broken()),
+            None => false,
+        };
+        if truncated {
+            self.set_broken(RingError::MemoryTruncated);
+        }
+        !truncated
+    }
+
+    /// Stops using the ring until the front-end sets it up again.
+    #[cold]
+    pub(super) fn set_broken(&mut self, error: RingError) {
+        self.broken = Some(error);
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+    }
+
+    pub(super) fn broken(&self) -> Option<RingError> {
+        self.broken
+    }
+
+    #[inline]
+    pub(super) fn signal_call(&self) {
+        if let Some(call) = &self.call {
+            call.signal();
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.enabled && self.ring.is_some() && self.broken.is_none()
+    }
+
+    /// Validates and starts the ring.
+    pub(super) fn start(
+        &mut self,
+        config: &VringConfig,
+        mem: &Arc<GuestMem>,
+    ) -> Result<(), RingError> {
+        self.faults = sigbus::faults();
+        self.broken = None;
+        self.config = *config;
+        match Vring::new(config, mem) {
+            Ok(mut ring) => {
+                with_ring!(&mut ring, r => r.disarm());
+                self.ring = Some(ring);
+            }
+            Err(e) => {
+                self.ring = None;
+                self.set_broken(e);
+                return Err(e);
+            }
+        }
+        // A notification may have been lost with whoever served this ring before.
+        self.signal_call();
+        self.nudge.signal();
+        Ok(())
+    }
+
+    /// Stops the ring; says where to go on, when it ran.
+    pub(super) fn stop(&mut self) -> Option<u32> {
+        self.broken = None;
+        let ring = self.ring.take()?;
+        Some(with_ring!(&ring, r => r.base()))
+    }
+
+    /// Moves a running ring to other memory.
+    pub(super) fn move_to(&mut self, mem: &Arc<GuestMem>) -> Result<(), RingError> {
+        let broken = self.broken;
+        let Some(base) = self.stop() else {
+            return Ok(());
+        };
+        let config = VringConfig {
+            base,
+            ..self.config
+        };
+        self.start(&config, mem)?;
+        // What the guest did wrong stays wrong until it sets the ring up again.
+        if broken != Some(RingError::MemoryTruncated) {
+            self.broken = broken;
+        }
+        Ok(())
+    }
+
+    pub(super) fn enable(&mut self, on: bool) {
+        self.enabled = on;
+        self.nudge.signal();
+    }
+
+    pub(super) fn set_kick(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+        if let Some(old) = self.kick.take() {
+            // By hand: the peer holds the same open file, so closing ours would not remove it.
+            self.wake.remove(old.as_raw_fd())?;
+        }
+        if let Some(fd) = fd {
+            self.wake.add(fd.as_raw_fd(), 1, Interest::READ.edge())?;
+            self.kick = Some(fd);
+        }
+        self.nudge.signal();
+        Ok(())
+    }
+
+    pub(super) fn set_call(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.call = fd.map(EventFd::from_peer).transpose()?;
+        if self.ring.is_some() {
+            self.signal_call();
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_err(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.err = fd.map(EventFd::from_peer).transpose()?;
+        Ok(())
+    }
+
+    pub(super) fn wake_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// See [`crate::port::RxQueue::arm`].
+    pub(super) fn arm(&mut self) -> bool {
+        let kickless = self.kick.is_none();
+        match self.live() {
+            // A peer that gave no descriptor to kick wants to be polled.
+            Some(vring) => with_ring!(vring, r => r.arm()) || kickless,
+            None => false,
+        }
+    }
+
+    /// See [`crate::port::RxQueue::disarm`].
+    pub(super) fn disarm(&mut self) {
+        // Takes the edges; an error would only mean another wake-up.
+        let _ = self.wake.wait(&mut [Event::EMPTY; 4], 0);
+        if let Some(vring) = self.live() {
+            with_ring!(vring, r => r.disarm());
+        }
+    }
+}

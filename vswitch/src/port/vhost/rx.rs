@@ -1,0 +1,281 @@
+#![allow(unsafe_code)]
+//! From the guest's transmit ring into a burst: the hot path in.
+//!
+//! Three passes over the burst: take the chains (and prefetch their first bytes), copy header and
+//! head of each frame, leave the rest as tail pieces. The chains go back in [`Rx::complete`], after
+//! the burst's last copy.
+//!
+//! Invariant owned here: bytes of a guest's buffer are read once into the frame's private head, and
+//! never again; the tail pieces handed to the burst belong to chains that stay taken, in memory
+//! that stays mapped, until `complete`, which runs inside the same gate.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use super::queue::Queue;
+use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, prefetch, with_ring};
+use crate::counters::PortCell;
+use crate::drop_reason::DropReason;
+use crate::frame::{BURST_MAX, Burst, Csum, Gso, HEAD_CAP, Offload};
+use crate::sys::virtio::{NetHdr, feature};
+
+/// Longest frame: an IPv6 packet of 65535 bytes of payload and its header, Ethernet, two tags.
+const FRAME_MAX: u64 = 65535 + 40 + 14 + 8;
+/// Shortest: an Ethernet header.
+const FRAME_MIN: u64 = 14;
+
+/// A receive queue: the guest's transmit ring.
+#[derive(Debug)]
+pub struct Rx {
+    pub(super) queue: Queue,
+    pub(super) hdr_bytes: usize,
+    pub(super) features: u64,
+    bufs: Bufs,
+    /// Chains of this burst, in the order taken, with the end of their pieces in `bufs`.
+    taken: Vec<(Taken, usize)>,
+}
+
+impl Rx {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Rx {
+            queue: Queue::new()?,
+            hdr_bytes: NetHdr::BYTES,
+            features: 0,
+            bufs: Bufs::new(),
+            taken: Vec::with_capacity(BURST_MAX),
+        })
+    }
+
+    /// See [`crate::port::RxQueue::rx_burst`].
+    #[inline]
+    pub(crate) fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
+        debug_assert!(self.taken.is_empty(), "complete() was not called");
+        let Some(vring) = self.queue.live() else {
+            return;
+        };
+        let (bufs, taken) = (&mut self.bufs, &mut self.taken);
+        let result = with_ring!(vring, r => take_chains(r, bufs, taken, burst));
+        let mut from = 0;
+        for &(_, to) in &*taken {
+            let pieces = bufs.range(from, to);
+            from = to;
+            add_frame(pieces, self.hdr_bytes, self.features, burst, cell);
+        }
+        if let Err(e) = result {
+            cell.pkts.rx_pkts.add(1);
+            cell.drops.add(DropReason::BadDescriptor, 1);
+            self.queue.set_broken(e);
+        }
+    }
+
+    /// See [`crate::port::RxQueue::complete`].
+    #[inline]
+    pub(crate) fn complete(&mut self, _burst: &Burst) {
+        if self.taken.is_empty() {
+            return;
+        }
+        let taken = &self.taken;
+        // Also when the ring was found broken after these were taken: they were good.
+        let wanted = self.queue.ring_mut().is_some_and(|vring| {
+            with_ring!(vring, r => {
+                for &(t, _) in taken {
+                    r.put(t, 0);
+                }
+                r.publish()
+            })
+        });
+        if wanted {
+            self.queue.signal_call();
+        }
+        self.taken.clear();
+    }
+
+    pub(crate) fn arm(&mut self) -> bool {
+        self.queue.arm()
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        self.queue.disarm();
+    }
+
+    pub(crate) fn wake_fd(&self) -> Option<RawFd> {
+        Some(self.queue.wake_fd())
+    }
+}
+
+/// Takes as many chains as the burst has room for.
+#[inline]
+fn take_chains<R: Ring>(
+    ring: &mut R,
+    bufs: &mut Bufs,
+    taken: &mut Vec<(Taken, usize)>,
+    burst: &Burst,
+) -> Result<(), RingError> {
+    bufs.clear();
+    let waiting = ring.peek(burst.room())?;
+    for _ in 0..waiting {
+        let before = bufs.len();
+        match ring.take(Direction::Readable, bufs)? {
+            // More pieces than the burst can hold: the rest of them waits for the next one.
+            Step::Chain(t) if bufs.len() > burst.seg_room() && before > 0 => {
+                bufs.truncate(before);
+                ring.untake(t);
+                break;
+            }
+            Step::Chain(t) => {
+                if let Some(first) = bufs.range(before, before + 1).first() {
+                    prefetch(first.ptr);
+                    prefetch(first.ptr.wrapping_add(64));
+                }
+                if let Some(second) = bufs.range(before + 1, before + 2).first() {
+                    prefetch(second.ptr);
+                }
+                taken.push((t, bufs.len()));
+            }
+            Step::Empty => break,
+            Step::NoRoom if before > 0 => break,
+            Step::NoRoom => return Err(RingError::ChainTooLong),
+        }
+    }
+    Ok(())
+}
+
+/// Copies header and head of one chain, and adds the frame, or counts why not.
+#[inline]
+fn add_frame(pieces: &[Buf], hdr_bytes: usize, features: u64, burst: &mut Burst, cell: &PortCell) {
+    let total: u64 = pieces.iter().map(|b| u64::from(b.len)).sum();
+    let bytes = total.saturating_sub(hdr_bytes as u64);
+    if let Err(reason) = try_frame(pieces, bytes, hdr_bytes, features, burst) {
+        cell.pkts.rx_pkts.add(1);
+        cell.pkts.rx_bytes.add(bytes);
+        cell.drops.add(reason, 1);
+    }
+}
+
+#[inline]
+fn try_frame(
+    pieces: &[Buf],
+    bytes: u64,
+    hdr_bytes: usize,
+    features: u64,
+    burst: &mut Burst,
+) -> Result<(), DropReason> {
+    if bytes == 0 {
+        return Err(DropReason::BadDescriptor);
+    }
+    if bytes < FRAME_MIN {
+        return Err(DropReason::Runt);
+    }
+    if bytes > FRAME_MAX {
+        return Err(DropReason::Oversize);
+    }
+    let mut cursor = Cursor {
+        rest: pieces,
+        skip: 0,
+    };
+    let mut hdr = [0u8; NetHdr::BYTES];
+    cursor.copy_to(hdr.get_mut(..hdr_bytes).unwrap_or(&mut []));
+    let frame = burst.push().ok_or(DropReason::BadDescriptor)?;
+    #[allow(clippy::cast_possible_truncation)] // at most FRAME_MAX
+    let head_len = (bytes as usize).min(HEAD_CAP);
+    cursor.copy_to(frame.fill().get_mut(..head_len).unwrap_or(&mut []));
+    frame.set_head_len(head_len);
+    let request = offload(&NetHdr::from_bytes(hdr), features);
+    // Reordering by the compiler would not matter to anybody but us: what was copied above is
+    // what is judged, so no load of guest memory may move behind this point.
+    compiler_fence(Ordering::SeqCst);
+    match request {
+        Some(offload) => frame.offload = offload,
+        None => {
+            burst.pop();
+            return Err(DropReason::BadOffload);
+        }
+    }
+    while let Some((ptr, len)) = cursor.next_piece() {
+        // SAFETY: the piece lies in guest memory that stays mapped while this queue's gate is
+        // held, and the burst is cleared before the gate is left (see `port`).
+        if !unsafe { burst.add_tail(ptr, len) } {
+            burst.pop();
+            return Err(DropReason::BadDescriptor);
+        }
+    }
+    Ok(())
+}
+
+/// What the guest asks for, when it may.
+#[inline]
+fn offload(hdr: &NetHdr, features: u64) -> Option<Offload> {
+    if hdr.gso_type == NetHdr::GSO_NONE {
+        let csum = if hdr.flags & NetHdr::F_NEEDS_CSUM == 0 {
+            Csum::Complete
+        } else if features & feature::CSUM != 0 {
+            Csum::Partial
+        } else {
+            return None;
+        };
+        return Some(Offload {
+            csum,
+            ..Offload::default()
+        });
+    }
+    let (gso, needed) = match hdr.gso_type {
+        NetHdr::GSO_TCPV4 => (Gso::TcpV4, feature::HOST_TSO4),
+        NetHdr::GSO_TCPV6 => (Gso::TcpV6, feature::HOST_TSO6),
+        NetHdr::GSO_UDP_L4 => (Gso::UdpL4, feature::HOST_USO),
+        _ => return None,
+    };
+    // virtio 1.3 section 5.1.6.2: a segmentation request needs the partial checksum.
+    let ok = features & needed != 0 && hdr.flags & NetHdr::F_NEEDS_CSUM != 0 && hdr.gso_size != 0;
+    ok.then_some(Offload {
+        csum: Csum::Partial,
+        gso,
+        gso_size: hdr.gso_size,
+    })
+}
+
+/// A place in a chain's pieces.
+struct Cursor<'a> {
+    rest: &'a [Buf],
+    skip: u32,
+}
+
+impl Cursor<'_> {
+    /// Copies the next bytes; the chain has them (the caller compared the lengths).
+    #[inline]
+    fn copy_to(&mut self, mut dst: &mut [u8]) {
+        while !dst.is_empty() {
+            let Some(first) = self.rest.first() else {
+                return;
+            };
+            let here = (first.len - self.skip) as usize;
+            let n = here.min(dst.len());
+            let (now, later) = dst.split_at_mut(n);
+            let src = first.ptr.wrapping_add(self.skip as usize).cast_const();
+            // SAFETY: `skip` is at most the piece's length, `n` bytes remain behind it, and the
+            // ring checked that the piece is mapped. Private memory does not overlap a guest's.
+            unsafe { std::ptr::copy_nonoverlapping(src, now.as_mut_ptr(), n) };
+            dst = later;
+            if n == here {
+                self.rest = self.rest.get(1..).unwrap_or(&[]);
+                self.skip = 0;
+            } else {
+                #[allow(clippy::cast_possible_truncation)] // less than the piece's u32 length
+                {
+                    self.skip += n as u32;
+                }
+            }
+        }
+    }
+
+    /// What is left of the present piece.
+    #[inline]
+    fn next_piece(&mut self) -> Option<(*const u8, u32)> {
+        let (first, rest) = self.rest.split_first()?;
+        let skip = std::mem::take(&mut self.skip);
+        self.rest = rest;
+        // SAFETY: `skip` is less than the piece's length.
+        let ptr = unsafe { first.ptr.add(skip as usize) }.cast_const();
+        Some((ptr, first.len - skip))
+    }
+}

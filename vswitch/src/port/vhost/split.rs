@@ -1,0 +1,261 @@
+#![allow(unsafe_code)]
+//! Split rings (virtio 1.3 section 2.7), the device's side.
+//!
+//! Invariant owned here: `desc`, `avail` and `used` are aligned and have room for `size` entries
+//! each, inside `mem`, which lives as long as the ring ([`Split::new`] checks it); `size` is a
+//! power of two.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use super::guest_mem::GuestMem;
+use super::vring::{
+    Bufs, CHAIN_MAX, Desc, Direction, Ring, RingError, Step, Taken, VringConfig, append,
+    indirect_table, prefetch, ring_part,
+};
+use crate::sys::virtio::{feature, vring};
+
+/// A validated split ring.
+#[derive(Debug)]
+pub(super) struct Split {
+    desc: *const u8,
+    avail: *mut u8,
+    used: *mut u8,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// Next entry of the available ring to take.
+    next_avail: u16,
+    /// The guest's available index as last read.
+    avail_idx: u16,
+    /// Next entry of the used ring to write.
+    next_used: u16,
+    /// The used index the guest has seen.
+    published: u16,
+    hint: usize,
+    mem: Arc<GuestMem>,
+}
+
+// SAFETY: the addresses belong to `mem`, which may be used from any thread; the queue's gate
+// makes the ring's user exclusive.
+unsafe impl Send for Split {}
+
+/// Offset of the entries in both rings: flags and index come first.
+const ENTRIES: usize = 4;
+const IDX: usize = 2;
+
+impl Split {
+    pub(super) fn new(config: &VringConfig, mem: Arc<GuestMem>) -> Result<Self, RingError> {
+        let size = config.size;
+        if size == 0 || size > vring::SIZE_MAX || !size.is_power_of_two() {
+            return Err(RingError::BadSize);
+        }
+        let n = size as usize;
+        let desc = ring_part(&mem, config.desc, n * vring::DESC_BYTES, 16)?;
+        let avail = ring_part(&mem, config.driver, ENTRIES + 2 * n + 2, 2)?;
+        let used = ring_part(&mem, config.device, ENTRIES + 8 * n + 2, 4)?;
+        #[allow(clippy::cast_possible_truncation)] // at most 32768
+        let size = size as u16;
+        let mut ring = Split {
+            desc: desc.cast_const(),
+            avail,
+            used,
+            size,
+            event_idx: config.features & feature::EVENT_IDX != 0,
+            indirect: config.features & feature::INDIRECT_DESC != 0,
+            next_avail: 0,
+            avail_idx: 0,
+            next_used: 0,
+            published: 0,
+            hint: 0,
+            mem,
+        };
+        // Chains are returned in order, so the used index in memory is where to go on, also after
+        // our own death in mid-burst: what was taken then and not returned is taken again. The
+        // base the front-end gives is that same index, or (after our death) read from there too.
+        let used_idx = ring.used_word(IDX).load(Ordering::Relaxed);
+        ring.next_avail = used_idx;
+        ring.avail_idx = used_idx;
+        ring.next_used = used_idx;
+        ring.published = used_idx;
+        Ok(ring)
+    }
+
+    /// A 16-bit field of the available ring.
+    #[inline]
+    fn avail_word(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset <= ENTRIES + 2 * self.size as usize);
+        // SAFETY: the module's invariant: `offset` is inside the ring (callers use the fixed
+        // fields, or an entry below `size`, or the event word behind them) and the ring is aligned.
+        unsafe { AtomicU16::from_ptr(self.avail.wrapping_add(offset).cast()) }
+    }
+
+    /// A 16-bit field of the used ring.
+    #[inline]
+    fn used_word(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset <= ENTRIES + 8 * self.size as usize);
+        // SAFETY: as in `avail_word`.
+        unsafe { AtomicU16::from_ptr(self.used.wrapping_add(offset).cast()) }
+    }
+
+    /// Reads the guest's available index: everything it made available before is visible then.
+    #[inline]
+    fn refresh(&mut self) -> Result<u16, RingError> {
+        // Acquire: the entries and descriptors behind the index were written before it.
+        let idx = u16::from_le(self.avail_word(IDX).load(Ordering::Acquire));
+        if idx.wrapping_sub(self.next_avail) > self.size {
+            return Err(RingError::AvailJump);
+        }
+        self.avail_idx = idx;
+        Ok(idx.wrapping_sub(self.next_avail))
+    }
+
+    /// The head in entry `at` of the available ring.
+    #[inline]
+    fn head(&self, at: u16) -> u16 {
+        let slot = usize::from(at & (self.size - 1));
+        u16::from_le(self.avail_word(ENTRIES + 2 * slot).load(Ordering::Relaxed))
+    }
+
+    /// Walks a chain in a table. `Ok(false)`: no room.
+    #[inline]
+    fn walk(&mut self, head: u16, want: Direction, bufs: &mut Bufs) -> Result<bool, RingError> {
+        let (mut table, mut entries, mut nested) = (self.desc, u32::from(self.size), false);
+        let mut index = u32::from(head);
+        let mut left = entries.min(CHAIN_MAX);
+        loop {
+            if index >= entries {
+                return Err(RingError::BadIndex);
+            }
+            // A loop runs out of this too.
+            left = left.checked_sub(1).ok_or(RingError::ChainTooLong)?;
+            // SAFETY: `index` is below the table's entries: the ring's own (the invariant) or an
+            // indirect table's (`indirect_table` checked its bounds).
+            let at = unsafe { table.add(index as usize * vring::DESC_BYTES) };
+            // SAFETY: as above.
+            let desc = unsafe { Desc::read(at) };
+            let (flags, next) = (desc.w0, desc.w1);
+            if flags & vring::DESC_F_INDIRECT != 0 {
+                if nested || !self.indirect || flags & vring::DESC_F_NEXT != 0 {
+                    return Err(RingError::BadIndirect);
+                }
+                (table, entries) = indirect_table(&self.mem, &mut self.hint, &desc)?;
+                (index, nested, left) = (0, true, entries);
+                continue;
+            }
+            if (flags & vring::DESC_F_WRITE != 0) != (want == Direction::Writable) {
+                return Err(RingError::Direction);
+            }
+            if !append(&self.mem, &mut self.hint, &desc, bufs)? {
+                return Ok(false);
+            }
+            if flags & vring::DESC_F_NEXT == 0 {
+                return Ok(true);
+            }
+            index = u32::from(next);
+        }
+    }
+}
+
+impl Ring for Split {
+    #[inline]
+    fn peek(&mut self, max: usize) -> Result<usize, RingError> {
+        let n = usize::from(self.refresh()?).min(max);
+        for i in 0..n {
+            #[allow(clippy::cast_possible_truncation)] // below the ring's size
+            let head = self.head(self.next_avail.wrapping_add(i as u16));
+            prefetch(
+                self.desc
+                    .wrapping_add(usize::from(head) * vring::DESC_BYTES),
+            );
+        }
+        Ok(n)
+    }
+
+    #[inline]
+    fn take(&mut self, want: Direction, bufs: &mut Bufs) -> Result<Step, RingError> {
+        if self.next_avail == self.avail_idx && self.refresh()? == 0 {
+            return Ok(Step::Empty);
+        }
+        let id = self.head(self.next_avail);
+        let before = bufs.len();
+        if !self.walk(id, want, bufs)? {
+            bufs.truncate(before);
+            return Ok(Step::NoRoom);
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Step::Chain(Taken { id, slots: 1 }))
+    }
+
+    #[inline]
+    fn untake(&mut self, _taken: Taken) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
+    #[inline]
+    fn put(&mut self, taken: Taken, written: u32) {
+        let slot = usize::from(self.next_used & (self.size - 1));
+        let element = u64::from(taken.id) | u64::from(written) << 32;
+        // SAFETY: the slot is below `size`, so the element is inside the used ring; it is only
+        // four-aligned, hence unaligned.
+        let at = unsafe { self.used.add(ENTRIES + 8 * slot) }.cast::<u64>();
+        // SAFETY: as above. The guest does not read it before the index says so.
+        unsafe { at.write_unaligned(element.to_le()) };
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let old = self.published;
+        if self.next_used == old {
+            return false;
+        }
+        // Release: elements and buffers are written before the index shows them.
+        self.used_word(IDX)
+            .store(self.next_used.to_le(), Ordering::Release);
+        self.published = self.next_used;
+        // Full: the index must be out before we read whether the guest sleeps; it writes its wish
+        // and then reads the index (virtio 1.3 section 2.7.7.2).
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let at = ENTRIES + 2 * usize::from(self.size);
+            let event = u16::from_le(self.avail_word(at).load(Ordering::Relaxed));
+            vring::need_event(event, self.next_used, old)
+        } else {
+            let flags = u16::from_le(self.avail_word(0).load(Ordering::Relaxed));
+            flags & vring::AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        if self.event_idx {
+            let at = ENTRIES + 8 * usize::from(self.size);
+            self.used_word(at)
+                .store(self.next_avail.to_le(), Ordering::Relaxed);
+        } else {
+            self.used_word(0).store(0, Ordering::Relaxed);
+        }
+        // Full: our wish must be out before we look whether something came in between; the guest
+        // publishes and then reads the wish (virtio 1.3 section 2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        // A bad index counts as something waiting: the next burst reports it.
+        self.refresh().is_ok_and(|n| n > 0) || self.refresh().is_err()
+    }
+
+    fn disarm(&mut self) {
+        // With EVENT_IDX the position armed for lies behind us now, and asks for nothing until
+        // the index has gone around once: one spare kick in 65536 chains.
+        if !self.event_idx {
+            self.used_word(0)
+                .store(vring::USED_F_NO_NOTIFY.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.next_avail)
+    }
+
+    fn mem(&self) -> &GuestMem {
+        &self.mem
+    }
+}

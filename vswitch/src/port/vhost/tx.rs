@@ -1,0 +1,270 @@
+#![allow(unsafe_code)]
+//! From a burst into the guest's receive ring: the hot path out.
+//!
+//! Each frame is written completely or not at all; the guest sees the whole burst at once, and is
+//! called at most once.
+//!
+//! Invariant owned here: [`Writer`] writes only inside the pieces it was given, which the ring
+//! checked and keeps mapped.
+
+use std::io;
+
+use super::queue::Queue;
+use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, with_ring};
+use crate::counters::PortCell;
+use crate::drop_reason::DropReason;
+use crate::frame::{Burst, Gso, OutItem, Scratch, TxCaps};
+use crate::offload::{self, Out};
+use crate::sys::virtio::{NetHdr, feature};
+
+/// Receive buffers one frame may fill: a 64 KiB frame in buffers of 256 bytes, and some.
+const MERGE_MAX: usize = 512;
+
+/// A transmit queue: the guest's receive ring.
+#[derive(Debug)]
+pub struct Tx {
+    pub(super) queue: Queue,
+    pub(super) hdr_bytes: usize,
+    pub(super) features: u64,
+    pub(super) caps: TxCaps,
+    scratch: Scratch,
+    parts: Parts,
+}
+
+/// The chains one frame goes to.
+#[derive(Debug)]
+struct Parts {
+    bufs: Bufs,
+    /// With the bytes each has room for.
+    chains: Vec<(Taken, u64)>,
+}
+
+impl Tx {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Tx {
+            queue: Queue::new()?,
+            hdr_bytes: NetHdr::BYTES,
+            features: 0,
+            caps: TxCaps::default(),
+            scratch: Scratch::default(),
+            parts: Parts {
+                bufs: Bufs::new(),
+                chains: Vec::with_capacity(MERGE_MAX),
+            },
+        })
+    }
+
+    /// See [`crate::port::TxQueue::tx_burst`].
+    #[inline]
+    pub(crate) fn tx_burst(&mut self, burst: &Burst, items: &[OutItem], cell: &PortCell) {
+        let Some(vring) = self.queue.live() else {
+            cell.drops.add(DropReason::TxNotReady, items.len() as u64);
+            return;
+        };
+        let out = Sender {
+            hdr_bytes: self.hdr_bytes,
+            features: self.features,
+            caps: &self.caps,
+            scratch: &mut self.scratch,
+            parts: &mut self.parts,
+            broken: None,
+        };
+        let (broken, call) = with_ring!(vring, r => out.run(r, burst, items, cell));
+        if call {
+            self.queue.signal_call();
+        }
+        if let Some(e) = broken {
+            self.queue.set_broken(e);
+        }
+    }
+}
+
+struct Sender<'a> {
+    hdr_bytes: usize,
+    features: u64,
+    caps: &'a TxCaps,
+    scratch: &'a mut Scratch,
+    parts: &'a mut Parts,
+    broken: Option<RingError>,
+}
+
+impl Sender<'_> {
+    #[inline]
+    fn run<R: Ring>(
+        mut self,
+        ring: &mut R,
+        burst: &Burst,
+        items: &[OutItem],
+        cell: &PortCell,
+    ) -> (Option<RingError>, bool) {
+        if let Err(e) = ring.peek(items.len()) {
+            self.broken = Some(e);
+        }
+        for &item in items {
+            let Some(view) = burst.view(item, self.scratch) else {
+                // A slot that the burst does not have: nothing to send, and nothing to lose.
+                debug_assert!(false, "{item:?} is not in the burst");
+                cell.drops.add(DropReason::TxError, 1);
+                continue;
+            };
+            let mut put = Put {
+                ring,
+                parts: self.parts,
+                broken: &mut self.broken,
+                hdr_bytes: self.hdr_bytes,
+                features: self.features,
+            };
+            offload::send(&view, self.caps, cell, &mut |out| put.frame(out));
+        }
+        (self.broken, ring.publish())
+    }
+}
+
+struct Put<'a, R> {
+    ring: &'a mut R,
+    parts: &'a mut Parts,
+    broken: &'a mut Option<RingError>,
+    hdr_bytes: usize,
+    features: u64,
+}
+
+impl<R: Ring> Put<'_, R> {
+    /// Writes one frame into as many chains as it needs (without `MRG_RXBUF`: one).
+    #[inline]
+    fn frame(&mut self, out: &Out<'_>) -> Result<(), DropReason> {
+        if self.broken.is_some() {
+            return Err(DropReason::TxNotReady);
+        }
+        let need = self.hdr_bytes as u64 + u64::from(out.len());
+        self.parts.bufs.clear();
+        self.parts.chains.clear();
+        if let Err(reason) = self.gather(need) {
+            while let Some((taken, _)) = self.parts.chains.pop() {
+                self.ring.untake(taken);
+            }
+            return Err(reason);
+        }
+        let Parts { bufs, chains } = &*self.parts;
+        #[allow(clippy::cast_possible_truncation)] // at most MERGE_MAX
+        let hdr = header(out, self.features, chains.len() as u16).to_bytes();
+        let mut writer = Writer {
+            rest: bufs.range(0, bufs.len()),
+            skip: 0,
+        };
+        writer.write(hdr.get(..self.hdr_bytes).unwrap_or(&[]));
+        writer.write(out.head);
+        for (ptr, len) in out.tail.pieces() {
+            // SAFETY: a tail's piece is readable for its length while `out` is borrowed.
+            unsafe { writer.copy(ptr, len) };
+        }
+        let mut left = need;
+        for &(taken, room) in chains {
+            let here = left.min(room);
+            left -= here;
+            #[allow(clippy::cast_possible_truncation)] // a frame is far below 2^32
+            self.ring.put(taken, here as u32);
+        }
+        Ok(())
+    }
+
+    /// Takes chains until they have room for `need` bytes.
+    #[inline]
+    fn gather(&mut self, need: u64) -> Result<(), DropReason> {
+        let mergeable = self.features & feature::MRG_RXBUF != 0;
+        let mut room = 0;
+        loop {
+            let before = self.parts.bufs.len();
+            match self.ring.take(Direction::Writable, &mut self.parts.bufs) {
+                Ok(Step::Chain(taken)) => {
+                    let pieces = self.parts.bufs.range(before, self.parts.bufs.len());
+                    let here: u64 = pieces.iter().map(|b| u64::from(b.len)).sum();
+                    self.parts.chains.push((taken, here));
+                    room += here;
+                }
+                Ok(Step::Empty) => return Err(DropReason::TxQueueFull),
+                Ok(Step::NoRoom) => return Err(DropReason::TxTooBig),
+                Err(e) => {
+                    *self.broken = Some(e);
+                    return Err(DropReason::TxBadDescriptor);
+                }
+            }
+            if room >= need {
+                return Ok(());
+            }
+            if !mergeable || self.parts.chains.len() == MERGE_MAX {
+                return Err(DropReason::TxTooBig);
+            }
+        }
+    }
+}
+
+/// The guest's header for a frame.
+#[inline]
+fn header(out: &Out<'_>, features: u64, num_buffers: u16) -> NetHdr {
+    let mut hdr = NetHdr {
+        num_buffers,
+        ..NetHdr::default()
+    };
+    if let Some((start, offset)) = out.needs_csum {
+        hdr.flags = NetHdr::F_NEEDS_CSUM;
+        hdr.csum_start = start;
+        hdr.csum_offset = offset;
+    } else if out.data_valid && features & feature::GUEST_CSUM != 0 {
+        hdr.flags = NetHdr::F_DATA_VALID;
+    }
+    hdr.gso_type = match out.gso {
+        Gso::None => return hdr,
+        Gso::TcpV4 => NetHdr::GSO_TCPV4,
+        Gso::TcpV6 => NetHdr::GSO_TCPV6,
+        Gso::UdpL4 => NetHdr::GSO_UDP_L4,
+    };
+    hdr.gso_size = out.gso_size;
+    hdr.hdr_len = out.hdr_len;
+    hdr
+}
+
+/// Writes on across the pieces of the chains; they have room for all of it (`gather`).
+struct Writer<'a> {
+    rest: &'a [Buf],
+    skip: u32,
+}
+
+impl Writer<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        // SAFETY: a slice is readable.
+        unsafe { self.copy(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// # Safety
+    /// `src..src + len` is readable.
+    #[inline]
+    unsafe fn copy(&mut self, mut src: *const u8, mut len: usize) {
+        while len > 0 {
+            let Some(first) = self.rest.first() else {
+                debug_assert!(false, "more bytes than room");
+                return;
+            };
+            let here = (first.len - self.skip) as usize;
+            let n = here.min(len);
+            // SAFETY: `skip` is at most the piece's length.
+            let dst = unsafe { first.ptr.add(self.skip as usize) };
+            // SAFETY: `n` bytes are readable by contract and writable in the piece. `copy`, not
+            // `copy_nonoverlapping`: two guests may share memory with each other, or a guest may
+            // offer the same page for sending and receiving.
+            unsafe { std::ptr::copy(src, dst, n) };
+            // SAFETY: at most one past the readable bytes.
+            src = unsafe { src.add(n) };
+            len -= n;
+            if n == here {
+                self.rest = self.rest.get(1..).unwrap_or(&[]);
+                self.skip = 0;
+            } else {
+                #[allow(clippy::cast_possible_truncation)] // less than the piece's u32 length
+                {
+                    self.skip += n as u32;
+                }
+            }
+        }
+    }
+}

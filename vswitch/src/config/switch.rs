@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::policy::texts;
 use super::read::Section;
-use crate::control::state::{Learn, Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
+use crate::control::state::{Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::{Cidr, Mac};
 
 /// What the file says, beside where its policy is.
@@ -83,7 +83,6 @@ fn port(mut table: Section<'_>) -> PortConfig {
             .unwrap_or(default.guard),
         routes: table.parsed::<Cidr>("routes", CIDR_TODO),
         tenant: tenant.map_or(default.tenant, |text| text.value.to_owned()),
-        learn: learn(&mut table),
         max_connections: table.integer("max_connections", 0, u64::from(u32::MAX)),
         workloads: table.tables("workload").into_iter().map(workload).collect(),
         name: default.name,
@@ -153,20 +152,6 @@ fn kind(table: &mut Section<'_>) -> PortKind {
                 table.allow(keys);
             }
             PortKind::Mem
-        }
-    }
-}
-
-fn learn(table: &mut Section<'_>) -> Learn {
-    let Some(text) = table.string("learn") else {
-        return Learn::No;
-    };
-    match text.value {
-        "no" => Learn::No,
-        "dhcp" => Learn::Dhcp,
-        _ => {
-            let todo = "write \"no\", \"dhcp\" or the network to learn within";
-            text.parse(todo).map_or(Learn::No, Learn::Within)
         }
     }
 }

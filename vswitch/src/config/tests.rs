@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::state::{Learn, Poll, PortKind};
+use crate::control::state::{Poll, PortKind};
 use crate::packet::Mac;
 use crate::policy::model::{Action, Limit, Otherwise, ServiceSpec, Tier};
 
@@ -41,7 +41,7 @@ kind = "af-xdp"
 interface = "veth-db1"
 vlan = 10
 mtu = 9000
-learn = "10.1.0.0/16"
+routes = ["10.1.0.0/16"]
 max_connections = 50
 [[port.workload]]
 name = "db-1"
@@ -147,7 +147,7 @@ fn right_files_become_the_desired_state() {
     assert_eq!(web.workloads[0].ip.len(), 2);
     assert_eq!(web.workloads[1].vlan, Some(20));
     assert_eq!((db.vlan, db.mtu, db.max_connections), (10, 9000, Some(50)));
-    assert_eq!(db.learn, Learn::Within("10.1.0.0/16".parse().unwrap()));
+    assert_eq!(db.routes, ["10.1.0.0/16".parse().unwrap()]);
     assert_eq!(router.routes.len(), 1);
     assert!(!router.guard && up.uplink);
 
@@ -284,7 +284,7 @@ fn each_error_stands_at_its_line_and_column() {
         (
             "vlan = 20",
             "vlan = 21",
-            "switch.toml:25:8: error: port \"web-1\" does not carry VLAN 21; add 21 to the port's `trunk`",
+            "switch.toml:24:8: error: 52:54:00:00:00:01 already belongs to workload \"web-1\"; give each workload of a VLAN a MAC of its own",
         ),
         (
             "vlan = 20\n",
@@ -312,17 +312,12 @@ fn each_error_stands_at_its_line_and_column() {
             "switch.toml:32:7: error: MTU 9001 is out of range; use 68 to 9000 bytes",
         ),
         (
-            "learn = \"10.1.0.0/16\"",
-            "learn = \"10.1.0.1/16\"",
-            "switch.toml:33:9: error: 10.1.0.1/16 has bits set beyond its prefix; write 10.1.0.0/16",
+            "routes = [\"10.1.0.0/16\"]",
+            "routes = [\"10.1.0.1/16\"]",
+            "switch.toml:33:11: error: 10.1.0.1/16 has bits set beyond its prefix; write 10.1.0.0/16",
         ),
         (
-            "learn = \"10.1.0.0/16\"",
-            "learn = \"yes\"",
-            r#"switch.toml:33:9: error: "yes": not a network: expected an address and a prefix length like 10.0.0.0/8 or fd00::/8; write "no", "dhcp" or the network to learn within"#,
-        ),
-        (
-            "learn = \"10.1.0.0/16\"",
+            "routes = [\"10.1.0.0/16\"]",
             "tenant = \"c\"",
             "switch.toml:33:10: error: unknown tenant \"c\"; declare it with [[tenant]] in the policy",
         ),

@@ -81,8 +81,6 @@ pub struct PortConfig {
     pub routes: Vec<Cidr>,
     /// Owner; "default" unless said.
     pub tenant: String,
-    /// How addresses are learned when they are not declared.
-    pub learn: Learn,
     /// Most connections this port may have open as initiator; `None`: a quarter of the table.
     pub max_connections: Option<usize>,
     /// Who lives there.
@@ -104,24 +102,20 @@ impl PortConfig {
             guard: true,
             routes: Vec::new(),
             tenant: "default".to_owned(),
-            learn: Learn::No,
             max_connections: None,
             workloads: Vec::new(),
         }
     }
-}
 
-/// `learn`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Learn {
-    /// Addresses are declared.
-    #[default]
-    No,
-    /// From a declared server's DHCP answers.
-    Dhcp,
-    /// Within a declared prefix, first come.
-    Within(Cidr),
+    /// The VLAN whose L2 domain `workload` is in: its own tag when the port trunks that VLAN, else
+    /// the port's access VLAN.
+    #[must_use]
+    pub fn domain_of(&self, workload: &WorkloadConfig) -> u16 {
+        workload
+            .vlan
+            .filter(|v| self.trunk.contains(v))
+            .unwrap_or(self.vlan)
+    }
 }
 
 /// `kind`.
@@ -172,7 +166,8 @@ pub struct WorkloadConfig {
     pub ip: Vec<IpAddr>,
     /// Tags, `key:value` by habit.
     pub tags: Vec<String>,
-    /// VLAN that tells it from the port's other workloads (a container inside a VM).
+    /// VLAN tag that tells it from the port's other workloads (a container inside a VM). In the
+    /// port's `trunk` it also is the workload's L2 domain; else the workload shares the port's.
     pub vlan: Option<u16>,
 }
 

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::state::{Desired, Learn, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
+use super::state::{Desired, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::{
     Classifier, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
@@ -327,25 +327,6 @@ impl<'a> Check<'a> {
                 "move the workloads to ports of their own, or name the peers by `cidr` in the policy",
             );
         }
-        match &port.learn {
-            Learn::No => {}
-            Learn::Dhcp => {
-                let mut tenants = self.desired.policy.all_tenants();
-                let tenant = tenants.find(|(name, _)| *name == port.tenant);
-                if tenant.is_some_and(|(_, servers)| servers.dhcp_servers.is_empty()) {
-                    self.error(
-                        at.key("learn"),
-                        "no DHCP server is declared to learn from",
-                        "name it in `dhcp_servers` under [infrastructure] in the policy",
-                    );
-                }
-            }
-            Learn::Within(cidr) => {
-                if let Some((what, todo)) = bad_cidr(cidr) {
-                    self.error(at.key("learn"), what, todo);
-                }
-            }
-        }
     }
 
     fn workload(&mut self, at: &FieldPath, port: &'a PortConfig, workload: &'a WorkloadConfig) {
@@ -364,12 +345,6 @@ impl<'a> Check<'a> {
                     at.key("vlan"),
                     format!("VLAN {vlan} is out of range"),
                     format!("use 1 to {MAX_VLAN}, or leave it out for the port's own"),
-                );
-            } else if vlan != port.vlan && !port.trunk.contains(&vlan) {
-                self.error(
-                    at.key("vlan"),
-                    format!("port {:?} does not carry VLAN {vlan}", port.name),
-                    format!("add {vlan} to the port's `trunk`"),
                 );
             }
         }
@@ -393,7 +368,7 @@ impl<'a> Check<'a> {
                 );
                 continue;
             }
-            let key = (tenant, workload.vlan.unwrap_or(port.vlan), mac);
+            let key = (tenant, port.domain_of(workload), mac);
             if let Some(other) = self.owners.macs.insert(key, &workload.name) {
                 let todo = "give each workload of a VLAN a MAC of its own";
                 self.error(at, taken(&mac, other, &workload.name), todo);
@@ -491,14 +466,16 @@ mod tests {
         port.workloads = vec![on("a", 10), on("b", 20)];
         assert_eq!(lines(vec![port.clone()]), [""; 0]);
         port.workloads.push(on("c", 20));
+        // Another tag shares the port's own domain, untagged or not.
         port.workloads.push(on("d", 30));
+        port.workloads.push(on("e", 40));
         assert_eq!(
             lines(vec![port]),
             [
                 "port[vm].workload[2].mac[0]: 02:00:00:00:00:01 already belongs to workload \"b\"; \
                  give each workload of a VLAN a MAC of its own",
-                "port[vm].workload[3].vlan: port \"vm\" does not carry VLAN 30; \
-                 add 30 to the port's `trunk`",
+                "port[vm].workload[4].mac[0]: 02:00:00:00:00:01 already belongs to workload \"d\"; \
+                 give each workload of a VLAN a MAC of its own",
             ]
         );
     }
@@ -538,7 +515,6 @@ mod tests {
         port.queues = Some(0);
         port.vlan = 4095;
         port.max_connections = Some(0);
-        port.learn = Learn::Dhcp;
         port.workloads.push(WorkloadConfig {
             name: "w".into(),
             mac: vec![Mac::BROADCAST],
@@ -563,7 +539,6 @@ mod tests {
                 "port[a].queues",
                 "port[a].mtu",
                 "port[a].max_connections",
-                "port[a].learn",
                 "port[a].workload[0].mac[0]",
                 "port[a].workload[0].ip[0]",
                 "port[a].workload[0].ip[2]",

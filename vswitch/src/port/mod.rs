@@ -18,6 +18,7 @@ use crate::sys::gate::Gate;
 
 pub mod afxdp;
 pub mod mem;
+pub mod pcap;
 pub mod tap;
 #[cfg(test)]
 mod testbed;
@@ -86,6 +87,8 @@ pub enum RxQueue {
     Tap(tap::Rx),
     /// A guest's transmit ring.
     Vhost(Box<vhost::Rx>),
+    /// A capture file.
+    Pcap(pcap::Rx),
 }
 
 /// A transmit queue of some kind.
@@ -100,6 +103,8 @@ pub enum TxQueue {
     Tap(tap::Tx),
     /// A guest's receive ring.
     Vhost(Box<vhost::Tx>),
+    /// A capture file.
+    Pcap(pcap::Tx),
 }
 
 impl RxQueue {
@@ -113,6 +118,7 @@ impl RxQueue {
             RxQueue::AfXdp(q) => q.rx_burst(burst, cell),
             RxQueue::Tap(q) => q.rx_burst(burst, cell),
             RxQueue::Vhost(q) => q.rx_burst(burst, cell),
+            RxQueue::Pcap(q) => q.rx_burst(burst, cell),
         }
     }
 
@@ -125,6 +131,7 @@ impl RxQueue {
             RxQueue::AfXdp(q) => q.complete(burst),
             RxQueue::Tap(q) => q.complete(burst),
             RxQueue::Vhost(q) => q.complete(burst),
+            RxQueue::Pcap(_) => {}
         }
     }
 
@@ -136,6 +143,7 @@ impl RxQueue {
             RxQueue::AfXdp(q) => q.arm(),
             RxQueue::Tap(q) => q.arm(),
             RxQueue::Vhost(q) => q.arm(),
+            RxQueue::Pcap(q) => q.arm(),
         }
     }
 
@@ -144,8 +152,8 @@ impl RxQueue {
         match self {
             RxQueue::Mem(q) => q.disarm(),
             // The kernel reports only to who waits.
-            RxQueue::AfXdp(_) | RxQueue::Tap(_) => {}
             RxQueue::Vhost(q) => q.disarm(),
+            RxQueue::AfXdp(_) | RxQueue::Tap(_) | RxQueue::Pcap(_) => {}
         }
     }
 
@@ -156,6 +164,7 @@ impl RxQueue {
             RxQueue::AfXdp(q) => q.wake_fd(),
             RxQueue::Tap(q) => q.wake_fd(),
             RxQueue::Vhost(q) => q.wake_fd(),
+            RxQueue::Pcap(q) => q.wake_fd(),
         }
     }
 }
@@ -171,6 +180,7 @@ impl TxQueue {
             TxQueue::AfXdp(q) => q.tx_burst(burst, items, cell),
             TxQueue::Tap(q) => q.tx_burst(burst, items, cell),
             TxQueue::Vhost(q) => q.tx_burst(burst, items, cell),
+            TxQueue::Pcap(q) => q.tx_burst(burst, items, cell),
         }
     }
 
@@ -178,7 +188,7 @@ impl TxQueue {
     #[inline]
     pub fn maintain(&mut self) {
         match self {
-            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Vhost(_) => {}
+            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Pcap(_) | TxQueue::Vhost(_) => {}
             TxQueue::AfXdp(q) => q.maintain(),
         }
     }
@@ -188,7 +198,7 @@ impl TxQueue {
     #[inline]
     pub fn is_pending(&self) -> bool {
         match self {
-            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Vhost(_) => false,
+            TxQueue::Mem(_) | TxQueue::Tap(_) | TxQueue::Pcap(_) | TxQueue::Vhost(_) => false,
             TxQueue::AfXdp(q) => q.is_pending(),
         }
     }

@@ -122,7 +122,7 @@ pub enum TapError {
         source: io::Error,
     },
     /// The namespace is not there, or may not be entered.
-    #[error("tap port {port}")]
+    #[error("tap port {port}: its network namespace cannot be used")]
     NetNs {
         /// The port.
         port: String,
@@ -131,7 +131,7 @@ pub enum TapError {
         source: NetNsError,
     },
     /// The interface was made but cannot be set up.
-    #[error("tap port {port}")]
+    #[error("tap port {port}: its interface cannot be set up")]
     Interface {
         /// The port.
         port: String,

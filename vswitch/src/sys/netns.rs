@@ -215,3 +215,44 @@ fn bind_mount(from: &Path, to: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{NetNs, NetNsError};
+
+    #[test]
+    fn named_namespaces_come_and_go() {
+        let name = format!("vswitch-test-{}", std::process::id());
+        let made = match NetNs::create(&name) {
+            Ok(ns) => ns,
+            Err(e) => {
+                let why = std::error::Error::source(&e).map(ToString::to_string);
+                crate::skip::skip(&format!("needs root: {e}: {}", why.unwrap_or_default()));
+                return;
+            }
+        };
+        let again = NetNs::create(&name).unwrap_err();
+        assert!(matches!(again, NetNsError::Create { .. }), "{again}");
+        let opened = NetNs::open(&name).unwrap();
+        let here = NetNs::current().unwrap();
+        assert!(opened.is_same(&made) && !opened.is_same(&here));
+        // Only the thread made for it goes there.
+        let inside = opened.run(|| NetNs::current().unwrap()).unwrap();
+        assert!(inside.is_same(&made));
+        assert!(NetNs::current().unwrap().is_same(&here));
+        let anonymous = NetNs::anonymous().unwrap();
+        assert!(!anonymous.is_same(&made) && !anonymous.is_same(&here));
+
+        NetNs::delete(&name).unwrap();
+        assert!(matches!(
+            NetNs::open(&name).unwrap_err(),
+            NetNsError::Open { .. }
+        ));
+        assert!(matches!(
+            NetNs::delete(&name).unwrap_err(),
+            NetNsError::Delete { .. }
+        ));
+        // Who holds it open still has it.
+        assert!(made.run(|| ()).is_ok());
+    }
+}

@@ -111,7 +111,7 @@ pub enum Health {
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
     /// The interface is not there, or cannot be read or set.
-    #[error("af-xdp port {port}")]
+    #[error("af-xdp port {port}: its interface cannot be used")]
     Interface {
         /// The port.
         port: String,

@@ -53,6 +53,8 @@ impl Rx {
     }
 
     pub(crate) fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
+        // Chunks of an iteration in which every frame was dropped, so that nothing was completed.
+        self.give_back();
         if self.stopped {
             return;
         }
@@ -135,6 +137,13 @@ impl Rx {
     }
 
     pub(crate) fn complete(&mut self, _burst: &Burst) {
+        self.give_back();
+    }
+
+    /// Returns the chunks of the last burst, which is cleared by now or copied from for the last
+    /// time, to the kernel.
+    #[inline]
+    fn give_back(&mut self) {
         if self.held.is_empty() {
             return;
         }

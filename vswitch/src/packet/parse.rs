@@ -353,13 +353,19 @@ fn is_mapped(a: &Addr) -> bool {
     u128::from_be_bytes(a.0) >> 32 == 0xffff
 }
 
-/// Refuses multicast, loopback and, where no address is needed to be heard, unspecified sources:
-/// `::` may send router and neighbour solicitations (duplicate address detection, RFC 4862 section
-/// 5.4.2) and MLD (RFC 3590).
+/// Whether an IPv6 address can be one host's: not multicast, loopback or unspecified.
+#[inline]
+pub(super) fn is_v6_host(addr: &Addr) -> bool {
+    let addr = u128::from_be_bytes(addr.0);
+    addr > 1 && addr >> 120 != 0xff
+}
+
+/// Refuses sources that are no host's. `::` may send router and neighbour solicitations (duplicate
+/// address detection, RFC 4862
+/// section 5.4.2) and MLD (RFC 3590).
 #[inline]
 fn unusual_v6_source(p: &Parsed) -> Result<(), DropReason> {
-    let src = u128::from_be_bytes(p.src.0);
-    if src > 1 && src >> 120 != 0xff {
+    if is_v6_host(&p.src) {
         return Ok(());
     }
     let nameless = p.l4_offset != 0
@@ -372,7 +378,7 @@ fn unusual_v6_source(p: &Parsed) -> Result<(), DropReason> {
                 | icmp_type::MLD_DONE
                 | icmp_type::MLD2_REPORT
         );
-    if src == 0 && nameless {
+    if p.src == Addr::default() && nameless {
         return Ok(());
     }
     Err(DropReason::BadSourceAddress)

@@ -2,7 +2,7 @@
 //! his packet. Both come from the address he tried to reach, as a router-less switch has none.
 
 use super::build::{Ip, Writer, ip_ethertype};
-use super::parse::{icmp_type, is_v4_host};
+use super::parse::{icmp_type, is_v4_host, is_v6_host};
 use super::{Addr, Fragment, L3, Parsed, proto, tcp_flag};
 
 /// Most bytes of the offending packet quoted: its IP header and what of the transport lies in the
@@ -113,7 +113,7 @@ fn link(w: &mut Writer<'_>, head: &[u8], p: &Parsed) -> Option<()> {
 fn between_two_hosts(p: &Parsed) -> bool {
     let one_host = |a: &Addr| match p.l3 {
         L3::V4 => is_v4_host(a),
-        L3::V6 => a.0[0] != 0xff && a.0 != [0; 16],
+        L3::V6 => is_v6_host(a),
         L3::Other | L3::Arp => false,
     };
     !p.dst_mac.is_group() && !p.src_mac.is_group() && one_host(&p.src) && one_host(&p.dst)

@@ -7,6 +7,7 @@
 pub mod classbench;
 mod classify;
 mod compile;
+mod diff;
 mod error;
 mod infrastructure;
 mod limit;
@@ -20,6 +21,7 @@ mod validate;
 
 pub use classify::{Classifier, RuleView};
 pub use compile::Compiled;
+pub use diff::{Change, Diff, FieldChange, How, Kind, diff};
 pub use error::{FieldError, FieldPath};
 pub use infrastructure::rules as infrastructure_rules;
 pub use validate::validate;

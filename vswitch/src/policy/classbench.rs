@@ -168,6 +168,7 @@ pub fn policy(filters: &[Filter]) -> Policy {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Random;
     use super::super::{Classifier, Party, Query, TenantId, Why};
     use super::*;
     use crate::packet::Addr;
@@ -185,17 +186,7 @@ mod tests {
 @0.0.0.0/0\t255.255.255.255/32\t0 : 65535\t0 : 65535\t0x00/0x00\t0x0000/0x0000\t
 ";
 
-    /// SplitMix64 (Steele, Lea, Flood 2014): the same packets every run.
-    struct Random(u64);
-
     impl Random {
-        fn next(&mut self, below: u64) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ z >> 31) % below
-        }
-
         /// At, beside and inside the corners of a range.
         fn corner(&mut self, low: u64, high: u64, max: u64) -> u64 {
             match self.next(6) {

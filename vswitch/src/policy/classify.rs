@@ -5,7 +5,9 @@
 //! groups it is in. All rules from one group to another stand in one *cell*. A question walks the
 //! pairs of groups of its two parties, lowest first rule first, and stops as soon as no cell left
 //! can hold an earlier rule; a 64-bit filter per group keeps it from looking for cells that do not
-//! exist. So the cost follows how many groups a party is in, not how many rules there are.
+//! exist. So the cost follows how many groups a party is in, not how many rules there are. Where
+//! there are few sets, as segments of workloads have, the walk is done beforehand for every pair
+//! of them ([`Pairs`]) and a question costs one load and the search of one cell.
 //!
 //! *Thread safety:* everything but the counters and buckets is immutable; those are single
 //! atomic words. No question allocates, locks or makes a system call.
@@ -29,6 +31,7 @@ pub struct Classifier {
     pub(super) cells: CellTable,
     pub(super) entries: Vec<Entry>,
     pub(super) indexes: Vec<CellIndex>,
+    pub(super) pairs: Pairs,
     pub(super) tenants: Vec<TenantPart>,
     pub(super) rules: Vec<RulePart>,
     pub(super) states: Vec<Arc<RuleState>>,
@@ -102,6 +105,8 @@ pub(super) const fn ether_key(ethertype: u16) -> u32 {
 pub(super) struct CellIndex {
     /// Where the cell's entries start.
     pub(super) entries: u32,
+    /// How many there are.
+    pub(super) len: u32,
     /// Lowest key of each range, ascending; the first is 0.
     pub(super) bounds: Vec<u32>,
     /// Where each range's picks start; one more than `bounds`.
@@ -180,7 +185,7 @@ impl CellTable {
         (spread(key ^ key >> 29) >> self.shift) as usize
     }
 
-    fn get(&self, from: u32, to: u32) -> Option<Cell> {
+    pub(super) fn get(&self, from: u32, to: u32) -> Option<Cell> {
         let key = cell_key(from, to);
         let mask = self.slots.len().wrapping_sub(1);
         let mut at = self.home(key);
@@ -197,6 +202,31 @@ impl CellTable {
             }
             at = (at + 1) & mask;
         }
+    }
+}
+
+/// All that one set may open to another, gathered in one cell; empty when there are too many sets.
+#[derive(Debug, Default)]
+pub(super) struct Pairs {
+    /// How many sets there are.
+    pub(super) sets: u32,
+    /// For sets a and b at `a * sets + b`: a position in `cells`, or [`NO_CELL`].
+    pub(super) table: Vec<u32>,
+    pub(super) cells: Vec<Cell>,
+}
+
+/// No rule is about this pair.
+pub(super) const NO_CELL: u32 = u32::MAX;
+
+impl Pairs {
+    /// `None`: not known here. `Some(None)`: no rule is about this pair.
+    fn get(&self, from: SetId, to: SetId) -> Option<Option<Cell>> {
+        if from.0 >= self.sets || to.0 >= self.sets {
+            return None;
+        }
+        let at = from.0 as usize * self.sets as usize + to.0 as usize;
+        let cell = *self.table.get(at)?;
+        Some(self.cells.get(cell as usize).copied())
     }
 }
 
@@ -316,6 +346,7 @@ pub struct RuleView<'a> {
 struct Probe {
     from: Set,
     to: Set,
+    cell: Option<Option<Cell>>,
     key: u32,
     sport: u16,
 }
@@ -412,6 +443,7 @@ impl Classifier {
         let probe = Probe {
             from,
             to,
+            cell: self.pairs.get(query.from.set, query.to.set),
             key,
             sport,
         };
@@ -462,6 +494,11 @@ impl Classifier {
 
     /// The first rule from `first` that matches, or `end` (at least) when none below it does.
     fn find(&self, probe: &Probe, first: u32, end: u32, staged: bool) -> u32 {
+        match probe.cell {
+            Some(Some(cell)) => return self.search(cell, probe, first, end, staged),
+            Some(None) => return end,
+            None => {}
+        }
         let (from, to) = (probe.from, probe.to);
         let (Some(from_groups), Some(to_groups)) = (
             self.members.get(from.from as usize..from.to as usize),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::classify::{
-    Cell, CellIndex, CellTable, Classifier, Entry, Group, Info, Intervals, RulePart, Set,
-    TenantPart, ether_key, filter_bit, ip_key,
+    Cell, CellIndex, CellTable, Classifier, Entry, Group, Info, Intervals, NO_CELL, Pairs,
+    RulePart, Set, TenantPart, ether_key, filter_bit, ip_key,
 };
 use super::error::{FieldError, FieldPath};
 use super::infrastructure::{self, DHCP_GROUPS, DHCP_SERVERS, ROUTER_GROUPS, ROUTERS};
@@ -67,6 +67,7 @@ impl Classifier {
         let management = compiler.sets.watched;
         let mut classifier = compiler.out;
         (classifier.sets, classifier.members) = (compiler.sets.sets, compiler.sets.members);
+        gather_pairs(&mut classifier);
         let errors = super::management::check(&classifier, policy, &management);
         if errors.is_empty() {
             Ok(Compiled {
@@ -78,6 +79,12 @@ impl Classifier {
         }
     }
 }
+
+/// Pairs are gathered for up to this many sets: guess (a table of 256 KiB).
+const MAX_PAIRED_SETS: usize = 256;
+
+/// And while they hold up to this many entries: guess (16 MiB).
+const MAX_PAIRED_ENTRIES: usize = 1 << 20;
 
 /// A number for a position in a list that validation or memory keeps below 2^32.
 fn number(at: usize) -> u32 {
@@ -329,18 +336,7 @@ impl<'a> Compiler<'a> {
             self.out
                 .entries
                 .extend(cell.iter().map(|(_, _, entry)| entry));
-            let entries = self.out.entries.get(at..).unwrap_or(&[]);
-            let place = match index(entries, &self.out.rules, &self.out.tenants, number(at)) {
-                Some(index) => {
-                    self.out.indexes.push(index);
-                    Cell::Index(number(self.out.indexes.len() - 1))
-                }
-                None => Cell::Entries {
-                    at: number(at),
-                    len: number(entries.len()),
-                },
-            };
-            cells.insert(from, to, place);
+            cells.insert(from, to, place(&mut self.out, at));
         }
         self.out.cells = cells;
         self.entries = Vec::new();
@@ -533,13 +529,103 @@ fn range(service: ServiceSpec) -> (u32, u32, PortRange) {
     }
 }
 
+/// Makes the entries from `at` on a cell.
+fn place(out: &mut Classifier, at: usize) -> Cell {
+    let entries = out.entries.get(at..).unwrap_or(&[]);
+    match index(entries, &out.rules, number(at)) {
+        Some(index) => {
+            out.indexes.push(index);
+            Cell::Index(number(out.indexes.len() - 1))
+        }
+        None => Cell::Entries {
+            at: number(at),
+            len: number(entries.len()),
+        },
+    }
+}
+
+/// Walks every pair of sets once, so that questions need not: see [`Pairs`].
+fn gather_pairs(out: &mut Classifier) {
+    if out.sets.len() > MAX_PAIRED_SETS {
+        return;
+    }
+    let (entries, indexes) = (out.entries.len(), out.indexes.len());
+    let mut pairs = Pairs {
+        sets: number(out.sets.len()),
+        ..Pairs::default()
+    };
+    let mut known: HashMap<Vec<(u32, u32)>, u32> = HashMap::new();
+    for from in out.sets.clone() {
+        for to in out.sets.clone() {
+            let groups = groups_between(out, from, to);
+            if groups.is_empty() {
+                pairs.table.push(NO_CELL);
+                continue;
+            }
+            let next = number(pairs.cells.len());
+            let cell = *known.entry(groups.clone()).or_insert(next);
+            if cell == next {
+                pairs.cells.push(merge(out, &groups));
+            }
+            pairs.table.push(cell);
+            if out.entries.len() > entries + MAX_PAIRED_ENTRIES {
+                out.entries.truncate(entries);
+                out.indexes.truncate(indexes);
+                return;
+            }
+        }
+    }
+    out.pairs = pairs;
+}
+
+/// The pairs of groups that have a cell.
+fn groups_between(out: &Classifier, from: Set, to: Set) -> Vec<(u32, u32)> {
+    let members = |low: u32, high: u32| out.members.get(low as usize..high as usize).unwrap_or(&[]);
+    let mut groups = Vec::new();
+    for &f in members(from.from, from.to) {
+        let filter = out
+            .from_groups
+            .get(f as usize)
+            .map_or(0, |group| group.filter);
+        if filter & to.filter == 0 {
+            continue;
+        }
+        for &t in members(to.to, to.end) {
+            if filter & filter_bit(t) != 0 && out.cells.get(f, t).is_some() {
+                groups.push((f, t));
+            }
+        }
+    }
+    groups
+}
+
+/// One cell of all the cells of these groups.
+fn merge(out: &mut Classifier, groups: &[(u32, u32)]) -> Cell {
+    let cells = groups.iter().filter_map(|&(f, t)| out.cells.get(f, t));
+    let cells: Vec<Cell> = cells.collect();
+    if let [one] = cells[..] {
+        return one;
+    }
+    let mut entries: Vec<Entry> = Vec::new();
+    for cell in cells {
+        let (at, len) = match cell {
+            Cell::Entries { at, len } => (at, len),
+            Cell::Index(n) => out
+                .indexes
+                .get(n as usize)
+                .map_or((0, 0), |index| (index.entries, index.len)),
+        };
+        let range = at as usize..at as usize + len as usize;
+        entries.extend(out.entries.get(range).unwrap_or(&[]));
+    }
+    entries.sort_by_key(Entry::rule);
+    let at = out.entries.len();
+    out.entries.extend(entries);
+    place(out, at)
+}
+
 /// An index of a long cell; `None` when a scan is as good.
-fn index(
-    entries: &[Entry],
-    rules: &[RulePart],
-    tenants: &[TenantPart],
-    at: u32,
-) -> Option<CellIndex> {
+fn index(entries: &[Entry], rules: &[RulePart], at: u32) -> Option<CellIndex> {
     if entries.len() <= INDEX_FROM {
         return None;
     }
@@ -550,32 +636,27 @@ fn index(
     }
     bounds.sort_unstable();
     bounds.dedup();
-    let tenant_of = |rule: u32| tenants.partition_point(|part| part.end_rule <= rule);
     let mut index = CellIndex {
         entries: at,
+        len: number(entries.len()),
         starts: Vec::with_capacity(bounds.len() + 1),
         bounds,
         picks: Vec::new(),
     };
     for &bound in &index.bounds {
         index.starts.push(number(index.picks.len()));
-        // After a rule that decides whatever the source port, its tenant's later ones are dead.
-        let mut decided = None;
+        // After a rule that decides whatever the source port, the rest of its tier is dead. Later
+        // tiers are not: a pass, perhaps in another cell, may lead around the rule.
+        let mut dead_below = 0;
         for (n, entry) in (0..).zip(entries) {
-            if bound < entry.key_low || entry.key_high < bound {
-                continue;
-            }
-            let tenant = tenant_of(entry.rule());
-            if decided == Some(tenant) {
+            if bound < entry.key_low || entry.key_high < bound || entry.rule() < dead_below {
                 continue;
             }
             index.picks.push(n);
-            let ends = rules
-                .get(entry.rule() as usize)
-                .is_some_and(|rule| !rule.staged && rule.action != super::model::Action::Pass);
             let every_port = entry.sport_low == 0 && entry.sport_high == u16::MAX;
-            if ends && every_port {
-                decided = Some(tenant);
+            let rule = rules.get(entry.rule() as usize);
+            if let Some(rule) = rule.filter(|rule| every_port && !rule.staged) {
+                dead_below = rule.next_tier;
             }
         }
         if index.picks.len() > entries.len() * INDEX_GROWTH {

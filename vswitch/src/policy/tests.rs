@@ -52,12 +52,28 @@ fn udp(sport: u16, dport: u16) -> Service {
     }
 }
 
-/// A compiled policy and its workloads.
-struct World(Compiled);
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers every run.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % below
+    }
+}
+
+/// A compiled policy and its workloads; and once more as if it had too many sets for
+/// [`classify::Pairs`], because both must answer the same.
+struct World(Compiled, Classifier);
 
 impl World {
     fn new(policy: &Policy, workloads: &[WorkloadFacts]) -> Self {
-        World(Classifier::compile(policy, workloads, None).unwrap())
+        let compile = || Classifier::compile(policy, workloads, None).unwrap();
+        let mut walked = compile().classifier;
+        walked.pairs = Default::default();
+        World(compile(), walked)
     }
 
     fn outside(&self, addr: &str) -> Party {
@@ -69,7 +85,10 @@ impl World {
     }
 
     fn judge(&self, from: Party, to: Party, service: Service) -> Judgement {
-        self.0.classifier.classify(&Query { from, to, service })
+        let query = Query { from, to, service };
+        let judgement = self.0.classifier.classify(&query);
+        assert_eq!(judgement, self.1.classify(&query));
+        judgement
     }
 
     /// "verdict by rule".
@@ -468,6 +487,72 @@ fn counts_and_buckets_outlive_a_reload_and_a_changed_limit_starts_anew() {
     let third = compile(&policy, Some(&second));
     assert_eq!(find(&third).1, 1);
     assert!(third.limit_take(moved, 12));
+}
+
+/// Many rules over few segments, with everything that changes the order they are tried in.
+#[test]
+fn crowded_policies_answer_like_the_oracle() {
+    use oracle::{Answer, Oracle, Peer};
+    let mut random = Random(3);
+    for _ in 0..60 {
+        let mut pick = |below: usize| usize::try_from(random.next(below as u64)).unwrap();
+        let segment = |n: usize| match n {
+            0..4 => by_tag(&format!("s{n}"), ["a", "b", "c", "d"][n]),
+            _ => by_cidr(&format!("s{n}"), &[["10.0.0.0/8", "10.1.0.0/16"][n - 4]]),
+        };
+        let mut policy = Policy {
+            segments: (0..6).map(segment).collect(),
+            ..Policy::default()
+        };
+        for n in 0..pick(400) {
+            let low = pick(60);
+            let services = [
+                format!("tcp/{}-{}", low, low + pick(9)),
+                "tcp from 7".into(),
+            ];
+            let services: Vec<&str> = services.iter().map(String::as_str).collect();
+            let service = [&[][..], &services[..1], &services[..]][pick(40).min(2)];
+            let otherwise = Otherwise::Deny;
+            let actions = [
+                Action::Allow,
+                Action::Reject,
+                Action::Pass,
+                Action::Ask { otherwise },
+            ];
+            let mut end = || ["s0", "s1", "s2", "s3", "s4", "s5", "any"][pick(7)];
+            let (from, to, more) = (end(), end(), end());
+            let mut rule = rule(&format!("r{n}"), from, to, service, actions[pick(4)]);
+            if pick(3) == 0 {
+                rule.to.push(more.into());
+            }
+            rule.tier = Tier::ALL[pick(5)];
+            rule.staged = pick(9) == 0;
+            policy.rules.push(rule);
+        }
+        let tags = [&["a"][..], &["a", "b"], &["b", "c", "d"], &[]];
+        let workloads = tags.map(|tags| workload(&tags.concat(), tags));
+        let world = World::new(&policy, &workloads);
+        let oracle = Oracle::new(&policy, &workloads);
+        for _ in 0..300 {
+            let outside = ["10.2.0.0", "10.1.0.0", "11.0.0.0"];
+            let mut who = || match pick(7) {
+                n @ 0..4 => (world.0.parties[n], Peer::Workload(n)),
+                n => {
+                    let addr = outside[n - 4];
+                    let peer = Peer::Outside(TenantId(0), addr.parse().unwrap());
+                    (world.outside(addr), peer)
+                }
+            };
+            let ((from, one), (to, other)) = (who(), who());
+            let service = Service::Ip {
+                protocol: proto::TCP,
+                sport: [7, 8][pick(2)],
+                dport: u16::try_from(pick(72)).unwrap(),
+            };
+            let answer = Answer::of(&world.0.classifier, &world.judge(from, to, service));
+            assert_eq!(answer, oracle.judge(one, other, service));
+        }
+    }
 }
 
 #[test]

@@ -339,14 +339,14 @@ impl<'a> Check<'a> {
                 "rename one; a workload is known by its name",
             );
         }
-        if let Some(vlan) = workload.vlan {
-            if !(1..=MAX_VLAN).contains(&vlan) {
-                self.error(
-                    at.key("vlan"),
-                    format!("VLAN {vlan} is out of range"),
-                    format!("use 1 to {MAX_VLAN}, or leave it out for the port's own"),
-                );
-            }
+        if let Some(vlan) = workload.vlan
+            && !(1..=MAX_VLAN).contains(&vlan)
+        {
+            self.error(
+                at.key("vlan"),
+                format!("VLAN {vlan} is out of range"),
+                format!("use 1 to {MAX_VLAN}, or leave it out for untagged"),
+            );
         }
         if workload.mac.is_empty() && port.guard {
             self.error(

@@ -161,6 +161,8 @@ pub struct Snapshot {
     by_attachment: FrozenMap<u64>,
     classifier: Option<Arc<Classifier>>,
     assignments: Vec<Vec<RxAssignment>>,
+    /// Ports whose transmit queues need housekeeping also when nothing is sent.
+    maintained: Vec<Arc<Port>>,
 }
 
 /// The key of the MAC map: 16 bits of domain over 48 of address.
@@ -249,6 +251,12 @@ impl Snapshot {
     #[must_use]
     pub fn classifier(&self) -> Option<&Arc<Classifier>> {
         self.classifier.as_ref()
+    }
+
+    /// Ports whose transmit queues need housekeeping also when nothing is sent.
+    #[must_use]
+    pub fn maintained(&self) -> &[Arc<Port>] {
+        &self.maintained
     }
 
     /// The receive queues worker `index` polls.
@@ -404,7 +412,15 @@ impl Builder {
                 next += 1;
             }
         }
+        let needs = |port: &Port| {
+            port.txqs
+                .first()
+                .is_some_and(|q| q.lock().needs_maintenance())
+        };
+        let maintained = self.ports.iter().flatten().map(|v| &v.port);
+        let maintained = maintained.filter(|p| needs(p)).cloned().collect();
         Snapshot {
+            maintained,
             ports: self.ports,
             owners: self.owners,
             domains: self.domains,

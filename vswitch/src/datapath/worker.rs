@@ -281,12 +281,13 @@ impl Worker {
             }
         }
         let mut pending = false;
-        for port in snapshot.ports() {
-            if let Some(txq) = port.port.txq(self.config.index)
-                && let Some(mut queue) = txq.enter()
-            {
-                queue.maintain();
-                pending |= queue.is_pending();
+        for port in snapshot.maintained() {
+            let workers = self.shared.counters.len();
+            for txq in port.txqs.iter().skip(self.config.index).step_by(workers) {
+                if let Some(mut queue) = txq.enter() {
+                    queue.maintain();
+                    pending |= queue.is_pending();
+                }
             }
         }
         self.expire(SWEEP_PER_ITERATION, now_ns);
@@ -308,12 +309,17 @@ impl Worker {
         let Some(cell) = self.counters.ports.get(rxq.port.0 as usize) else {
             return false;
         };
+        if rxq.queue >= view.port.live() {
+            return false;
+        }
         // Inside the gate until the burst is cleared: that is what keeps its tails valid.
         let Some(mut queue) = view.port.rxqs.get(rxq.queue).and_then(|q| q.enter()) else {
             return false;
         };
         queue.rx_burst(&mut self.burst, cell);
         if self.burst.received() == 0 {
+            // Nothing to process, but maybe bad frames whose buffers go back.
+            queue.complete(&self.burst);
             return false;
         }
         let bytes: u64 = self.burst.frames().iter().map(|f| u64::from(f.len())).sum();
@@ -336,14 +342,14 @@ impl Worker {
             alone: self.shared.counters.len() == 1,
         };
         process_burst(&mut ctx, &mut self.burst, &mut self.out);
-        self.flush(snapshot);
+        self.flush(snapshot, rxq.queue);
         queue.complete(&self.burst);
         self.burst.clear();
         true
     }
 
     /// Executes the decisions.
-    fn flush(&mut self, snapshot: &Snapshot) {
+    fn flush(&mut self, snapshot: &Snapshot, rxq: usize) {
         for (port, items) in self.out.outputs() {
             let Some(cell) = self.counters.ports.get(port.0 as usize) else {
                 continue;
@@ -351,7 +357,7 @@ impl Worker {
             let queue = snapshot
                 .port(port)
                 .filter(|v| v.port.is_up())
-                .and_then(|v| v.port.txq(self.config.index))
+                .and_then(|v| v.port.txq(rxq))
                 .and_then(|q| q.enter());
             match queue {
                 Some(mut q) => q.tx_burst(&self.burst, items, cell),

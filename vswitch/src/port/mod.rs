@@ -39,8 +39,7 @@ pub struct Port {
     pub rxqs: Vec<Gate<RxQueue>>,
     /// Transmit queues; a worker uses [`Port::txq`].
     pub txqs: Vec<Gate<TxQueue>>,
-    /// How many of the transmit queues the peer serves: the first so many (a guest decides how
-    /// many of its queue pairs it uses).
+    /// How many of the queue pairs the peer uses: the first so many (a guest decides).
     pub live_txqs: AtomicU16,
     /// Whether a peer is attached and frames can flow.
     pub link_up: AtomicBool,
@@ -61,12 +60,19 @@ impl Port {
         }
     }
 
-    /// The transmit queue that worker number `worker` uses.
+    /// Queue pairs in use, at least 1.
     #[inline]
     #[must_use]
-    pub fn txq(&self, worker: usize) -> Option<&Gate<TxQueue>> {
-        let live = usize::from(self.live_txqs.load(Ordering::Relaxed)).max(1);
-        self.txqs.get(worker % live)
+    pub fn live(&self) -> usize {
+        usize::from(self.live_txqs.load(Ordering::Relaxed)).max(1)
+    }
+
+    /// The transmit queue for what came in by receive queue number `rxq` of some port: the same
+    /// one for all frames of a flow, so that they stay in order, and spread when there are several.
+    #[inline]
+    #[must_use]
+    pub fn txq(&self, rxq: usize) -> Option<&Gate<TxQueue>> {
+        self.txqs.get(rxq % self.live())
     }
 
     /// Whether a peer is attached and frames can flow.
@@ -182,6 +188,12 @@ impl TxQueue {
             TxQueue::Vhost(q) => q.tx_burst(burst, items, cell),
             TxQueue::Pcap(q) => q.tx_burst(burst, items, cell),
         }
+    }
+
+    /// Whether [`TxQueue::maintain`] does anything for this kind.
+    #[must_use]
+    pub fn needs_maintenance(&self) -> bool {
+        matches!(self, TxQueue::AfXdp(_))
     }
 
     /// Housekeeping once per iteration, also when nothing was sent: completions.

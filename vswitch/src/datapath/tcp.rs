@@ -698,6 +698,10 @@ fn before_reply<W: Words>(words: &W, dir: Dir, seg: &Segment) -> Result<Step, Dr
 #[path = "tcp_tests.rs"]
 mod tests;
 
+#[cfg(all(test, not(loom)))]
+#[path = "tcp_honest.rs"]
+mod honest;
+
 #[cfg(all(test, loom))]
 #[path = "tcp_loom.rs"]
 mod loom_tests;

@@ -1,1 +1,442 @@
+#![allow(unsafe_code)]
+//! A guest that writes nonsense into its own rings, and a front-end that says nonsense.
 
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use proptest::prelude::*;
+use vswitch::drop_reason::DropReason;
+use vswitch::frame::Burst;
+use vswitch::guest::{GuestConfig, NetHdr, feature};
+use vswitch::port::vhost::RingError;
+use vswitch::sys::fdpass;
+
+use crate::rig::{End, frame, served};
+
+const SPLIT: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC;
+const PACKED: u64 = SPLIT | feature::RING_PACKED;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+fn end(features: u64) -> End {
+    End::new(GuestConfig {
+        queue_pairs: 2,
+        ring_size: 8,
+        features,
+        ..GuestConfig::default()
+    })
+}
+
+/// Raw access to the transmit (`side` 1) or receive (0) ring of queue pair 0.
+struct Raw {
+    desc: *mut u8,
+    device: *mut u8,
+    driver: *mut u8,
+    base: *mut u8,
+}
+
+fn raw(end: &mut End, side: usize) -> Raw {
+    let (base, _) = end.guest.raw_memory();
+    let [desc, device, driver] = end.guest.queue(0).unwrap().ring_addresses()[side];
+    Raw {
+        desc: desc as *mut u8,
+        device: device as *mut u8,
+        driver: driver as *mut u8,
+        base,
+    }
+}
+
+impl Raw {
+    fn desc(&self, index: usize, addr: u64, len: u32, w0: u16, w1: u16) {
+        write_desc(self.desc.wrapping_add(index * 16), addr, len, w0, w1);
+    }
+
+    /// Offers `heads` on a fresh split ring and sets the index.
+    fn offer(&self, heads: &[u16], idx: u16) {
+        for (i, &head) in heads.iter().enumerate() {
+            // SAFETY: inside the ring's memory, which the guest keeps mapped.
+            unsafe { self.driver.add(4 + 2 * i).cast::<u16>().write(head) };
+        }
+        // SAFETY: as above.
+        unsafe { self.driver.add(2).cast::<u16>().write_volatile(idx) };
+    }
+}
+
+fn write_desc(at: *mut u8, addr: u64, len: u32, w0: u16, w1: u16) {
+    // SAFETY: callers pass addresses inside the guest's memory.
+    unsafe {
+        at.cast::<u64>().write(addr);
+        at.add(8).cast::<u32>().write(len);
+        at.add(12).cast::<u16>().write(w0);
+        at.add(14).cast::<u16>().write_volatile(w1);
+    }
+}
+
+/// The transmit ring must break with `error`, be counted once, and hurt nobody else.
+fn breaks(mut e: End, error: RingError) {
+    let peer = end(SPLIT);
+    let mut burst = Burst::new();
+    assert_eq!(e.forward(&peer, &mut burst), 0);
+    let status = e.control.status();
+    assert_eq!(
+        (status.broken_vrings, status.broken_reason),
+        (1, Some(error))
+    );
+    assert_eq!(e.cell.drops.get(DropReason::BadDescriptor), 1);
+    assert_eq!(e.cell.pkts.rx_pkts.get(), 1);
+    // Nothing more from it, and no second count.
+    assert_eq!(e.forward(&peer, &mut burst), 0);
+    assert_eq!(e.cell.drops.get(DropReason::BadDescriptor), 1);
+    // The other pair of the same guest goes on.
+    let f = frame(9, 100);
+    e.guest.queue(1).unwrap().send(&[(NetHdr::default(), &f)]);
+    assert_eq!(e.forward(&peer, &mut burst), 1);
+    assert_eq!(peer.cell.pkts.tx_pkts.get(), 1);
+}
+
+#[test]
+fn split_rings() {
+    type Case = (fn(&Raw), RingError);
+    let cases: &[Case] = &[
+        (|r| r.offer(&[], 9), RingError::AvailJump),
+        (|r| r.offer(&[], 0x8000), RingError::AvailJump),
+        (|r| r.offer(&[8], 1), RingError::BadIndex),
+        (|r| r.offer(&[0xffff], 1), RingError::BadIndex),
+        (
+            |r| {
+                r.desc(0, 0, 64, NEXT, 1);
+                r.desc(1, 0, 64, NEXT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::ChainTooLong,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 64, NEXT, 8);
+                r.offer(&[0], 1);
+            },
+            RingError::BadIndex,
+        ),
+        (
+            |r| {
+                r.desc(0, 1 << 40, 64, 0, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::OutsideMemory,
+        ),
+        (
+            |r| {
+                r.desc(0, u64::MAX - 10, 64, 0, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::OutsideMemory,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, u32::MAX, 0, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::OutsideMemory,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 0, 0, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::ZeroLength,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 64, WRITE, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::Direction,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 33, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::BadIndirect,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 16, INDIRECT | NEXT, 1);
+                r.offer(&[0], 1);
+            },
+            RingError::BadIndirect,
+        ),
+        (
+            |r| {
+                r.desc(0, 0, 16 * 1025, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::ChainTooLong,
+        ),
+        (
+            |r| {
+                r.desc(0, 1 << 40, 16, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::OutsideMemory,
+        ),
+        // A table within a table, and a table whose chain leaves it or loops.
+        (
+            |r| {
+                write_desc(r.base, 0, 16, INDIRECT, 0);
+                r.desc(0, 0, 32, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::BadIndirect,
+        ),
+        (
+            |r| {
+                write_desc(r.base, 64, 64, NEXT, 2);
+                r.desc(0, 0, 32, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::BadIndex,
+        ),
+        (
+            |r| {
+                write_desc(r.base, 64, 64, NEXT, 0);
+                r.desc(0, 0, 32, INDIRECT, 0);
+                r.offer(&[0], 1);
+            },
+            RingError::ChainTooLong,
+        ),
+    ];
+    for (i, (spoil, error)) in cases.iter().enumerate() {
+        eprintln!("case {i}: {error:?}");
+        let mut e = end(SPLIT);
+        spoil(&raw(&mut e, 1));
+        breaks(e, *error);
+    }
+}
+
+#[test]
+fn indirect_tables_need_the_feature() {
+    let mut e = end(SPLIT & !feature::INDIRECT_DESC);
+    let r = raw(&mut e, 1);
+    write_desc(r.base, 64, 64, 0, 0);
+    r.desc(0, 0, 16, INDIRECT, 0);
+    r.offer(&[0], 1);
+    breaks(e, RingError::BadIndirect);
+}
+
+#[test]
+fn packed_rings() {
+    const AVAIL: u16 = 1 << 7;
+    type Case = (fn(&Raw), RingError);
+    let cases: &[Case] = &[
+        (
+            |r| (0..8).for_each(|i| r.desc(i, 0, 64, 0, AVAIL | NEXT)),
+            RingError::ChainTooLong,
+        ),
+        (
+            |r| r.desc(0, 1 << 40, 64, 0, AVAIL),
+            RingError::OutsideMemory,
+        ),
+        (|r| r.desc(0, 0, 0, 0, AVAIL), RingError::ZeroLength),
+        (|r| r.desc(0, 0, 64, 0, AVAIL | WRITE), RingError::Direction),
+        (
+            |r| r.desc(0, 0, 16, 0, AVAIL | INDIRECT | NEXT),
+            RingError::BadIndirect,
+        ),
+        (
+            |r| r.desc(0, 0, 24, 0, AVAIL | INDIRECT),
+            RingError::BadIndirect,
+        ),
+        (
+            |r| {
+                write_desc(r.base, 0, 16, 0, INDIRECT);
+                r.desc(0, 0, 16, 0, AVAIL | INDIRECT);
+            },
+            RingError::BadIndirect,
+        ),
+    ];
+    for (i, (spoil, error)) in cases.iter().enumerate() {
+        eprintln!("case {i}: {error:?}");
+        let mut e = end(PACKED);
+        spoil(&raw(&mut e, 1));
+        breaks(e, *error);
+    }
+}
+
+#[test]
+fn a_bad_receive_ring_drops_and_counts() {
+    let mut a = end(SPLIT);
+    let mut b = end(SPLIT);
+    let r = raw(&mut b, 0);
+    for i in 0..8 {
+        r.desc(i, 0, 64, 0, 0); // readable: we may not write there
+    }
+    let f = frame(1, 60);
+    let batch = [(NetHdr::default(), f.as_slice()); 3];
+    a.guest.queue(0).unwrap().send(&batch);
+    assert_eq!(a.forward(&b, &mut Burst::new()), 3);
+    assert_eq!(b.cell.drops.get(DropReason::TxBadDescriptor), 1);
+    assert_eq!(b.cell.drops.get(DropReason::TxNotReady), 2);
+    assert_eq!(b.control.status().broken_reason, Some(RingError::Direction));
+    a.guest.queue(0).unwrap().send(&batch);
+    a.forward(&b, &mut Burst::new());
+    assert_eq!(b.cell.drops.get(DropReason::TxNotReady), 5);
+}
+
+#[test]
+fn memory_truncated_under_us_breaks_the_port_only() {
+    let mut e = end(SPLIT);
+    let peer = end(SPLIT);
+    let f = frame(1, 60);
+    e.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+    // SAFETY: no pointers. The guest's own mapping is not touched again in this test.
+    let r = unsafe { libc::ftruncate(e.guest.memory_fd(), 0) };
+    assert_eq!(r, 0);
+    let mut burst = Burst::new();
+    e.forward(&peer, &mut burst);
+    assert_eq!(e.forward(&peer, &mut burst), 0);
+    assert_eq!(
+        e.control.status().broken_reason,
+        Some(RingError::MemoryTruncated)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 200 }))]
+
+    /// Whatever stands in a guest's rings, the switch goes on.
+    #[test]
+    fn rings_of_random_bytes(
+        packed in any::<bool>(),
+        words in proptest::collection::vec((0u64..0x30000, 0u32..5000, 0u16..10, 0u16..10), 8),
+        marks in proptest::collection::vec(0u8..4, 8),
+        idx in 0u16..12,
+        heads in proptest::collection::vec(0u16..9, 8),
+    ) {
+        let mut e = end(if packed { PACKED } else { SPLIT });
+        let mut peer = end(SPLIT);
+        for side in 0..2 {
+            let r = raw(&mut e, side);
+            for (i, &(addr, len, w0, w1)) in words.iter().enumerate() {
+                let mark = marks.get(i).copied().unwrap_or(0);
+                let marks = if packed {
+                    u16::from(mark & 1) << 7 | u16::from(mark >> 1) << 15
+                } else {
+                    0
+                };
+                r.desc(i, addr, len, w0, w1 | marks);
+            }
+            if !packed {
+                r.offer(&heads, idx);
+                // SAFETY: inside the ring's memory.
+                unsafe { r.device.cast::<u16>().write(1) };
+            }
+        }
+        let mut burst = Burst::new();
+        for _ in 0..4 {
+            e.forward(&peer, &mut burst);
+            let f = frame(1, 700);
+            peer.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+            peer.forward(&e, &mut burst);
+        }
+    }
+
+    /// Whatever a front-end sends, the port is there for the next one.
+    #[test]
+    fn messages_of_random_bytes(
+        messages in proptest::collection::vec(
+            (0u32..45, prop_oneof![Just(1u32), Just(9), 0u32..20], proptest::collection::vec(any::<u8>(), 0..300), 0usize..3),
+            1..12,
+        ),
+        raw in proptest::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let (_port, mut control) = vswitch::port::vhost::open(
+            vswitch::port::PortId(0),
+            crate::rig::config(socket.clone()),
+        )
+        .unwrap();
+        let stream = UnixStream::connect(&socket).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for (request, flags, payload, fds) in &messages {
+            let mut bytes = Vec::new();
+            for w in [*request, *flags, u32::try_from(payload.len()).unwrap()] {
+                bytes.extend_from_slice(&w.to_ne_bytes());
+            }
+            bytes.extend_from_slice(payload);
+            let fds = vec![file.as_raw_fd(); *fds];
+            // Refused once the other side has had enough.
+            let _ = fdpass::send(stream.as_fd(), &bytes, &fds);
+            control.ready(0);
+        }
+        let _ = fdpass::send(stream.as_fd(), &raw, &[]);
+        control.ready(0);
+        drop(stream);
+        control.ready(0);
+        prop_assert!(!control.status().connected);
+        let guest = served(&mut control, || {
+            vswitch::guest::Guest::connect(&socket, GuestConfig::default())
+        });
+        prop_assert!(guest.is_ok());
+    }
+}
+
+#[test]
+fn a_half_message_waits_and_a_long_one_ends_the_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (_port, mut control) =
+        vswitch::port::vhost::open(vswitch::port::PortId(0), crate::rig::config(socket.clone()))
+            .unwrap();
+    let stream = UnixStream::connect(&socket).unwrap();
+    control.ready(0);
+    for byte in [1u8, 0, 0, 0, 1, 0, 0] {
+        fdpass::send(stream.as_fd(), &[byte], &[]).unwrap();
+        control.ready(0);
+        assert!(control.status().connected);
+    }
+    for byte in [0u8, 0xff, 0xff, 0xff, 0xff] {
+        fdpass::send(stream.as_fd(), &[byte], &[]).unwrap();
+        control.ready(0);
+    }
+    let status = control.status();
+    assert!(!status.connected);
+    assert_eq!(status.session_errors, 1);
+    assert!(status.last_error.unwrap().contains("too long"));
+}
+
+#[test]
+fn descriptors_of_refused_messages_are_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (_port, mut control) =
+        vswitch::port::vhost::open(vswitch::port::PortId(0), crate::rig::config(socket.clone()))
+            .unwrap();
+    // A pipe: its write end reports when the last read end has gone.
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: new descriptors that nobody else owns.
+    let [read, write] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let stream = UnixStream::connect(&socket).unwrap();
+    // SET_VRING_KICK for ring 200, which does not exist.
+    let message: Vec<u8> = [12u32, 1, 8, 200, 0]
+        .iter()
+        .flat_map(|w| w.to_ne_bytes())
+        .collect();
+    fdpass::send(stream.as_fd(), &message, &[read.as_raw_fd()]).unwrap();
+    drop(read);
+    control.ready(0); // the connection
+    control.ready(0); // what it said
+    assert!(!control.status().connected);
+    let mut poll = libc::pollfd {
+        fd: write.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    assert_ne!(poll.revents & libc::POLLERR, 0, "somebody still holds it");
+}

@@ -605,7 +605,12 @@ fn enforce(
     };
     let (kind, reason) = match (j.verdict, rule) {
         (Verdict::Allow, Some(rule)) => {
-            if !j.limited || classifier.limit_take(rule, ctx.now_ns) {
+            // Between tenants a second rule allowed too, and is counted and limited like the first.
+            if let Some(also) = j.also {
+                classifier.hit(also);
+            }
+            let spend = |r| classifier.limit_take(r, ctx.now_ns);
+            if !j.limited || (spend(rule) && j.also.is_none_or(spend)) {
                 return Ok(rule);
             }
             (ConnEventKind::Deny, DropReason::PolicyLimit)

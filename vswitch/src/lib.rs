@@ -4,6 +4,7 @@
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
 //! 3 `datapath` · 4 `control` · 5 `config cli`.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod counters;

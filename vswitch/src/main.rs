@@ -1,2 +1,5 @@
 //! The `vswitch` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    vswitch::cli::main()
+}

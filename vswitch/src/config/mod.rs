@@ -10,12 +10,12 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use errors::{Error, Errors};
 pub use switch::Machine;
 
-use crate::control::state::Desired;
+use crate::control::state::{Desired, PortConfig};
 use crate::control::validate::validate;
 use crate::policy::model::Policy;
 use read::Document;
@@ -50,21 +50,67 @@ pub fn load(path: &Path) -> Result<Desired, Errors> {
     finish(machine, document, policy)
 }
 
+/// Where the policy of this `switch.toml` is.
+///
+/// # Errors
+/// Everything wrong with `switch.toml` by itself.
+pub fn policy_path(path: &Path) -> Result<PathBuf, Errors> {
+    let text = read_file(path)?;
+    let file = path.display().to_string();
+    let document = Document::new(&file, &text);
+    let machine = document
+        .parse()
+        .map(|table| switch::read(document.root(&table)));
+    match machine {
+        Some(m) if !m.policy.as_os_str().is_empty() => {
+            Ok(path.parent().unwrap_or(Path::new("")).join(m.policy))
+        }
+        _ => Err(Errors(document.errors())),
+    }
+}
+
 /// Reads a policy for a machine that is already described: the one `desired` has is replaced.
 ///
 /// # Errors
 /// Everything wrong with the policy, by itself and for this machine.
 pub fn load_policy(path: &Path, desired: &Desired) -> Result<Policy, Errors> {
-    let file = path.display().to_string();
     let text = read_file(path)?;
+    parse_policy_for(&path.display().to_string(), &text, desired)
+}
+
+/// As [`load_policy`], from a string; `name` is what errors call it.
+///
+/// # Errors
+/// As [`load_policy`].
+pub fn parse_policy_for(name: &str, text: &str, desired: &Desired) -> Result<Policy, Errors> {
     let machine = Machine {
-        policy: path.to_owned(),
+        policy: name.into(),
         switch: desired.switch.clone(),
         ports: desired.ports.clone(),
     };
-    let none = Document::new("", "");
-    let document = Document::new(&file, &text);
-    finish(machine, none, document).map(|desired| desired.policy)
+    let document = Document::new(name, text);
+    finish(machine, Document::new("", ""), document).map(|desired| desired.policy)
+}
+
+/// The `[[port]]` tables of a string that holds nothing else.
+///
+/// # Errors
+/// Everything wrong with the string by itself; not what does not fit other ports.
+pub fn parse_ports(name: &str, text: &str) -> Result<Vec<PortConfig>, Errors> {
+    // The reader wants a whole machine: the line before the text names a policy.
+    let whole = format!("policy = \"none\"\n{text}");
+    let document = Document::new(name, &whole);
+    let machine = document
+        .parse()
+        .map(|table| switch::read(document.root(&table)));
+    let mut errors = document.errors();
+    for line in errors.iter_mut().filter_map(|e| e.line.as_mut()) {
+        *line = line.saturating_sub(1);
+    }
+    match machine {
+        Some(machine) if errors.is_empty() => Ok(machine.ports),
+        _ => Err(Errors(errors)),
+    }
 }
 
 /// Both files from strings; `names` is what errors call them.

@@ -389,7 +389,7 @@ impl Control {
         let port = self.ports.iter_mut().find(|p| p.config.name == name)?;
         match &mut port.control {
             PortControl::Mem(end) => end.take(),
-            PortControl::AfXdp(_) => None,
+            _ => None,
         }
     }
 
@@ -468,12 +468,12 @@ impl Control {
         let changes = describe(&plan, &self.desired, &desired);
         self.commit(&plan, opened, desired, generation, classifier);
         let settled = self.settle(generation, start);
+        let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.reap();
         if !settled {
             error!(generation, "workers have not taken up the snapshot");
             return Err(ApplyError::NotSettled(generation));
         }
-        let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         info!(generation, settle_us, ?changes, "applied");
         Ok(Applied {
             generation,
@@ -547,9 +547,7 @@ impl Control {
                 return false;
             }
             // Again each time: a worker may have been on its way into its wait.
-            for worker in &self.workers {
-                worker.wake();
-            }
+            self.workers.iter().for_each(WorkerHandle::wake);
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(5));
         }
@@ -569,7 +567,10 @@ impl Control {
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
         for port in &mut self.ports {
-            port.tick(now_ns);
+            if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {
+                port.tick(now_ns);
+                self.workers.iter().for_each(WorkerHandle::wake);
+            }
         }
         if self
             .probation
@@ -607,6 +608,8 @@ impl Control {
     pub(super) fn port_ready(&mut self, id: PortId, now_ns: u64) {
         if let Some(port) = self.ports.iter_mut().find(|p| p.port.id == id) {
             port.ready(now_ns);
+            // Rings may have come or gone: a blocked worker looks at what it must wait for.
+            self.workers.iter().for_each(WorkerHandle::wake);
         }
     }
 

@@ -122,6 +122,7 @@ impl Control {
         }
         let v4 = |e: &End| e.ips.iter().any(IpAddr::is_ipv4);
         let v6 = |e: &End| e.ips.iter().any(IpAddr::is_ipv6);
+        #[allow(clippy::nonminimal_bool)] // reads as the sentence below
         if !from.ips.is_empty()
             && !to.ips.is_empty()
             && !(v4(&from) && v4(&to))

@@ -20,11 +20,11 @@ pub trait Loader: Send {
     /// The files whose change means a reload.
     fn files(&self) -> Vec<PathBuf>;
 
-    /// A policy from its text; `source` is where it came from.
+    /// A policy from its text, for the machine `desired` describes; `source` is where it came from.
     ///
     /// # Errors
     /// Everything wrong with the text.
-    fn policy(&self, text: &str, source: &str) -> Result<Policy, Vec<String>>;
+    fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>>;
 
     /// Ports from a text that holds only `[[port]]` tables.
     ///

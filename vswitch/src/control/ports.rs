@@ -10,7 +10,11 @@ use crate::counters::{Counters, PortValues};
 use crate::drop_reason::DropReason;
 use crate::port::afxdp::{self, AfXdpConfig, AfXdpControl, AfXdpError, Health};
 use crate::port::mem::{self, MemConfig, MemEnd, MemError};
+use crate::port::pcap::{self, PcapConfig, PcapError};
+use crate::port::tap::{self, TapConfig, TapControl, TapError};
+use crate::port::vhost::{self, VhostConfig, VhostControl, VhostError};
 use crate::port::{Port, PortId};
+use crate::sys::time::monotonic_ns;
 
 /// Why a port could not be opened: what, where, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +26,15 @@ pub enum PortError {
     /// An AF_XDP port.
     #[error("{}", chain(.0))]
     AfXdp(#[from] AfXdpError),
-    /// A kind this build does not have.
-    #[error("this build has no {0} ports")]
-    Unsupported(&'static str),
+    /// A tap port.
+    #[error("{}", chain(.0))]
+    Tap(#[from] TapError),
+    /// A vhost-user port.
+    #[error("{}", chain(.0))]
+    Vhost(#[from] VhostError),
+    /// A pcap port.
+    #[error("{}", chain(.0))]
+    Pcap(#[from] PcapError),
 }
 
 /// An error with its causes, in one line.
@@ -51,6 +61,12 @@ pub(super) enum PortControl {
     Mem(Option<MemEnd>),
     /// Its interface and program.
     AfXdp(Box<AfXdpControl>),
+    /// Its socket and the guest's session.
+    Vhost(Box<VhostControl>),
+    /// Files need no care.
+    Pcap,
+    /// Its device.
+    Tap(Box<TapControl>),
 }
 
 impl OpenPort {
@@ -78,9 +94,48 @@ impl OpenPort {
                 control.check();
                 (port, PortControl::AfXdp(Box::new(control)))
             }
-            PortKind::VhostUser { .. } => return Err(PortError::Unsupported("vhost-user")),
-            PortKind::Tap { .. } => return Err(PortError::Unsupported("tap")),
-            PortKind::Pcap { .. } => return Err(PortError::Unsupported("pcap")),
+            PortKind::VhostUser {
+                socket,
+                client,
+                owner,
+            } => {
+                let config = VhostConfig {
+                    name: name.clone(),
+                    socket: socket.clone(),
+                    client: *client,
+                    owner: *owner,
+                    queues: config.queues,
+                    mtu: config.mtu,
+                };
+                let (port, mut control) = vhost::open(id, config)?;
+                control.tick(monotonic_ns());
+                (port, PortControl::Vhost(Box::new(control)))
+            }
+            PortKind::Tap { interface, netns } => {
+                let config = TapConfig {
+                    interface: interface.clone(),
+                    netns: netns.clone(),
+                    queues: config.queues.unwrap_or(1),
+                    // The device is the workload's: it has the workload's MAC.
+                    mac: config
+                        .workloads
+                        .first()
+                        .and_then(|w| w.mac.first())
+                        .copied(),
+                    mtu: config.mtu,
+                };
+                let (port, mut control) = tap::open(id, name, &config)?;
+                control.check();
+                (port, PortControl::Tap(Box::new(control)))
+            }
+            PortKind::Pcap { input, output } => {
+                let config = PcapConfig {
+                    input: input.clone(),
+                    output: output.clone(),
+                };
+                let (port, _) = pcap::open(id, name, &config)?;
+                (port, PortControl::Pcap)
+            }
         };
         Ok(OpenPort {
             config: config.clone(),
@@ -93,15 +148,21 @@ impl OpenPort {
     /// The descriptor that is readable when [`OpenPort::ready`] has something to do.
     pub(super) fn fd(&self) -> Option<RawFd> {
         match &self.control {
-            PortControl::Mem(_) => None,
+            PortControl::Mem(_) | PortControl::Pcap => None,
+            PortControl::Vhost(c) => Some(c.fd()),
             PortControl::AfXdp(c) => Some(c.events_fd()),
+            PortControl::Tap(c) => Some(c.events_fd()),
         }
     }
 
     /// Serves whatever happened.
-    pub(super) fn ready(&mut self, _now_ns: u64) {
+    pub(super) fn ready(&mut self, now_ns: u64) {
         match &mut self.control {
-            PortControl::Mem(_) => {}
+            PortControl::Mem(_) | PortControl::Pcap => {}
+            PortControl::Vhost(c) => c.ready(now_ns),
+            PortControl::Tap(c) => {
+                c.check();
+            }
             PortControl::AfXdp(c) => {
                 let was_up = self.port.is_up();
                 match c.check() {
@@ -113,11 +174,18 @@ impl OpenPort {
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self, _now_ns: u64) {}
+    pub(super) fn tick(&mut self, now_ns: u64) {
+        if let PortControl::Vhost(c) = &mut self.control {
+            c.tick(now_ns);
+        }
+    }
 
     /// When [`OpenPort::tick`] has something to do.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
-        None
+        match &self.control {
+            PortControl::Vhost(c) => c.next_deadline(),
+            _ => None,
+        }
     }
 
     /// Closes a port that was removed on purpose.

@@ -21,7 +21,12 @@ use crate::sys::inotify::FileWatch;
 use crate::sys::time::monotonic_ns;
 
 /// Something to be done on the control thread.
-pub(super) type Command = Box<dyn FnOnce(&mut Control) + Send>;
+pub(super) enum Command {
+    /// This.
+    Call(Box<dyn FnOnce(&mut Control) + Send>),
+    /// Read the files again.
+    Reload,
+}
 
 /// Tokens: what a descriptor is, in the high half; which one, in the low half.
 const WAKE: u64 = 0;
@@ -157,7 +162,8 @@ impl Reactor {
     fn run_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(command) => command(&mut self.control),
+                Ok(Command::Call(f)) => f(&mut self.control),
+                Ok(Command::Reload) => self.reload_at_ns = Some(0),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }

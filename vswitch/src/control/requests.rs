@@ -134,7 +134,7 @@ fn diff(
 ) -> Result<PolicyDiff, ApiError> {
     let policy = loader
         .ok_or_else(no_files)?
-        .policy(toml, source)
+        .policy(toml, source, &control.desired)
         .map_err(refused)?;
     let changes = super::diff::policies(&control.desired.policy, &policy);
     Ok(PolicyDiff {
@@ -164,7 +164,7 @@ fn enact(
             }
             let policy = loader
                 .ok_or_else(no_files)?
-                .policy(&toml, &source)
+                .policy(&toml, &source, &control.desired)
                 .map_err(refused)?;
             info!(source, ?confirm_s, "policy apply");
             let confirm_ns = confirm_s.map(|s| s * 1_000_000_000);

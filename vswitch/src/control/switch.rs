@@ -265,16 +265,20 @@ impl Switch {
         f: impl FnOnce(&mut Control) -> R + Send + 'static,
     ) -> Result<R, SwitchError> {
         let (reply, answer) = channel();
-        let command: Command = Box::new(move |control| {
+        self.send(Command::Call(Box::new(move |control| {
             // The caller waits for exactly this message.
             let _ = reply.send(f(control));
-        });
+        })))?;
+        answer.recv().map_err(|_gone| SwitchError::Down)
+    }
+
+    fn send(&self, command: Command) -> Result<(), SwitchError> {
         let sent = self.commands.as_ref().map(|c| c.send(command));
         let Some(Ok(())) = sent else {
             return Err(SwitchError::Down);
         };
         self.wake.signal();
-        answer.recv().map_err(|_gone| SwitchError::Down)
+        Ok(())
     }
 
     /// Makes a whole desired state true: ports are opened, changed and closed, the policy is
@@ -375,6 +379,14 @@ impl Switch {
     /// An end that does not exist, a service that cannot be read.
     pub fn explain(&self, query: ExplainQuery) -> Result<Explanation, SwitchError> {
         Ok(self.call(move |c| c.explain(&query, tick(monotonic_ns())))??)
+    }
+
+    /// Reads the loader's files again, as if they had changed.
+    ///
+    /// # Errors
+    /// The switch has shut down. Refused files are logged and shown by [`Switch::status`].
+    pub fn reload(&self) -> Result<(), SwitchError> {
+        self.send(Command::Reload)
     }
 
     /// Ends workers and control thread and closes every port; returns when all that is done.

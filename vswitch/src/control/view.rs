@@ -14,7 +14,7 @@ use super::events::protocol_name;
 use super::ports::Totals;
 use super::state::{PortConfig, PortKind, WorkloadConfig};
 use crate::counters::WorkerValues;
-use crate::datapath::conn;
+use crate::datapath::{conn, tcp};
 use crate::drop_reason::DropReason;
 use crate::packet::proto;
 use crate::policy::WorkloadFacts;
@@ -289,9 +289,9 @@ impl Control {
             None => "-".to_owned(),
         };
         let state = match key.proto() {
-            proto::TCP => "tracked",
-            _ if conn::replied(c) => "replied",
-            _ => "unreplied",
+            proto::TCP => tcp::state(c).to_string(),
+            _ if conn::replied(c) => "replied".to_owned(),
+            _ => "unreplied".to_owned(),
         };
         ConnInfo {
             protocol: protocol_name(key.proto()),
@@ -301,7 +301,7 @@ impl Control {
             dport: to.port,
             from: name(from.attachment),
             to: name(to.attachment),
-            state: state.to_owned(),
+            state,
             rule: self
                 .classifier_at(generation)
                 .map_or("unknown", |p| p.rule_name(rule))

@@ -1,0 +1,162 @@
+//! The client's end of the API socket, and what can go wrong for a command.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::control::SwitchError;
+use crate::control::api::{ApiError, Envelope, ErrorCode, Reply, Request, VERSION};
+
+/// How long an answer may take: a policy of 100,000 rules compiles in seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why a command failed; the exit code follows.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Nobody answers.
+    #[error("cannot reach the daemon at {}: {source}; {}", path.display(), advice(.source))]
+    Unreachable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// What answers is not our daemon, or went away.
+    #[error("the daemon's answer cannot be understood: {0}; is it of another version?")]
+    BadAnswer(String),
+    /// The daemon said no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}; name a file that this user may read", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] crate::config::Errors),
+    /// The switch could not start.
+    #[error("{0}")]
+    Start(#[from] SwitchError),
+    /// Our own process: signals.
+    #[error("cannot {what}: {source}")]
+    System {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// Standard output is gone.
+    #[error("cannot write to standard output: {0}")]
+    Output(#[source] io::Error),
+}
+
+fn advice(e: &io::Error) -> &'static str {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => "only root and the daemon's own user may; try sudo",
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "start it with `vswitch run -c switch.toml`, or name its socket with --socket or VSWITCH_SOCKET"
+        }
+        _ => "see whether it runs, or name its socket with --socket or VSWITCH_SOCKET",
+    }
+}
+
+impl Failure {
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Unreachable { .. } | Failure::BadAnswer(_) => 3,
+            Failure::Api(e) => match e.code {
+                ErrorCode::Usage => 2,
+                ErrorCode::Refused => 1,
+                ErrorCode::Version => 3,
+            },
+            Failure::File { .. } => 2,
+            Failure::Config(_)
+            | Failure::Start(_)
+            | Failure::System { .. }
+            | Failure::Output(_) => 1,
+        }
+    }
+}
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub(super) struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    pub(super) fn connect(path: &Path) -> Result<Self, Failure> {
+        let unreachable = |source| Failure::Unreachable {
+            path: path.to_owned(),
+            source,
+        };
+        let stream = UnixStream::connect(path).map_err(unreachable)?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .map_err(unreachable)?;
+        Ok(Client {
+            path: path.to_owned(),
+            stream: BufReader::new(stream),
+        })
+    }
+
+    fn unreachable(&self, source: io::Error) -> Failure {
+        Failure::Unreachable {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn send(&mut self, request: Request) -> Result<(), Failure> {
+        let envelope = Envelope {
+            version: VERSION,
+            request,
+        };
+        // Plain values with string keys: serialising them cannot fail.
+        let mut line = serde_json::to_string(&envelope).unwrap_or_default();
+        line.push('\n');
+        let sent = self.stream.get_mut().write_all(line.as_bytes());
+        sent.map_err(|e| self.unreachable(e))
+    }
+
+    /// The next line; `None` when the daemon closed the connection.
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+        let mut line = String::new();
+        let n = self.stream.read_line(&mut line);
+        if n.map_err(|e| self.unreachable(e))? == 0 {
+            return Ok(None);
+        }
+        match serde_json::from_str(&line) {
+            Ok(Reply::Ok(answer)) => Ok(Some(answer)),
+            Ok(Reply::Error(e)) => Err(e.into()),
+            Err(e) => Err(Failure::BadAnswer(e.to_string())),
+        }
+    }
+
+    /// One request, one answer.
+    pub(super) fn call<T: DeserializeOwned>(mut self, request: Request) -> Result<T, Failure> {
+        self.send(request)?;
+        self.receive()?
+            .ok_or_else(|| Failure::BadAnswer("it closed the connection".to_owned()))
+    }
+
+    /// One request, answers until the daemon ends.
+    pub(super) fn stream<T: DeserializeOwned>(
+        mut self,
+        request: Request,
+        mut see: impl FnMut(&T) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.send(request)?;
+        let unlimited = self.stream.get_ref().set_read_timeout(None);
+        unlimited.map_err(|e| self.unreachable(e))?;
+        while let Some(item) = self.receive()? {
+            see(&item)?;
+        }
+        Ok(())
+    }
+}

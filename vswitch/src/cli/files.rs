@@ -1,0 +1,84 @@
+//! Files: a command's arguments, and the daemon's configuration.
+
+use std::path::{Path, PathBuf};
+
+use super::client::Failure;
+use crate::config;
+use crate::control::Loader;
+use crate::control::state::{Desired, PortConfig};
+use crate::policy::model::Policy;
+
+/// A file's text, and its absolute path for the daemon's messages.
+pub(super) fn read(path: &Path) -> Result<(String, String), Failure> {
+    let failed = |source| Failure::File {
+        path: path.to_owned(),
+        source,
+    };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    Ok((text, absolute.display().to_string()))
+}
+
+/// `switch.toml` and what it names.
+#[derive(Debug)]
+pub(super) struct Files {
+    switch: PathBuf,
+    policy: PathBuf,
+    /// From the command line: stands above the file.
+    socket: Option<PathBuf>,
+}
+
+impl Files {
+    /// Reads the configuration for the first time.
+    pub(super) fn open(
+        switch: &Path,
+        socket: Option<PathBuf>,
+    ) -> Result<(Self, Desired), config::Errors> {
+        // Absolute, for messages far from where we were started; the path as given when the
+        // system cannot say where that was.
+        let absolute = |p: &Path| std::path::absolute(p).unwrap_or_else(|_e| p.to_owned());
+        let mut files = Files {
+            switch: absolute(switch),
+            policy: absolute(&config::policy_path(switch)?),
+            socket,
+        };
+        let desired = files.read()?;
+        // The socket cannot change while we run.
+        files.socket = Some(desired.switch.socket.clone());
+        Ok((files, desired))
+    }
+
+    fn read(&self) -> Result<Desired, config::Errors> {
+        let mut desired = config::load(&self.switch)?;
+        if let Some(socket) = &self.socket {
+            desired.switch.socket.clone_from(socket);
+        }
+        Ok(desired)
+    }
+}
+
+fn lines(errors: &config::Errors) -> Vec<String> {
+    errors.0.iter().map(ToString::to_string).collect()
+}
+
+impl Loader for Files {
+    fn load(&self) -> Result<Desired, Vec<String>> {
+        self.read().map_err(|e| lines(&e))
+    }
+
+    fn policy_source(&self) -> String {
+        self.policy.display().to_string()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.switch.clone(), self.policy.clone()]
+    }
+
+    fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {
+        config::parse_policy_for(source, text, desired).map_err(|e| lines(&e))
+    }
+
+    fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
+        config::parse_ports("port add", text).map_err(|e| lines(&e))
+    }
+}

@@ -1,0 +1,551 @@
+//! The `vswitch` command: arguments, and what each subcommand does.
+//!
+//! Exit codes: 0 done, 1 the answer is no (denied, invalid, differs), 2 usage, 3 cannot reach the
+//! daemon.
+
+mod client;
+mod files;
+mod run;
+mod show;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::control::api::{
+    Applied, ConnList, DropInfo, ExplainQuery, Explanation, PolicyDiff, PolicyView, PortInfo,
+    Request, SegmentInfo, Stats, Status, WatchEvent, WatchFilter, WorkloadInfo,
+};
+use client::{Client, Failure};
+
+/// Where the daemon's API socket is unless said.
+const SOCKET: &str = "/run/vswitch/vswitch.sock";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "vswitch",
+    version,
+    about = "A userspace virtual switch with a stateful firewall between any two workloads",
+    after_help = "Exit codes: 0 done; 1 the answer is no (denied, invalid, differs); 2 usage; 3 cannot reach the daemon."
+)]
+struct Cli {
+    /// The daemon's API socket.
+    #[arg(long, global = true, env = "VSWITCH_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON: one document, or one object per line when streaming.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the switch in the foreground until SIGTERM or Ctrl-C.
+    Run {
+        /// switch.toml.
+        #[arg(
+            short,
+            long,
+            value_name = "FILE",
+            default_value = "/etc/vswitch/switch.toml"
+        )]
+        config: PathBuf,
+    },
+    /// Check configuration files without touching anything; needs no privileges.
+    Check {
+        /// switch.toml.
+        file: PathBuf,
+    },
+    /// The switch as a whole.
+    Status,
+    /// Ports.
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Workloads.
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
+    /// Segments.
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Live connections.
+    #[command(subcommand)]
+    Conn(ConnCommand),
+    /// The policy.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// What would happen to a connection now, and which rule says so. Exit code 0: allowed; 1: denied or rejected.
+    Explain {
+        /// Workload or address that opens the connection.
+        #[arg(long, value_name = "WORKLOAD|IP")]
+        from: String,
+        /// Workload or address at the other end.
+        #[arg(long, value_name = "WORKLOAD|IP")]
+        to: String,
+        /// What for: tcp/5432, udp/53, icmp, ...
+        #[arg(long)]
+        service: String,
+        /// The initiator's port, to mean one connection.
+        #[arg(long)]
+        src_port: Option<u16>,
+    },
+    /// Connections and denials as they happen.
+    Watch {
+        /// Only with this workload at an end.
+        #[arg(long)]
+        workload: Option<String>,
+        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict.
+        #[arg(long, value_delimiter = ',')]
+        kind: Vec<String>,
+    },
+    /// Why frames were dropped, by reason and port.
+    Drops {
+        /// Also reasons that did not happen.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Counters, and whether every frame is accounted for.
+    Stats,
+    /// Print a completion script.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PortCommand {
+    /// All ports.
+    List,
+    /// Add ports; they last until the daemon ends.
+    Add(Box<PortAdd>),
+    /// Remove a port.
+    Del {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PortAdd {
+    /// A TOML file with [[port]] tables, instead of the arguments below.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "kind", "at"])]
+    file: Option<PathBuf>,
+    /// Name of the port, and of its workload.
+    #[arg(required_unless_present = "file")]
+    name: Option<String>,
+    /// vhost-user, af-xdp or tap.
+    #[arg(long, default_value = "vhost-user")]
+    kind: String,
+    /// Socket of a vhost-user port, interface of the others.
+    #[arg(
+        long,
+        value_name = "SOCKET|INTERFACE",
+        required_unless_present = "file"
+    )]
+    at: Option<String>,
+    /// vhost-user: the guest's side listens and we connect.
+    #[arg(long)]
+    client: bool,
+    /// The workload's MAC.
+    #[arg(long)]
+    mac: Vec<String>,
+    /// The workload's address.
+    #[arg(long)]
+    ip: Vec<String>,
+    /// The workload's tag.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Access VLAN.
+    #[arg(long)]
+    vlan: Option<u16>,
+    /// Network namespace of a tap port's device.
+    #[arg(long)]
+    netns: Option<String>,
+    /// The port carries the outside, and has no workload.
+    #[arg(long)]
+    uplink: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum WorkloadCommand {
+    /// All workloads.
+    List,
+    /// Change a workload's tags until the daemon ends.
+    Tag {
+        /// Workload, or tenant/workload.
+        workload: String,
+        /// Tags to add, as in tier:web; with a leading `-` to remove.
+        #[arg(required = true, allow_hyphen_values = true)]
+        tags: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SegmentCommand {
+    /// All segments with their members.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConnCommand {
+    /// Live connections.
+    List {
+        /// Only with this workload at an end.
+        #[arg(long)]
+        workload: Option<String>,
+        /// Show at most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Replace the policy; returns when every worker enforces it.
+    Apply {
+        /// policy.toml.
+        file: PathBuf,
+        /// Revert after this time unless `policy confirm` is run: 60s, 5m.
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        confirm: Option<Duration>,
+    },
+    /// Keep the policy that waits for confirmation.
+    Confirm,
+    /// The policy in force, with hit counts.
+    Show,
+    /// What a policy would change. Exit code 0: nothing; 1: it differs.
+    Diff {
+        /// policy.toml.
+        file: PathBuf,
+    },
+}
+
+/// `60s`, `5m`, `1h`, or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) if text.ends_with('m') => (number, 60),
+        Some(number) if text.ends_with('h') => (number, 3600),
+        Some(number) => (number, 1),
+        None => (text, 1),
+    };
+    let wrong = || "write a time like 60s, 5m or 1h".to_owned();
+    let n: u64 = number.parse().map_err(|_e| wrong())?;
+    Ok(Duration::from_secs(n.checked_mul(unit).ok_or_else(wrong)?))
+}
+
+/// The answer, as an exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Answer {
+    Done,
+    No,
+}
+
+/// Runs the command line and says how the process shall end.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(Answer::Done) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        // Whoever read our output has seen enough.
+        Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.to_string().lines() {
+                eprintln!("vswitch: {line}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<Answer, Failure> {
+    let socket = cli.socket;
+    let at = socket.clone().unwrap_or_else(|| SOCKET.into());
+    let client = || Client::connect(&at);
+    let out = Out {
+        json: cli.json,
+        to: io::stdout(),
+    };
+    match cli.command {
+        Command::Run { config } => run::run(&config, socket),
+        Command::Check { file } => check(&file, out),
+        Command::Status => {
+            let status: Status = client()?.call(Request::Status)?;
+            out.print(&status, show::status)
+        }
+        Command::Port(PortCommand::List) => {
+            let ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
+            out.print(&ports, |p| show::ports(p))
+        }
+        Command::Port(PortCommand::Add(add)) => {
+            let toml = add.toml()?;
+            out.applied(&client()?.call(Request::PortAdd { toml })?)
+        }
+        Command::Port(PortCommand::Del { name }) => {
+            out.applied(&client()?.call(Request::PortDel { name })?)
+        }
+        Command::Workload(WorkloadCommand::List) => {
+            let workloads: Vec<WorkloadInfo> = client()?.call(Request::Workloads)?;
+            out.print(&workloads, |w| show::workloads(w))
+        }
+        Command::Workload(WorkloadCommand::Tag { workload, tags }) => {
+            let (remove, add): (Vec<_>, Vec<_>) =
+                tags.into_iter().partition(|t| t.starts_with('-'));
+            let remove = remove
+                .iter()
+                .map(|t| t.trim_start_matches('-').to_owned())
+                .collect();
+            out.applied(&client()?.call(Request::WorkloadTag {
+                workload,
+                add,
+                remove,
+            })?)
+        }
+        Command::Segment(SegmentCommand::List) => {
+            let segments: Vec<SegmentInfo> = client()?.call(Request::Segments)?;
+            out.print(&segments, |s| show::segments(s))
+        }
+        Command::Conn(ConnCommand::List { workload, limit }) => {
+            let conns: ConnList = client()?.call(Request::Conns { workload, limit })?;
+            out.print(&conns, show::conns)
+        }
+        Command::Policy(command) => policy(command, client, out),
+        Command::Explain {
+            from,
+            to,
+            service,
+            src_port,
+        } => {
+            let answer: Explanation = client()?.call(Request::Explain(ExplainQuery {
+                from,
+                to,
+                service,
+                src_port,
+            }))?;
+            out.print(&answer, show::explanation)?;
+            Ok(if answer.verdict == "allow" {
+                Answer::Done
+            } else {
+                Answer::No
+            })
+        }
+        Command::Watch { workload, kind } => {
+            let filter = WatchFilter {
+                workload,
+                kinds: kind,
+            };
+            watch(client()?, filter, out)
+        }
+        Command::Drops { all } => {
+            let mut drops: Vec<DropInfo> = client()?.call(Request::Drops)?;
+            drops.retain(|d| all || d.total != 0);
+            out.print(&drops, |d| show::drops(d))
+        }
+        Command::Stats => {
+            let stats: Stats = client()?.call(Request::Stats)?;
+            out.print(&stats, show::stats)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "vswitch", &mut script);
+            io::stdout().write_all(&script).map_err(Failure::Output)?;
+            Ok(Answer::Done)
+        }
+    }
+}
+
+fn policy(
+    command: PolicyCommand,
+    client: impl Fn() -> Result<Client, Failure>,
+    out: Out,
+) -> Result<Answer, Failure> {
+    match command {
+        PolicyCommand::Apply { file, confirm } => {
+            let (toml, source) = files::read(&file)?;
+            let confirm_s = confirm.map(|c| c.as_secs());
+            out.applied(&client()?.call(Request::PolicyApply {
+                toml,
+                source,
+                confirm_s,
+            })?)
+        }
+        PolicyCommand::Confirm => out.applied(&client()?.call(Request::PolicyConfirm)?),
+        PolicyCommand::Show => {
+            let view: PolicyView = client()?.call(Request::PolicyShow)?;
+            out.print(&view, show::policy)
+        }
+        PolicyCommand::Diff { file } => {
+            let (toml, source) = files::read(&file)?;
+            let diff: PolicyDiff = client()?.call(Request::PolicyDiff { toml, source })?;
+            out.print(&diff, |d| {
+                if d.differs {
+                    d.changes.join("\n")
+                } else {
+                    "no difference".to_owned()
+                }
+            })?;
+            Ok(if diff.differs {
+                Answer::No
+            } else {
+                Answer::Done
+            })
+        }
+    }
+}
+
+fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
+    match crate::config::load(file) {
+        Ok(desired) => {
+            let workloads: usize = desired.ports.iter().map(|p| p.workloads.len()).sum();
+            let good = serde_json::json!({
+                "valid": true,
+                "ports": desired.ports.len(),
+                "workloads": workloads,
+                "segments": desired.policy.segments.len(),
+                "rules": desired.policy.rules.len(),
+            });
+            out.print(&good, |_| {
+                format!(
+                    "{}: valid: {} ports, {workloads} workloads, {} segments, {} rules",
+                    file.display(),
+                    desired.ports.len(),
+                    desired.policy.segments.len(),
+                    desired.policy.rules.len()
+                )
+            })
+        }
+        Err(errors) => {
+            if out.json {
+                let bad = serde_json::json!({ "valid": false, "errors": errors });
+                out.print(&bad, |_| String::new())?;
+            } else {
+                // Like a compiler, so that editors find the place.
+                eprintln!("{errors}");
+                let n = errors.0.len();
+                eprintln!("vswitch: {n} error{}", if n == 1 { "" } else { "s" });
+            }
+            Ok(Answer::No)
+        }
+    }
+}
+
+fn watch(client: Client, filter: WatchFilter, mut out: Out) -> Result<Answer, Failure> {
+    client.stream(Request::Watch(filter), |event: &WatchEvent| {
+        let line = if out.json {
+            serde_json::to_string(event).unwrap_or_default()
+        } else {
+            show::event(event)
+        };
+        out.line(&line)
+    })?;
+    Ok(Answer::Done)
+}
+
+/// Standard output, in the form that was asked for.
+struct Out {
+    json: bool,
+    to: io::Stdout,
+}
+
+impl Out {
+    fn print<T: Serialize + ?Sized>(
+        mut self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> Result<Answer, Failure> {
+        let text = if self.json {
+            // Plain values with string keys: serialising them cannot fail.
+            serde_json::to_string_pretty(value).unwrap_or_default()
+        } else {
+            table(value)
+        };
+        self.line(&text)?;
+        Ok(Answer::Done)
+    }
+
+    fn applied(self, applied: &Applied) -> Result<Answer, Failure> {
+        self.print(applied, show::applied)
+    }
+
+    fn line(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.to, "{text}").map_err(Failure::Output)
+    }
+}
+
+impl PortAdd {
+    /// The `[[port]]` table the arguments stand for.
+    fn toml(self) -> Result<String, Failure> {
+        if let Some(file) = &self.file {
+            return Ok(files::read(file)?.0);
+        }
+        use toml::Value;
+        let strings = |list: Vec<String>| Value::Array(list.into_iter().map(Value::from).collect());
+        let name = self.name.unwrap_or_default();
+        let mut port = toml::Table::new();
+        let key = if self.kind == "vhost-user" {
+            "socket"
+        } else {
+            "interface"
+        };
+        port.insert("name".into(), name.clone().into());
+        port.insert("kind".into(), self.kind.into());
+        port.insert(key.into(), self.at.unwrap_or_default().into());
+        if self.client {
+            port.insert("mode".into(), "client".into());
+        }
+        if let Some(vlan) = self.vlan {
+            port.insert("vlan".into(), i64::from(vlan).into());
+        }
+        if let Some(netns) = self.netns {
+            port.insert("netns".into(), netns.into());
+        }
+        if self.uplink {
+            port.insert("uplink".into(), true.into());
+        } else {
+            let mut workload = toml::Table::new();
+            workload.insert("name".into(), name.into());
+            workload.insert("mac".into(), strings(self.mac));
+            workload.insert("ip".into(), strings(self.ip));
+            workload.insert("tags".into(), strings(self.tag));
+            port.insert("workload".into(), Value::Array(vec![workload.into()]));
+        }
+        let mut root = toml::Table::new();
+        root.insert("port".into(), Value::Array(vec![port.into()]));
+        Ok(root.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, duration};
+    use clap::CommandFactory;
+    use std::time::Duration;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "1d",
+            "99999999999999999999h",
+            "9999999999999999999h",
+        ] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Answers as a person reads them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::control::api::{
+    Applied, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo, SegmentInfo,
+    Stats, Status, WatchEvent, WorkloadInfo,
+};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().copied());
+    table
+}
+
+fn text(table: &Table, empty: &str) -> String {
+    if table.row_count() == 0 {
+        return empty.to_owned();
+    }
+    let lines: Vec<_> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(" ")
+    }
+}
+
+fn count(counters: &BTreeMap<String, u64>, name: &str) -> u64 {
+    counters.get(name).copied().unwrap_or(0)
+}
+
+fn up(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
+}
+
+pub(super) fn status(s: &Status) -> String {
+    let mut out = format!(
+        "vswitch {}, pid {}, up {} s\n",
+        s.version, s.pid, s.uptime_s
+    );
+    let _ = writeln!(
+        out,
+        "generation   {}{}",
+        s.generation,
+        if s.settled {
+            ""
+        } else {
+            " (workers are taking it up)"
+        }
+    );
+    let _ = writeln!(out, "policy       {} ({} rules)", s.policy_source, s.rules);
+    if let Some(left) = s.confirm_s {
+        let _ = writeln!(
+            out,
+            "             reverts in {left} s unless you run `vswitch policy confirm`"
+        );
+    }
+    let _ = writeln!(
+        out,
+        "ports        {} ({} up), {} workloads",
+        s.ports, s.ports_up, s.workloads
+    );
+    let _ = writeln!(
+        out,
+        "connections  {} of {}",
+        s.connections, s.connections_max
+    );
+    for w in &s.workers {
+        let core = w
+            .core
+            .map_or("not pinned".to_owned(), |c| format!("core {c}"));
+        let _ = writeln!(out, "worker {}     {core}", w.index);
+    }
+    if s.events_lost > 0 {
+        let _ = writeln!(out, "events lost  {}", s.events_lost);
+    }
+    for line in &s.refused {
+        let _ = writeln!(out, "configuration refused: {line}");
+    }
+    out.trim_end().to_owned()
+}
+
+pub(super) fn ports(ports: &[PortInfo]) -> String {
+    let mut t = table(&[
+        "PORT",
+        "KIND",
+        "AT",
+        "LINK",
+        "VLAN",
+        "WORKLOADS",
+        "RX",
+        "TX",
+        "DROPPED",
+        "CONNS",
+    ]);
+    for p in ports {
+        let workloads = if p.uplink {
+            "(outside)".to_owned()
+        } else {
+            list(&p.workloads)
+        };
+        t.add_row([
+            p.name.clone(),
+            p.kind.clone(),
+            p.at.clone(),
+            up(p.up).to_owned(),
+            p.vlan.to_string(),
+            workloads,
+            count(&p.counters, "rx_pkts").to_string(),
+            count(&p.counters, "tx_pkts").to_string(),
+            p.dropped.to_string(),
+            p.connections.to_string(),
+        ]);
+    }
+    text(&t, "no ports")
+}
+
+pub(super) fn workloads(workloads: &[WorkloadInfo]) -> String {
+    let mut t = table(&[
+        "WORKLOAD",
+        "PORT",
+        "LINK",
+        "MAC",
+        "IP",
+        "TAGS",
+        "SEGMENTS",
+        "ASSURANCE",
+    ]);
+    for w in workloads {
+        let port = match w.vlan {
+            Some(vlan) => format!("{} vlan {vlan}", w.port),
+            None => w.port.clone(),
+        };
+        t.add_row([
+            w.name.clone(),
+            port,
+            up(w.up).to_owned(),
+            list(&w.mac),
+            list(&w.ip),
+            list(&w.tags),
+            list(&w.segments),
+            w.assurance.clone(),
+        ]);
+    }
+    text(&t, "no workloads")
+}
+
+pub(super) fn segments(segments: &[SegmentInfo]) -> String {
+    let mut t = table(&["SEGMENT", "TENANT", "TAGS", "NAMES", "CIDR", "MEMBERS"]);
+    for s in segments {
+        t.add_row([
+            s.name.clone(),
+            s.tenant.clone(),
+            list(&s.tags),
+            list(&s.names),
+            list(&s.cidr),
+            list(&s.members),
+        ]);
+    }
+    text(&t, "no segments")
+}
+
+fn conn_table(conns: &[ConnInfo]) -> String {
+    let mut t = table(&[
+        "PROTO", "FROM", "TO", "STATE", "RULE", "GEN", "IDLE", "BYTES >", "BYTES <",
+    ]);
+    for c in conns {
+        let generation = if c.current {
+            c.generation.to_string()
+        } else {
+            format!("{} (stale)", c.generation)
+        };
+        t.add_row([
+            c.protocol.clone(),
+            format!("{} {}:{}", c.from, c.src, c.sport),
+            format!("{} {}:{}", c.to, c.dst, c.dport),
+            c.state.clone(),
+            c.rule.clone(),
+            generation,
+            format!("{}s", c.idle_s),
+            c.original_bytes.to_string(),
+            c.reply_bytes.to_string(),
+        ]);
+    }
+    text(&t, "no connections")
+}
+
+pub(super) fn conns(list: &ConnList) -> String {
+    let mut out = conn_table(&list.connections);
+    if list.truncated {
+        let _ = write!(
+            out,
+            "\n{} of {} shown; --limit shows more",
+            list.connections.len(),
+            list.total
+        );
+    }
+    out
+}
+
+pub(super) fn policy(view: &PolicyView) -> String {
+    let mut t = table(&[
+        "RULE", "TIER", "ACTION", "FROM", "TO", "SERVICE", "HITS", "",
+    ]);
+    for r in &view.rules {
+        let mark = match (r.built_in, r.staged) {
+            (true, _) => "built in",
+            (_, true) => "staged",
+            _ => "",
+        };
+        let service = if r.service.is_empty() && !r.built_in {
+            "any".to_owned()
+        } else {
+            list(&r.service)
+        };
+        t.add_row([
+            r.name.clone(),
+            r.tier.clone(),
+            r.action.clone(),
+            list(&r.from),
+            list(&r.to),
+            service,
+            r.hits.to_string(),
+            mark.to_owned(),
+        ]);
+    }
+    let mut out = format!("policy {}, generation {}\n", view.source, view.generation);
+    if let Some(left) = view.confirm_s {
+        let _ = writeln!(
+            out,
+            "reverts in {left} s unless you run `vswitch policy confirm`"
+        );
+    }
+    let _ = write!(
+        out,
+        "{}\nwhat no rule allows is denied",
+        text(&t, "no rules")
+    );
+    out
+}
+
+pub(super) fn applied(a: &Applied) -> String {
+    let mut out = String::new();
+    for change in &a.changes {
+        let _ = writeln!(out, "{change}");
+    }
+    if a.changes.is_empty() {
+        let _ = writeln!(out, "nothing changed");
+    }
+    let _ = write!(
+        out,
+        "generation {} enforced by every worker after {} us",
+        a.generation, a.settle_us
+    );
+    if let Some(s) = a.confirm_s {
+        let _ = write!(
+            out,
+            "\nreverts in {s} s unless you run `vswitch policy confirm`"
+        );
+    }
+    out
+}
+
+fn end(e: &EndInfo) -> String {
+    format!(
+        "{} ({}) on port {}, segments {}, assurance {}",
+        e.name,
+        list(&e.ip),
+        e.port,
+        list(&e.segments),
+        e.assurance
+    )
+}
+
+pub(super) fn explanation(e: &Explanation) -> String {
+    let mut out = format!("{}: {}\n", e.verdict, e.why);
+    let _ = writeln!(out, "  from    {}", end(&e.from));
+    let _ = writeln!(out, "  to      {}", end(&e.to));
+    let _ = writeln!(
+        out,
+        "  output  port {} ({})",
+        e.output_port,
+        up(e.output_up)
+    );
+    let _ = writeln!(out, "  policy  generation {}", e.generation);
+    if let Some(staged) = &e.staged {
+        let _ = writeln!(
+            out,
+            "  staged  rule {staged} would decide before, if enforced"
+        );
+    }
+    for note in &e.notes {
+        let _ = writeln!(out, "  note    {note}");
+    }
+    if e.live.is_empty() {
+        let _ = write!(out, "  live    no such connection now");
+    } else {
+        let _ = write!(out, "{}", conn_table(&e.live));
+    }
+    out
+}
+
+pub(super) fn event(e: &WatchEvent) -> String {
+    let mut out = format!("{:>12.6} {:<7} {:<6} ", e.time_s, e.kind, e.protocol);
+    if e.src.is_empty() {
+        let _ = write!(out, "{} {} > {} {}", e.from, e.src_mac, e.to, e.dst_mac);
+    } else {
+        let _ = write!(
+            out,
+            "{} {}:{} > {} {}:{}",
+            e.from, e.src, e.sport, e.to, e.dst, e.dport
+        );
+    }
+    if let Some(rule) = &e.rule {
+        let _ = write!(out, " rule {rule}");
+    }
+    if let Some(reason) = &e.reason {
+        let _ = write!(out, " ({reason})");
+    }
+    if e.original_bytes + e.reply_bytes > 0 {
+        let _ = write!(out, " {} B > {} B <", e.original_bytes, e.reply_bytes);
+    }
+    out
+}
+
+pub(super) fn drops(drops: &[DropInfo]) -> String {
+    let mut t = table(&["REASON", "FRAMES", "PORTS", "WHAT HAPPENED"]);
+    for d in drops {
+        let ports: Vec<_> = d.ports.iter().map(|(p, n)| format!("{p}:{n}")).collect();
+        t.add_row([
+            d.reason.clone(),
+            d.total.to_string(),
+            list(&ports),
+            d.sentence.clone(),
+        ]);
+    }
+    text(&t, "no frame was dropped")
+}
+
+pub(super) fn stats(s: &Stats) -> String {
+    let mut t = table(&[
+        "PORT",
+        "RX",
+        "RX BYTES",
+        "TX",
+        "TX BYTES",
+        "ORIGINATED",
+        "COPIES",
+        "SEGMENTS",
+        "CONSUMED",
+        "DROPPED",
+    ]);
+    for (name, p) in &s.ports {
+        let c = |name| count(&p.counters, name).to_string();
+        t.add_row([
+            name.clone(),
+            c("rx_pkts"),
+            c("rx_bytes"),
+            c("tx_pkts"),
+            c("tx_bytes"),
+            c("originated_pkts"),
+            c("copies_pkts"),
+            c("extra_segments_pkts"),
+            c("consumed_pkts"),
+            p.drops.values().sum::<u64>().to_string(),
+        ]);
+    }
+    let mut out = text(&t, "no ports");
+    for w in &s.workers {
+        let _ = write!(out, "\n\nworker {}:", w.index);
+        for (name, n) in &w.counters {
+            let _ = write!(out, "\n  {name:<16} {n}");
+        }
+    }
+    let c = &s.conservation;
+    let _ = write!(
+        out,
+        "\n\nconservation: rx {} + originated {} + copies {} + segments {} = tx {} + dropped {} + consumed {}: ",
+        c.rx, c.originated, c.copies, c.extra_segments, c.tx, c.dropped, c.consumed
+    );
+    if c.difference == 0 {
+        out.push_str("holds");
+    } else {
+        let _ = write!(
+            out,
+            "difference {} (frames on their way while the counters were read?)",
+            c.difference
+        );
+    }
+    out
+}

@@ -8,7 +8,7 @@
 //! single atomic operations; [`Quotas`] are shared counters touched only when a connection is
 //! made or removed.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use flowtable::{ConnRef, Endpoint, FlowKey, Side};
 
@@ -132,7 +132,7 @@ pub fn account(conn: &ConnRef<'_>, dir: Dir, frame_bytes: u32, tick: u32, alone:
             BYTES_REPLY
         }
     };
-    let word: &AtomicU64 = conn.user(index);
+    let word = conn.user(index);
     if alone {
         let sum = word
             .load(Ordering::Relaxed)

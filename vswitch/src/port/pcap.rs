@@ -540,6 +540,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_full_disk_refuses_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.pcap");
+        let frames: Vec<_> = (0..100).map(|_| (frame(9014), 9014)).collect();
+        write_pcap(&path, DataLink::ETHERNET, &frames);
+        let (from, _) = open(PortId(0), "in", &in_out(Some(&path), None)).unwrap();
+        let full = in_out(None, Some(Path::new("/dev/full")));
+        let Ok((to, _)) = open(PortId(1), "out", &full) else {
+            return; // Said at once: as good.
+        };
+        let (_, tx) = forward(&from, &to);
+        let refused = tx.drops.get(DropReason::TxError);
+        assert!(refused > 0);
+        assert_eq!(refused + tx.pkts.tx_pkts.get(), 100);
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.pcap");

@@ -6,7 +6,7 @@ use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind;
 use crate::frame::{Csum, Gso, Offload};
 use crate::packet::{Mac, parse, tcp_flag};
-use crate::policy::model::{Action, Limit, Policy};
+use crate::policy::model::{Action, Limit, Otherwise, Policy};
 
 fn layout() -> Vec<RigPort> {
     vec![
@@ -463,4 +463,46 @@ fn nothing_is_forwarded_before_a_policy_stands() {
     let mut r = Rig::new(layout(), &Policy::default());
     let f = WEB_DB().udp(1000, 53, b"q");
     r.send("web", &f).dropped(R::PolicyDefaultDeny);
+    r.apply_without_policy();
+    r.send("web", &f).dropped(R::NoPolicy);
+}
+
+#[test]
+fn an_unanswered_question_does_what_its_rule_says() {
+    let mut p = policy();
+    let ask = |otherwise| Action::Ask { otherwise };
+    p.rules = vec![
+        rule("ask-deny", "web", "db", &["udp/1"], ask(Otherwise::Deny)),
+        rule("ask-allow", "web", "db", &["udp/2"], ask(Otherwise::Allow)),
+    ];
+    let mut r = Rig::new(layout(), &p);
+    r.send("web", &WEB_DB().udp(9, 1, b""))
+        .dropped(R::PolicyAskDenied);
+    let f = WEB_DB().udp(9, 2, b"");
+    r.send("web", &f).reached("db", &f);
+}
+
+#[test]
+fn a_storm_costs_its_sender() {
+    let mut alone = layout();
+    alone.truncate(1);
+    let all = Talk {
+        dst_mac: Mac::BROADCAST,
+        dst: "10.0.0.255",
+        ..WEB_DB()
+    };
+    let f = all.udp(5353, 5353, b"");
+    Rig::new(alone, &policy())
+        .send("web", &f)
+        .dropped(R::NoReceiver);
+
+    let mut r = Rig::new(layout(), &policy());
+    // Two receivers each: 20 000 copies are spent after 10 000 frames.
+    for _ in 0..10_000 {
+        assert_eq!(r.send("web", &f).drops.len(), 0);
+    }
+    r.send("web", &f).dropped(R::FloodBudget);
+    // A second later there is budget again.
+    r.now_ns += 1_000_000_000;
+    assert_eq!(r.send("web", &f).got.len(), 2);
 }

@@ -14,7 +14,7 @@ use crate::event::{ConnEvent, Consumer};
 use crate::frame::Offload;
 use crate::packet::{Cidr, Mac};
 use crate::policy::model::{Action, Policy, Rule, Segment};
-use crate::policy::{Classifier, TenantId, WorkloadFacts};
+use crate::policy::{Classifier, Party, SetId, TenantId, WorkloadFacts};
 use crate::port::mem::{MemConfig, MemEnd};
 use crate::port::{Port, PortId, mem};
 use crate::sys::eventfd::EventFd;
@@ -168,7 +168,14 @@ impl Rig {
         let compiled = Classifier::compile(policy, &facts, self.classifier.as_deref()).unwrap();
         let classifier = Arc::new(compiled.classifier);
         self.classifier = Some(Arc::clone(&classifier));
-        let mut parties = compiled.parties.into_iter();
+        self.publish(Some(classifier), &mut compiled.parties.into_iter());
+    }
+
+    fn publish(
+        &mut self,
+        classifier: Option<Arc<Classifier>>,
+        parties: &mut dyn Iterator<Item = Party>,
+    ) {
         let mut attachment = 100;
         let ports = self
             .layout
@@ -204,10 +211,21 @@ impl Rig {
             .collect();
         let input = SnapshotInput {
             ports,
-            classifier: Some(classifier),
+            classifier,
             workers: 1,
         };
         self.shared.snapshots.publish(Snapshot::build(input));
+    }
+
+    /// Publishes the ports of the layout without any policy, as before the first one.
+    pub(super) fn apply_without_policy(&mut self) {
+        self.publish(
+            None,
+            &mut std::iter::repeat(Party {
+                tenant: TenantId(0),
+                set: SetId(0),
+            }),
+        );
     }
 
     pub(super) fn classifier(&self) -> &Classifier {

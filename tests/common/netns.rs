@@ -41,10 +41,12 @@ impl Netns {
 
     /// `ip ARGS` in this namespace, which must succeed. Arguments are separated by blanks.
     pub fn ip(&self, args: &str) -> String {
-        ip(&format!("-n {} {args}", self.name))
+        let mut command = self.command("ip");
+        command.args(args.split_whitespace());
+        process::run_ok(command, IP_LIMIT)
     }
 
-    /// A command that runs in this namespace. (`nsenter`, as `ip netns exec` also remounts `/sys`.)
+    /// A command that runs in this namespace. (`nsenter`: iproute2's own ways also remount `/sys`, and fail in a chroot.)
     pub fn command(&self, program: &str) -> Command {
         let mut command = process::command("nsenter");
         command

@@ -4,6 +4,8 @@
 //! daemon.
 
 mod client;
+#[cfg(feature = "demo")]
+mod demo;
 mod files;
 mod run;
 mod show;
@@ -45,6 +47,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the main job on real traffic, without configuration; as root with containers. Exit code 0: all it showed held.
+    #[cfg(feature = "demo")]
+    Demo {
+        /// Leave the switch running until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run the switch in the foreground until SIGTERM or Ctrl-C.
     Run {
         /// switch.toml.
@@ -272,6 +281,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         to: io::stdout(),
     };
     match cli.command {
+        #[cfg(feature = "demo")]
+        Command::Demo { keep } => demo::run(keep),
         Command::Run { config } => run::run(&config, socket),
         Command::Check { file } => check(&file, out),
         Command::Status => {

@@ -39,6 +39,7 @@ fn sources() -> (String, String) {
     }
     let mut files = Vec::new();
     rust_files(&root.join("tests"), &mut files);
+    rust_files(&root.join("vswitch/tests"), &mut files);
     for path in files {
         if !path.ends_with("drop_reasons.rs") {
             tests.push_str(&fs::read_to_string(&path).unwrap());

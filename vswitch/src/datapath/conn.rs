@@ -174,6 +174,12 @@ pub fn is_half_open(conn: &ConnRef<'_>) -> bool {
     }
 }
 
+/// Whether `conn` was reset and only waits to be forgotten.
+#[must_use]
+pub fn is_closed(conn: &ConnRef<'_>) -> bool {
+    conn.key().proto() == proto::TCP && tcp::state(conn) == tcp::State::Closed
+}
+
 /// ICMP echo request (RFC 792, RFC 4443 section 4.1) as a service: `type << 8 | code`.
 #[must_use]
 pub const fn echo_service(protocol: u8) -> u16 {

@@ -380,11 +380,10 @@ fn track(
         match tcp::on_segment(&conn, dir, &tcp::Segment::of(p))? {
             tcp::Step::Forward => {}
             tcp::Step::Closed => {
+                // The entry stays for a few seconds: should this reset be lost, what its receiver
+                // still sends reaches the other end, which answers with another one.
                 ctx.counters.worker.conn_closed.add(1);
-                conn::account(&conn, dir, frame.len(), ctx.tick, ctx.alone);
                 report_end(ctx, &conn, ConnEventKind::Close);
-                remove(ctx, conn);
-                return Ok(());
             }
             tcp::Step::Reopen => {
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.

@@ -396,9 +396,13 @@ impl Worker {
                 ConnEventKind::Cut => &counters.worker.conn_cut,
                 _ => &counters.worker.conn_expired,
             };
-            counter.add(1);
             let admission = conn::admission(&c);
-            if admission.logged || kind == ConnEventKind::Cut {
+            // A reset connection was counted and reported when it was reset.
+            let over = conn::is_closed(&c);
+            if !over {
+                counter.add(1);
+            }
+            if !over && (admission.logged || kind == ConnEventKind::Cut) {
                 events.push(end_event(&c, kind, now_ns));
             }
             quotas.give(admission.port);

@@ -93,8 +93,12 @@ fn a_connection_opens_carries_both_ways_and_closes() {
     assert_eq!(r.shared.table.len(), 1);
     let reset = t.back().tcp((5432, 4000), "RA", b + 3, a + 8, b"");
     r.send("db", &reset).reached("web", &reset);
-    assert_eq!(r.shared.table.len(), 0);
     assert_eq!(r.worker_values().conn_closed, 1);
+    // Were the reset lost, the next segment would reach db, which answers it with another.
+    r.send("web", &data).reached("db", &data);
+    r.pass_secs(15);
+    assert_eq!(r.shared.table.len(), 0);
+    assert_eq!(r.worker_values().conn_expired, 0);
     r.send("web", &data).dropped(R::TcpNotSyn);
 }
 

@@ -558,9 +558,6 @@ fn on_reset<W: Words>(
 }
 
 fn reset<W: Words>(words: &W) -> Step {
-    if words.load(FACTS) & fact::RESET != 0 {
-        return Step::Forward; // it is closed already
-    }
     update(words, FACTS, |w| w | fact::RESET);
     Step::Closed
 }

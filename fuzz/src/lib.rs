@@ -2,6 +2,8 @@
 //! `corpus/<target>`; inputs that once failed stay there under a name that says why.
 
 pub mod parse;
+pub mod vhost_msg;
+pub mod vring;
 
 #[cfg(test)]
 mod tests {
@@ -54,5 +56,15 @@ mod tests {
     #[test]
     fn parse() {
         replay("parse", super::parse::run);
+    }
+
+    #[test]
+    fn vring() {
+        replay("vring", super::vring::run);
+    }
+
+    #[test]
+    fn vhost_msg() {
+        replay("vhost_msg", super::vhost_msg::run);
     }
 }

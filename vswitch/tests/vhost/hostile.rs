@@ -55,22 +55,22 @@ impl Raw {
     /// Offers `heads` on a fresh split ring and sets the index.
     fn offer(&self, heads: &[u16], idx: u16) {
         for (i, &head) in heads.iter().enumerate() {
-            // SAFETY: inside the ring's memory, which the guest keeps mapped.
-            unsafe { self.driver.add(4 + 2 * i).cast::<u16>().write(head) };
+            put(self.driver.wrapping_add(4 + 2 * i), &head.to_le_bytes());
         }
-        // SAFETY: as above.
-        unsafe { self.driver.add(2).cast::<u16>().write_volatile(idx) };
+        put(self.driver.wrapping_add(2), &idx.to_le_bytes());
     }
 }
 
+/// Writes into the guest's memory; callers stay inside it.
+fn put(at: *mut u8, bytes: &[u8]) {
+    // SAFETY: the guest keeps its memory mapped, and every test's addresses lie in it.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
+}
+
 fn write_desc(at: *mut u8, addr: u64, len: u32, w0: u16, w1: u16) {
-    // SAFETY: callers pass addresses inside the guest's memory.
-    unsafe {
-        at.cast::<u64>().write(addr);
-        at.add(8).cast::<u32>().write(len);
-        at.add(12).cast::<u16>().write(w0);
-        at.add(14).cast::<u16>().write_volatile(w1);
-    }
+    let word =
+        u128::from(addr) | u128::from(len) << 64 | u128::from(w0) << 96 | u128::from(w1) << 112;
+    put(at, &word.to_le_bytes());
 }
 
 /// The transmit ring must break with `error`, be counted once, and hurt nobody else.
@@ -329,8 +329,7 @@ proptest! {
             }
             if !packed {
                 r.offer(&heads, idx);
-                // SAFETY: inside the ring's memory.
-                unsafe { r.device.cast::<u16>().write(1) };
+                put(r.device, &1u16.to_le_bytes());
             }
         }
         let mut burst = Burst::new();

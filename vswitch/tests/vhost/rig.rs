@@ -100,7 +100,7 @@ impl End {
 pub(crate) fn frame(number: u32, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     for (i, b) in bytes.iter_mut().enumerate() {
-        *b = (number as usize * 31 + i * 7 + len) as u8;
+        *b = (number as usize * 31 + i * 7 + len).to_le_bytes()[0];
     }
     let head = number.to_be_bytes();
     bytes[..4].copy_from_slice(&head);

@@ -261,9 +261,10 @@ impl Span {
         if offset >= self.size {
             return None;
         }
-        // SAFETY: `offset` is less than the region's size, which is mapped from `host` on.
         #[allow(clippy::cast_possible_truncation)] // usize has 64 bits wherever 2^46 bytes map
-        let ptr = unsafe { self.host.add(offset as usize) };
+        let offset_bytes = offset as usize;
+        // SAFETY: `offset` is less than the region's size, which is mapped from `host` on.
+        let ptr = unsafe { self.host.add(offset_bytes) };
         Some((ptr, self.size - offset))
     }
 }
@@ -303,7 +304,7 @@ mod tests {
         // SAFETY: both addresses are inside mapped regions.
         unsafe { b.write(7) };
         let again = mem.from_front_end(0x7000_0001_1fff, 1).unwrap();
-        // SAFETY: as above.
+        // SAFETY: inside a mapped region, as `b`.
         let seen = unsafe { again.read() };
         assert_eq!(seen, 7);
         assert!(mem.from_front_end(0x7000_0001_1fff, 2).is_none());

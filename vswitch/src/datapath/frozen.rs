@@ -99,10 +99,11 @@ mod tests {
 
     #[test]
     fn finds_what_was_put_in_and_nothing_else() {
-        let map = FrozenMap::new((0..1000u64).map(|k| (k << 40 | k, k as u32)).collect());
-        for k in 0..1000u64 {
-            assert_eq!(map.get(&(k << 40 | k)), Some(k as u32));
-            assert_eq!(map.get(&(k << 40 | (k + 1))), None);
+        let key = |k: u32| u64::from(k) << 40 | u64::from(k);
+        let map = FrozenMap::new((0..1000).map(|k| (key(k), k)).collect());
+        for k in 0..1000 {
+            assert_eq!(map.get(&key(k)), Some(k));
+            assert_eq!(map.get(&(key(k) + 1)), None);
         }
         assert_eq!(FrozenMap::<u64>::new(Vec::new()).get(&7), None);
         assert_eq!(FrozenMap::new(vec![(1u64, 5), (1, 6)]).get(&1), Some(5));

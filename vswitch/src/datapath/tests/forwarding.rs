@@ -5,7 +5,7 @@ use super::rig::*;
 use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind;
 use crate::frame::{Csum, Gso, Offload};
-use crate::packet::{Mac, parse, tcp_flag};
+use crate::packet::{Mac, Parsed, parse, tcp_flag};
 use crate::policy::model::{Action, Limit, Otherwise, Policy};
 
 fn layout() -> Vec<RigPort> {
@@ -64,6 +64,10 @@ fn without(policy: &Policy, name: &str) -> Policy {
 }
 
 const WEB_DB: fn() -> Talk = || talk(1, "10.0.0.1", 2, "10.0.0.2");
+
+fn parsed(frame: &[u8]) -> Parsed {
+    parse::parse(frame, u32::try_from(frame.len()).unwrap()).unwrap()
+}
 
 /// Opens a TCP connection web → db:5432 and returns the next sequence numbers.
 fn connect(r: &mut Rig, sport: u16) -> (u32, u32) {
@@ -144,7 +148,7 @@ fn rejected_means_the_sender_is_told() {
     let out = r.send("web", &t.tcp((4000, 23), "S", 41, 0, b""));
     assert_eq!(out.drops.keys().collect::<Vec<_>>(), [&"policy_reject"]);
     let reset = out.one("web");
-    let p = parse::parse(reset, reset.len() as u32).unwrap();
+    let p = parsed(reset);
     assert_eq!(
         (p.tcp.flags, p.tcp.ack),
         (tcp_flag::RST | tcp_flag::ACK, 42)
@@ -152,7 +156,7 @@ fn rejected_means_the_sender_is_told() {
     assert_eq!((p.sport, p.dport), (23, 4000));
     let out = r.send("web", &t.udp(4000, 23, b"x"));
     let p = out.one("web");
-    let p = parse::parse(p, p.len() as u32).unwrap();
+    let p = parsed(p);
     // Destination unreachable, communication administratively prohibited.
     assert_eq!((p.icmp_type, p.icmp_code), (3, 13));
 }

@@ -132,9 +132,9 @@ impl Rig {
         let worker = Worker::new(Arc::clone(&shared), config, wake).unwrap();
         let events = shared.take_events(0).unwrap();
         let (mut ports, mut ends) = (Vec::new(), Vec::new());
-        for (i, p) in layout.iter().enumerate() {
+        for (i, p) in (0..).zip(&layout) {
             let config = MemConfig::default();
-            let (port, end) = mem::open(PortId(i as u16), p.name, &config).unwrap();
+            let (port, end) = mem::open(PortId(i), p.name, &config).unwrap();
             ports.push(port);
             ends.push(end);
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 const CONNECTIONS: u16 = 1000;
-const PACKETS_EACH: u64 = 10;
+const PACKETS_EACH: u32 = 10;
 const UDP: u8 = 17;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         move || {
             let mut flows = table.participant();
             let mut refused = 0;
-            for tick in 0..PACKETS_EACH as u32 {
+            for tick in 0..PACKETS_EACH {
                 for port in 0..CONNECTIONS {
                     let (src, dst) = if requests {
                         (client(port), server)
@@ -73,8 +73,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         thread::spawn(direction(true)),
         thread::spawn(direction(false)),
     );
-    let refused = requests.join().map_err(|_| "the request thread panicked")?
-        + answers.join().map_err(|_| "the answer thread panicked")?;
+    let refused = requests.join().map_err(|_panic| "the request thread panicked")?
+        + answers.join().map_err(|_panic| "the answer thread panicked")?;
     assert_eq!(refused, 0);
 
     let mut flows = table.participant();
@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .lookup(&key)
         .ok_or("the connection of port 7 is gone")?;
     let [low, high] = [Side::Low, Side::High].map(|side| conn.user(side as usize).load(Relaxed));
-    assert_eq!((low, high), (PACKETS_EACH, PACKETS_EACH));
+    assert_eq!((low, high), (PACKETS_EACH.into(), PACKETS_EACH.into()));
     println!(
         "port 7: {low} packets from one side, {high} from the other; opened by {:?}",
         { conn.key().endpoint(conn.initiator()).addr.to_ip() }

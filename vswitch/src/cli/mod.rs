@@ -141,7 +141,7 @@ enum PortCommand {
 
 #[derive(Debug, Args)]
 struct PortAdd {
-    /// A TOML file with [[port]] tables, instead of the arguments below.
+    /// A TOML file with `[[port]]` tables, instead of the arguments below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "kind", "at"])]
     file: Option<PathBuf>,
     /// Name of the port, and of its workload.

@@ -16,7 +16,7 @@ const V6_PROHIBITED: u8 = 1;
 
 /// Writes what tells the sender of `p` that it was rejected, as an untagged frame (with its inner
 /// tag, if it had one), and returns its length: a reset for TCP, an ICMP error for everything else.
-/// `None` when nothing may be said: see [`tcp_reset`] and [`unreachable`].
+/// `None` when nothing may be said: see [`tcp_reset`] and [`unreachable()`].
 pub fn reject(out: &mut [u8; 256], head: &[u8], p: &Parsed) -> Option<usize> {
     if p.protocol == proto::TCP {
         tcp_reset(out, head, p)

@@ -1,5 +1,5 @@
 //! The operator's model of a policy: tenants, segments, rules, tiers. Plain values; what they
-//! mean is in `docs/policy.md`, what must hold of them in [`super::validate`].
+//! mean is in `docs/policy.md`, what must hold of them in [`super::validate()`].
 
 use std::fmt;
 use std::net::IpAddr;

@@ -73,8 +73,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         thread::spawn(direction(true)),
         thread::spawn(direction(false)),
     );
-    let refused = requests.join().map_err(|_panic| "the request thread panicked")?
-        + answers.join().map_err(|_panic| "the answer thread panicked")?;
+    let refused = requests
+        .join()
+        .map_err(|_panic| "the request thread panicked")?
+        + answers
+            .join()
+            .map_err(|_panic| "the answer thread panicked")?;
     assert_eq!(refused, 0);
 
     let mut flows = table.participant();

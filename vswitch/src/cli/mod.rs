@@ -188,9 +188,12 @@ enum WorkloadCommand {
     Tag {
         /// Workload, or tenant/workload.
         workload: String,
-        /// Tags to add, as in tier:web; with a leading `-` to remove.
-        #[arg(required = true, allow_hyphen_values = true)]
-        tags: Vec<String>,
+        /// Tags to add, as in tier:web.
+        #[arg(required_unless_present = "remove")]
+        add: Vec<String>,
+        /// A tag to remove.
+        #[arg(long, value_name = "TAG")]
+        remove: Vec<String>,
     },
 }
 
@@ -304,19 +307,15 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
             let workloads: Vec<WorkloadInfo> = client()?.call(Request::Workloads)?;
             out.print(&workloads, |w| show::workloads(w))
         }
-        Command::Workload(WorkloadCommand::Tag { workload, tags }) => {
-            let (remove, add): (Vec<_>, Vec<_>) =
-                tags.into_iter().partition(|t| t.starts_with('-'));
-            let remove = remove
-                .iter()
-                .map(|t| t.trim_start_matches('-').to_owned())
-                .collect();
-            out.applied(&client()?.call(Request::WorkloadTag {
-                workload,
-                add,
-                remove,
-            })?)
-        }
+        Command::Workload(WorkloadCommand::Tag {
+            workload,
+            add,
+            remove,
+        }) => out.applied(&client()?.call(Request::WorkloadTag {
+            workload,
+            add,
+            remove,
+        })?),
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client()?.call(Request::Segments)?;
             out.print(&segments, |s| show::segments(s))

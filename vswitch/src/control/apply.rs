@@ -27,9 +27,9 @@ use super::validate;
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
-use crate::policy::Classifier;
 use crate::policy::FieldError;
 use crate::policy::model::Policy;
+use crate::policy::{Classifier, diff};
 use crate::port::PortId;
 use crate::port::mem::MemEnd;
 
@@ -46,7 +46,7 @@ pub enum ApplyError {
     #[error("{}", lines(.0))]
     Invalid(Vec<FieldError>),
     /// A port could not be opened.
-    #[error("port {name}: {source}")]
+    #[error("{source}")]
     Port {
         /// Its name.
         name: String,
@@ -414,6 +414,15 @@ impl Control {
             return Err(ApplyError::Invalid(errors));
         }
         self.reap();
+        if desired == self.desired && self.classifier().is_some() {
+            // Nothing to enforce, so nothing to judge again.
+            return Ok(Applied {
+                generation: self.shared.snapshots.generation(),
+                changes: Vec::new(),
+                settle_us: 0,
+                confirm_s: None,
+            });
+        }
         let plan = plan(&self.ports, &desired.ports)?;
         let facts = validate::workloads(&desired);
         let previous = self.classifiers.back().map(|(_, c)| Arc::clone(c));
@@ -668,7 +677,8 @@ fn describe(plan: &Plan, old: &Desired, new: &Desired) -> Vec<String> {
             changes.push(format!("port {name} changed"));
         }
     }
-    changes.extend(super::diff::policies(&old.policy, &new.policy));
+    let policy = diff(&old.policy, &new.policy);
+    changes.extend(policy.0.iter().map(ToString::to_string));
     changes
 }
 

@@ -3,7 +3,6 @@
 
 pub mod api;
 mod apply;
-mod diff;
 mod events;
 mod explain;
 mod loader;

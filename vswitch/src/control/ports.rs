@@ -30,8 +30,14 @@ pub enum PortError {
     #[error("{}", chain(.0))]
     Tap(#[from] TapError),
     /// A vhost-user port.
-    #[error("{}", chain(.0))]
-    Vhost(#[from] VhostError),
+    #[error("vhost-user port {port}: {}", chain(.source))]
+    Vhost {
+        /// The port.
+        port: String,
+        /// Why.
+        #[source]
+        source: VhostError,
+    },
     /// A pcap port.
     #[error("{}", chain(.0))]
     Pcap(#[from] PcapError),
@@ -107,7 +113,11 @@ impl OpenPort {
                     queues: config.queues,
                     mtu: config.mtu,
                 };
-                let (port, mut control) = vhost::open(id, config)?;
+                let failed = |source| PortError::Vhost {
+                    port: name.clone(),
+                    source,
+                };
+                let (port, mut control) = vhost::open(id, config).map_err(failed)?;
                 control.tick(monotonic_ns());
                 (port, PortControl::Vhost(Box::new(control)))
             }

@@ -136,7 +136,8 @@ fn diff(
         .ok_or_else(no_files)?
         .policy(toml, source, &control.desired)
         .map_err(refused)?;
-    let changes = super::diff::policies(&control.desired.policy, &policy);
+    let diff = crate::policy::diff(&control.desired.policy, &policy);
+    let changes: Vec<_> = diff.0.iter().map(ToString::to_string).collect();
     Ok(PolicyDiff {
         differs: !changes.is_empty(),
         changes,

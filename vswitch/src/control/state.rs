@@ -10,7 +10,7 @@ use crate::packet::{Cidr, Mac};
 use crate::policy::model::Policy;
 
 /// Everything: machine, ports, policy.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// The switch itself.
     pub switch: SwitchConfig,

@@ -1,0 +1,57 @@
+//! Every example runs, and says what its text promises.
+
+mod common;
+
+use common::process;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Building one, and running it.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What an example's run printed.
+fn run(name: &str) -> String {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["run", "--quiet", "--target-dir"])
+        .arg(common::target_dir())
+        .args(["--example", name]);
+    process::run_ok(cargo, LIMIT)
+}
+
+#[test]
+fn two_stacks_talk_through_an_embedded_switch() {
+    let said = run("embed_mem");
+    assert!(said.contains("HELLO, SWITCH"), "{said}");
+    assert!(said.contains("admitted by rule client-to-server"), "{said}");
+    assert!(said.contains("the other way: deny"), "{said}");
+}
+
+#[test]
+fn a_program_adds_a_vhost_user_port() {
+    let said = run("vhost_port");
+    assert!(said.contains("port vm opened"), "{said}");
+    assert!(said.contains("unchanged: true"), "{said}");
+}
+
+#[test]
+fn the_connection_table_works_alone() {
+    run("flowtable_alone");
+}
+
+#[test]
+fn no_example_is_forgotten() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let files = std::fs::read_dir(dir).expect("there are examples");
+    let mut names: Vec<_> = files
+        .filter_map(|f| f.ok()?.path().file_stem()?.to_str().map(str::to_owned))
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["embed_mem", "flowtable_alone", "vhost_port"],
+        "run it here, too"
+    );
+}

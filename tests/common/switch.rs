@@ -170,6 +170,39 @@ impl Switch<'_> {
         ]);
     }
 
+    /// Frames dropped for a reason (the name in `vswitch drops`), all ports together.
+    pub fn dropped(&self, reason: &str) -> u64 {
+        let drops = self.cli_json(&["drops", "--all"]);
+        let drops = drops.as_array().expect("drops is a list");
+        let known = drops.iter().find(|drop| drop["reason"] == reason);
+        let known = known.unwrap_or_else(|| panic!("no drop reason {reason}"));
+        known["total"].as_u64().expect("a total is a number")
+    }
+
+    /// A counter of a port, as `vswitch stats` names it.
+    pub fn counter(&self, port: &str, name: &str) -> u64 {
+        let stats = self.cli_json(&["stats"]);
+        let value = stats["ports"][port]["counters"][name].as_u64();
+        value.unwrap_or_else(|| panic!("port {port} has no counter {name}: {stats}"))
+    }
+
+    /// Waits until so many ports have their peers.
+    pub fn wait_ports_up(&self, ports: u64) {
+        wait_for(&format!("{ports} ports to be up"), LIMIT, || {
+            (self.cli_json(&["status"])["ports_up"].as_u64() == Some(ports)).then_some(())
+        });
+    }
+
+    /// Waits until every frame is accounted for; while frames move, the counters are not read at one instant.
+    pub fn wait_conserved(&self) {
+        let mut last = serde_json::Value::Null;
+        let done = super::poll(LIMIT, || {
+            last = self.cli_json(&["stats"])["conservation"].take();
+            (last["difference"] == 0).then_some(())
+        });
+        assert!(done.is_some(), "frames unaccounted for: {last}");
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -374,6 +374,20 @@ fn changed_files_are_applied_whole_or_refused_whole() {
         s.cli_json(&["status"])["refused"].as_array().map(Vec::len),
         Some(0)
     );
+    // Another file is named: from then on that one is watched.
+    let allowed = |service: &str| {
+        let ends = ["explain", "--from", "web-1", "--to", "db-1", "--service"];
+        let explained = s.cli(&[&ends[..], &[service]].concat());
+        explained.status.success().then_some(())
+    };
+    lab.file("sw/second.toml", POLICY.replace("tcp/5432", "tcp/5434"));
+    lab.file(
+        "sw/switch.toml",
+        switch_toml(&lab).replace("policy.toml", "second.toml"),
+    );
+    wait_for("the other file", LIMIT, || allowed("tcp/5434"));
+    lab.file("sw/second.toml", POLICY.replace("tcp/5432", "tcp/5435"));
+    wait_for("its change", LIMIT, || allowed("tcp/5435"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Files: a command's arguments, and the daemon's configuration.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::client::Failure;
 use crate::config;
@@ -23,7 +24,8 @@ pub(super) fn read(path: &Path) -> Result<(String, String), Failure> {
 #[derive(Debug)]
 pub(super) struct Files {
     switch: PathBuf,
-    policy: PathBuf,
+    /// As `switch.toml` last said.
+    policy: Mutex<PathBuf>,
     /// From the command line: stands above the file.
     socket: Option<PathBuf>,
 }
@@ -34,12 +36,12 @@ impl Files {
         switch: &Path,
         socket: Option<PathBuf>,
     ) -> Result<(Self, Desired), config::Errors> {
-        // Absolute, for messages far from where we were started; the path as given when the
-        // system cannot say where that was.
-        let absolute = |p: &Path| std::path::absolute(p).unwrap_or_else(|_e| p.to_owned());
+        // For messages far from where we were started; the path as given when the system cannot
+        // say where that was.
+        let switch = std::path::absolute(switch).unwrap_or_else(|_e| switch.to_owned());
         let mut files = Files {
-            switch: absolute(switch),
-            policy: absolute(&config::policy_path(switch)?),
+            policy: Mutex::new(config::policy_path(&switch)?),
+            switch,
             socket,
         };
         let desired = files.read()?;
@@ -48,8 +50,15 @@ impl Files {
         Ok((files, desired))
     }
 
+    fn policy_path(&self) -> PathBuf {
+        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        policy.clone()
+    }
+
     fn read(&self) -> Result<Desired, config::Errors> {
+        let policy = config::policy_path(&self.switch)?;
         let mut desired = config::load(&self.switch)?;
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
         if let Some(socket) = &self.socket {
             desired.switch.socket.clone_from(socket);
         }
@@ -67,11 +76,11 @@ impl Loader for Files {
     }
 
     fn policy_source(&self) -> String {
-        self.policy.display().to_string()
+        self.policy_path().display().to_string()
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.switch.clone(), self.policy.clone()]
+        vec![self.switch.clone(), self.policy_path()]
     }
 
     fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {

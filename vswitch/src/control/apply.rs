@@ -28,8 +28,8 @@ use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
 use crate::policy::FieldError;
-use crate::policy::model::Policy;
-use crate::policy::{Classifier, diff};
+use crate::policy::model::{Action, Policy};
+use crate::policy::{Classifier, RuleId, diff};
 use crate::port::PortId;
 use crate::port::mem::MemEnd;
 
@@ -137,6 +137,16 @@ pub(super) struct Probation {
     previous_source: String,
 }
 
+/// A policy that events may still speak of.
+#[derive(Debug)]
+struct Remembered {
+    /// The generation that brought it.
+    from: u64,
+    classifier: Arc<Classifier>,
+    /// Rules whose decisions are logged.
+    logged: HashSet<RuleId>,
+}
+
 /// What to do about ports, worked out before anything is done.
 #[derive(Debug, PartialEq)]
 pub(super) struct Plan {
@@ -193,8 +203,8 @@ pub(crate) struct Control {
     /// Ports out of every snapshot from that generation on.
     closing: Vec<(u64, OpenPort)>,
     pub(super) attachments: Attachments,
-    /// The last policies, newest last, by the generation that brought them.
-    classifiers: VecDeque<(u64, Arc<Classifier>)>,
+    /// The last policies, newest last.
+    remembered: VecDeque<Remembered>,
     probation: Option<Probation>,
     /// Why the files, as they are now, are not in force.
     pub(super) refused: Vec<String>,
@@ -258,7 +268,7 @@ impl Control {
             ports: Vec::new(),
             closing: Vec::new(),
             attachments: Attachments::default(),
-            classifiers: VecDeque::new(),
+            remembered: VecDeque::new(),
             probation: None,
             refused: Vec::new(),
             started_ns: now_ns,
@@ -425,7 +435,7 @@ impl Control {
         }
         let plan = plan(&self.ports, &desired.ports)?;
         let facts = validate::workloads(&desired);
-        let previous = self.classifiers.back().map(|(_, c)| Arc::clone(c));
+        let previous = self.classifier().map(Arc::clone);
         let compiled = Classifier::compile(&desired.policy, &facts, previous.as_deref())
             .map_err(ApplyError::Invalid)?;
 
@@ -541,11 +551,20 @@ impl Control {
         }
         kept.extend(opened);
         self.ports = kept;
-        self.desired = desired;
-        self.classifiers.push_back((generation, classifier));
-        if self.classifiers.len() > REMEMBERED {
-            self.classifiers.pop_front();
+        let rules = &desired.policy.rules;
+        let logged = classifier.rules().filter(|r| {
+            let rule = r.written.and_then(|n| rules.get(n));
+            rule.is_some_and(|rule| rule.log || rule.action == Action::Notify)
+        });
+        self.remembered.push_back(Remembered {
+            from: generation,
+            logged: logged.map(|r| r.id).collect(),
+            classifier,
+        });
+        if self.remembered.len() > REMEMBERED {
+            self.remembered.pop_front();
         }
+        self.desired = desired;
     }
 
     /// Waits until every worker has `generation`.
@@ -622,18 +641,24 @@ impl Control {
         }
     }
 
+    fn remembered(&self, generation: u64) -> Option<&Remembered> {
+        self.remembered.iter().rev().find(|r| r.from <= generation)
+    }
+
     /// The policy an event of `generation` was judged by.
     pub(super) fn classifier_at(&self, generation: u64) -> Option<&Arc<Classifier>> {
-        self.classifiers
-            .iter()
-            .rev()
-            .find(|(from, _)| *from <= generation)
-            .map(|(_, c)| c)
+        self.remembered(generation).map(|r| &r.classifier)
+    }
+
+    /// Whether decisions of `rule`, in the policy of `generation`, are logged.
+    pub(super) fn is_logged(&self, generation: u64, rule: RuleId) -> bool {
+        self.remembered(generation)
+            .is_some_and(|r| r.logged.contains(&rule))
     }
 
     /// The policy in force.
     pub(super) fn classifier(&self) -> Option<&Arc<Classifier>> {
-        self.classifiers.back().map(|(_, c)| c)
+        self.remembered.back().map(|r| &r.classifier)
     }
 
     /// Ends the workers, then closes every port.

@@ -24,28 +24,38 @@ pub(super) fn protocol_name(protocol: u8) -> String {
 }
 
 impl Control {
-    /// Takes what workers have reported. `watched` says whether anybody wants to see it; `see` gets
-    /// each event then. Connections cut by policy are logged in any case.
+    /// Takes what workers have reported. Decisions of rules with `log`, and what staged rules would
+    /// have decided, go to the log. `watched` says whether anybody else wants to see events; `see`
+    /// gets each one then.
     pub(crate) fn take_events(&mut self, watched: bool, mut see: impl FnMut(WatchEvent)) {
         let mut rings = std::mem::take(&mut self.events);
         for ring in &mut rings {
             for _ in 0..PER_TURN {
                 let Some(event) = ring.pop() else { break };
-                if watched || event.kind == ConnEventKind::Cut {
-                    let shown = self.show(&event);
-                    if event.kind == ConnEventKind::Cut {
-                        info!(
-                            from = shown.from,
-                            to = shown.to,
-                            protocol = shown.protocol,
-                            sport = shown.sport,
-                            dport = shown.dport,
-                            "connection cut by policy"
-                        );
-                    }
-                    if watched {
-                        see(shown);
-                    }
+                let rule = (event.rule != NONE_U32).then_some(RuleId(event.rule));
+                let logged = event.kind == ConnEventKind::Staged
+                    || rule.is_some_and(|r| self.is_logged(event.generation, r));
+                if !logged && !watched {
+                    continue;
+                }
+                let shown = self.show(&event);
+                if logged {
+                    info!(
+                        rule = shown.rule,
+                        reason = shown.reason,
+                        from = shown.from,
+                        to = shown.to,
+                        protocol = shown.protocol,
+                        src = shown.src,
+                        sport = shown.sport,
+                        dst = shown.dst,
+                        dport = shown.dport,
+                        "{}",
+                        shown.kind
+                    );
+                }
+                if watched {
+                    see(shown);
                 }
             }
         }

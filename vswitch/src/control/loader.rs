@@ -17,7 +17,7 @@ pub trait Loader: Send {
     /// What the policy in the files is called in `status` and `policy show`.
     fn policy_source(&self) -> String;
 
-    /// The files whose change means a reload.
+    /// The files whose change means a reload. May differ after [`Loader::load`].
     fn files(&self) -> Vec<PathBuf>;
 
     /// A policy from its text, for the machine `desired` describes; `source` is where it came from.

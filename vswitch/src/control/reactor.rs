@@ -3,6 +3,7 @@
 //! at a time.
 
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -52,6 +53,8 @@ pub(super) struct Reactor {
     server: Option<Server>,
     loader: Option<Box<dyn Loader>>,
     files: Option<FileWatch>,
+    /// What `files` watches.
+    watched: Vec<PathBuf>,
     /// When the changed files are read.
     reload_at_ns: Option<u64>,
     events_at_ns: u64,
@@ -71,13 +74,11 @@ impl Reactor {
         if let Some(server) = &server {
             epoll.add(server.fd(), LISTENER, Interest::READ)?;
         }
+        let watched = loader.as_ref().map_or_else(Vec::new, |l| l.files());
         let files = match &loader {
-            Some(loader) => Some(FileWatch::new(&loader.files())?),
+            Some(_) => Some(watch(&watched, &epoll)?),
             None => None,
         };
-        if let Some(files) = &files {
-            epoll.add(files.as_raw_fd(), FILES, Interest::READ)?;
-        }
         Ok(Reactor {
             control,
             epoll,
@@ -86,6 +87,7 @@ impl Reactor {
             server,
             loader,
             files,
+            watched,
             reload_at_ns: None,
             events_at_ns: 0,
         })
@@ -178,6 +180,16 @@ impl Reactor {
                 info!("configuration files changed");
                 // Refused: logged and shown by `status`; the switch is as it was.
                 let _ = requests::reload(&mut self.control, loader.as_ref());
+                if self.watched != loader.files() {
+                    self.watched = loader.files();
+                    // Dropping the old watch takes it out of the epoll set.
+                    match watch(&self.watched, &self.epoll) {
+                        Ok(files) => self.files = Some(files),
+                        Err(e) => warn!("cannot watch the configuration files: {e}"),
+                    }
+                    // Once more, should one have changed before it was watched.
+                    self.reload_at_ns = Some(now_ns + SAVED_NS);
+                }
             }
         }
         if self.events_at_ns <= now_ns {
@@ -219,4 +231,10 @@ impl Reactor {
             }
         }
     }
+}
+
+fn watch(files: &[PathBuf], epoll: &Epoll) -> std::io::Result<FileWatch> {
+    let files = FileWatch::new(files)?;
+    epoll.add(files.as_raw_fd(), FILES, Interest::READ)?;
+    Ok(files)
 }

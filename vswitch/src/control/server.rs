@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -104,16 +104,20 @@ impl Server {
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o700)
+                // Others may pass through (a port's socket may stand here, and its owner must reach
+                // it), not list, not write. Our own socket is protected by its own mode.
+                .mode(0o711)
                 .create(dir)
                 .map_err(io("create the directory of"))?;
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
-        let lock = File::options()
+        let mut lock = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
+            .mode(0o600)
             .open(&lock_path)
             .map_err(io("create the lock of"))?;
         let live = UnixStream::connect(path)
@@ -126,12 +130,17 @@ impl Server {
             });
         }
         if !peer::try_lock(&lock).map_err(io("lock"))? {
-            // It has the lock and does not listen yet, so it cannot tell us who it is.
+            // It does not listen yet, but may have said who it is.
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
             return Err(ServerError::Running {
                 path: path.to_owned(),
-                pid: 0,
+                pid: pid.trim().parse().unwrap_or(0),
             });
         }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(io("write the lock of"))?;
         match std::fs::symlink_metadata(path) {
             Ok(m) if m.file_type().is_socket() => {
                 std::fs::remove_file(path).map_err(io("replace the stale socket"))?;

@@ -6,7 +6,7 @@ use vswitch::control::api::ExplainQuery;
 use vswitch::control::state::{PortConfig, PortKind, WorkloadConfig};
 use vswitch::control::{ApplyError, Switch, SwitchError};
 use vswitch::packet::Mac;
-use vswitch::policy::model::{Action, Policy, Rule};
+use vswitch::policy::model::{Action, Policy, Rule, Segment};
 use vswitch::port::mem::MemEnd;
 
 /// Bound on whatever takes microseconds when it works.
@@ -205,4 +205,78 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
         .api(&api)
         .spawn()
         .expect("free again");
+}
+
+/// A UDP datagram of one of many flows, with a number in it.
+fn numbered(from: u8, to: u8, flow: u16, number: u32) -> Vec<u8> {
+    let reply = from > to;
+    let (sport, dport) = if reply { (53, flow) } else { (flow, 53) };
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(mac(from), mac(to))
+        .ipv4([10, 0, 0, from], [10, 0, 0, to], 64)
+        .udp(sport, dport)
+        .write(&mut frame, &number.to_be_bytes())
+        .expect("a vector takes it");
+    frame
+}
+
+#[test]
+fn two_workers_carry_the_two_directions_of_one_connection() {
+    const FLOWS: u16 = 50;
+    const ROUNDS: u32 = 200;
+    // Only a may open; b's frames pass as replies on connections the other worker made, while
+    // changes of policy have both workers judge them again.
+    let dns = |name: &str| Policy {
+        segments: ["a", "b"]
+            .map(|n| Segment {
+                names: vec![n.to_owned()],
+                ..Segment::new(n)
+            })
+            .to_vec(),
+        rules: vec![Rule {
+            service: vec!["udp/53".parse().expect("a service")],
+            ..Rule::new(name, &["a"], &["b"], Action::Allow)
+        }],
+        ..Policy::default()
+    };
+    let mut cores = vswitch::sys::affinity::allowed_cores().expect("the kernel says");
+    cores.truncate(2);
+    let switch = Switch::builder()
+        .workers(cores)
+        .connections(1000)
+        .max_ports(4)
+        .port(port("a", 1))
+        .port(port("b", 2))
+        .policy(dns("first"))
+        .spawn()
+        .expect("nothing in the way");
+    let mut ends = ["a", "b"].map(|n| switch.mem_port(n).expect("the first to take it"));
+    let [a, b] = &mut ends;
+    for round in 0..ROUNDS {
+        if round % 20 == 0 {
+            switch
+                .apply_policy(dns(&format!("round-{round}")))
+                .expect("valid");
+        }
+        for flow in 1..=FLOWS {
+            a.send(&numbered(1, 2, flow, round)).expect("room");
+        }
+        for flow in 1..=FLOWS {
+            assert_eq!(receive(b), numbered(1, 2, flow, round), "in order");
+        }
+        for flow in 1..=FLOWS {
+            b.send(&numbered(2, 1, flow, round)).expect("room");
+        }
+        for flow in 1..=FLOWS {
+            assert_eq!(receive(a), numbered(2, 1, flow, round), "in order");
+        }
+    }
+    let conns = switch.connections(1000).expect("it runs");
+    assert_eq!(conns.total, usize::from(FLOWS));
+    let sum = switch.stats().expect("it runs").conservation;
+    let sent = u64::from(ROUNDS) * u64::from(FLOWS) * 2;
+    assert_eq!(
+        (sum.rx, sum.tx, sum.dropped, sum.difference),
+        (sent, sent, 0, 0)
+    );
 }

@@ -494,6 +494,13 @@ fn transport(p: &mut Parsed, b: Bytes<'_>, at: usize, end: usize) -> Result<(), 
             p.dport = be16(h[2], h[3]);
             at + 8
         }
+        (proto::SCTP, _) => {
+            // RFC 9260 section 3.1: ports, verification tag, checksum.
+            let h = b.at::<12>(at, end, bad)?;
+            p.sport = be16(h[0], h[1]);
+            p.dport = be16(h[2], h[3]);
+            at + 12
+        }
         (proto::ICMP, L3::V4) | (proto::ICMPV6, L3::V6) => icmp(p, b, at, end, bad)?,
         _ => {
             p.payload_len = bytes32(end - at);
@@ -647,7 +654,7 @@ fn quoted(v6: bool, b: Bytes<'_>, at: usize, end: usize) -> Result<Inner, DropRe
     let h = b.at::<8>(l4, end, BAD)?;
     let echo_protocol = if v6 { proto::ICMPV6 } else { proto::ICMP };
     let (sport, dport) = match protocol {
-        proto::TCP | proto::UDP => (be16(h[0], h[1]), be16(h[2], h[3])),
+        proto::TCP | proto::UDP | proto::SCTP => (be16(h[0], h[1]), be16(h[2], h[3])),
         _ if protocol == echo_protocol && is_echo(v6, h[0]) => {
             let id = be16(h[4], h[5]);
             (id, id)

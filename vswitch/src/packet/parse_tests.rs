@@ -96,6 +96,18 @@ fn addr4(a: [u8; 4]) -> Addr {
 }
 
 #[test]
+fn sctp_has_ports() {
+    let mut l4 = vec![0x13, 0x88, 0x0e, 0x98]; // 5000 to 3736
+    l4.extend([0; 24]);
+    let frame = v4(v4_header(l4.len(), proto::SCTP), &l4);
+    let p = parse(&frame, u32::try_from(frame.len()).unwrap()).unwrap();
+    assert_eq!((p.sport, p.dport, p.payload_len), (5000, 3736, 16));
+    let short = v4(v4_header(8, proto::SCTP), &l4[..8]);
+    let refused = parse(&short, u32::try_from(short.len()).unwrap());
+    assert_eq!(refused.unwrap_err(), DropReason::BadL4);
+}
+
+#[test]
 fn ipv4_tcp() {
     let l4 = tcp_bytes(tcp_flag::SYN, &[2, 4, 5, 0xb4, 1, 3, 3, 7], 0);
     let mut frame = v4(v4_header(l4.len(), proto::TCP), &l4);

@@ -8,9 +8,6 @@ use serde::{Serialize, Serializer};
 
 use crate::packet::proto;
 
-/// SCTP (IANA protocol number; RFC 9260).
-const SCTP: u8 = 132;
-
 /// Ports `low` to `high`, both included.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortRange {
@@ -131,7 +128,7 @@ impl fmt::Display for ServiceSpec {
                 match protocol {
                     proto::TCP => f.write_str("tcp")?,
                     proto::UDP => f.write_str("udp")?,
-                    SCTP => f.write_str("sctp")?,
+                    proto::SCTP => f.write_str("sctp")?,
                     proto::ICMP => f.write_str("icmp")?,
                     proto::ICMPV6 => f.write_str("icmpv6")?,
                     other => write!(f, "ip/{other}")?,
@@ -181,7 +178,7 @@ impl FromStr for ServiceSpec {
         let protocol = match name {
             "tcp" => proto::TCP,
             "udp" => proto::UDP,
-            "sctp" => SCTP,
+            "sctp" => proto::SCTP,
             "icmp" | "icmpv6" | "ip" | "ether" if from.is_some() => {
                 return Err(BadService(format!("{name} has no source ports")));
             }

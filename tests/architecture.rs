@@ -22,7 +22,7 @@ const LAYERS: &[(Order, &[&str])] = &[
         Order::Unordered,
         &["control", "manager", "observe", "containers", "bench"],
     ),
-    (Order::Ordered, &["config", "cli", "main"]),
+    (Order::Ordered, &["config", "demo", "cli", "main"]),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,13 +2,15 @@
 //!
 //! Modules stand in layers; a module imports lower layers only (a test checks it):
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
-//! 3 `datapath` · 4 `control` · 5 `config cli`.
+//! 3 `datapath` · 4 `control` · 5 `config demo cli`.
 
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod counters;
 pub mod datapath;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod drop_reason;
 pub mod event;
 pub mod frame;

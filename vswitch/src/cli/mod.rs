@@ -4,8 +4,6 @@
 //! daemon.
 
 mod client;
-#[cfg(feature = "demo")]
-mod demo;
 mod files;
 mod run;
 mod show;
@@ -22,6 +20,8 @@ use crate::control::api::{
     Applied, ConnList, DropInfo, ExplainQuery, Explanation, PolicyDiff, PolicyView, PortInfo,
     Request, SegmentInfo, Stats, Status, WatchEvent, WatchFilter, WorkloadInfo,
 };
+#[cfg(feature = "demo")]
+use crate::demo;
 use client::{Client, Failure};
 
 /// Where the daemon's API socket is unless said.
@@ -47,10 +47,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show the main job on real traffic, without configuration; as root with containers. Exit code 0: all it showed held.
+    /// Show what the switch does, on this machine, without configuration: containers (as root) and
+    /// guests on one switch. Exit code 0: everything it showed held.
     #[cfg(feature = "demo")]
     Demo {
-        /// Leave the switch running until Ctrl-C.
+        /// Stay until Ctrl-C, to look around.
         #[arg(long)]
         keep: bool,
     },
@@ -285,7 +286,11 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
     };
     match cli.command {
         #[cfg(feature = "demo")]
-        Command::Demo { keep } => demo::run(keep),
+        Command::Demo { keep } => {
+            let json = cli.json;
+            let held = demo::run(demo::Options { keep, json });
+            Ok(if held { Answer::Done } else { Answer::No })
+        }
         Command::Run { config } => run::run(&config, socket),
         Command::Check { file } => check(&file, out),
         Command::Status => {

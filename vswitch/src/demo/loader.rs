@@ -1,0 +1,45 @@
+//! The demo's desired state for later changes: its policy lies in a file, which may be edited.
+
+use std::path::PathBuf;
+
+use crate::config;
+use crate::control::Loader;
+use crate::control::state::{Desired, PortConfig};
+use crate::policy::model::Policy;
+
+/// Ports from the program, policy from a file.
+#[derive(Debug)]
+pub(super) struct PolicyFile {
+    pub(super) path: PathBuf,
+    pub(super) desired: Desired,
+}
+
+fn lines(errors: &config::Errors) -> Vec<String> {
+    errors.0.iter().map(ToString::to_string).collect()
+}
+
+impl Loader for PolicyFile {
+    fn load(&self) -> Result<Desired, Vec<String>> {
+        let policy = config::load_policy(&self.path, &self.desired).map_err(|e| lines(&e))?;
+        Ok(Desired {
+            policy,
+            ..self.desired.clone()
+        })
+    }
+
+    fn policy_source(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
+    fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {
+        config::parse_policy_for(source, text, desired).map_err(|e| lines(&e))
+    }
+
+    fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
+        config::parse_ports("port add", text).map_err(|e| lines(&e))
+    }
+}

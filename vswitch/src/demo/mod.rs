@@ -1,0 +1,337 @@
+//! `vswitch demo`: the main job on this machine, without configuration. A switch in this process,
+//! containers and guests attached to it, and a look at what the firewall lets through. Start at
+//! [`run`].
+//!
+//! Everything made is named after this process ([`place`]) and goes with it; what a killed run
+//! left behind, the next one removes. A running daemon is not touched: sockets, namespaces and
+//! interfaces are the demo's own.
+
+mod container;
+mod guest;
+mod host;
+mod loader;
+mod place;
+mod report;
+mod scene;
+mod speed;
+mod steps;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use place::Place;
+use report::Report;
+use scene::Scene;
+use steps::Shown;
+
+/// Shows something.
+type Step = fn(&mut Scene) -> Shown;
+
+/// What is shown once everybody is attached: name, title, and the step itself.
+const STEPS: [(&str, &str, Step); 10] = [
+    (
+        "allowed",
+        "Allowed: web talks to db on tcp/5432",
+        steps::allowed,
+    ),
+    (
+        "also-allowed",
+        "Allowed: batch talks to db on tcp/5433",
+        steps::also_allowed,
+    ),
+    (
+        "denied",
+        "Denied by a rule: batch to db on tcp/5432",
+        steps::denied_by_rule,
+    ),
+    (
+        "default-deny",
+        "Denied because no rule allows it: web to db on tcp/22",
+        steps::denied_by_default,
+    ),
+    (
+        "spoofed",
+        "Identity: nobody sends in another's name",
+        steps::spoofed,
+    ),
+    (
+        "cut",
+        "A policy change cuts an established connection",
+        steps::cut,
+    ),
+    (
+        "throughput-64",
+        "Throughput: guest, firewall, guest; frames of 64 bytes",
+        |s| steps::throughput(s, 64),
+    ),
+    (
+        "throughput-1514",
+        "Throughput: guest, firewall, guest; frames of 1514 bytes",
+        |s| steps::throughput(s, guest::FRAME_BYTES),
+    ),
+    ("idle", "Idle: no traffic, hardly any CPU time", steps::idle),
+    (
+        "conserved",
+        "Every frame is accounted for",
+        steps::conserved,
+    ),
+];
+
+/// What the demo is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Stay until Ctrl-C.
+    pub keep: bool,
+    /// One JSON document instead of text.
+    pub json: bool,
+}
+
+/// Why the demo does not go on.
+#[derive(Debug)]
+enum Halt {
+    /// By a signal, or because nobody reads its output.
+    Stopped,
+    /// Something did not work, or did not hold: what, where.
+    Failed {
+        text: String,
+        /// The kernel did not allow it, or cannot do it.
+        not_permitted: bool,
+    },
+}
+
+impl Halt {
+    fn failed(text: String) -> Self {
+        Halt::Failed {
+            text,
+            not_permitted: false,
+        }
+    }
+}
+
+/// Every error in the demo means that something did not hold.
+impl<E: std::error::Error> From<E> for Halt {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut not_permitted = false;
+        let mut next: Option<&(dyn std::error::Error + 'static)> = error.source();
+        while let Some(cause) = next {
+            let more = cause.to_string();
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            let number = cause
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::raw_os_error);
+            not_permitted |= matches!(
+                number,
+                Some(
+                    libc::EPERM
+                        | libc::EACCES
+                        | libc::EROFS
+                        | libc::ENOSYS
+                        | libc::EOPNOTSUPP
+                        | libc::EAFNOSUPPORT
+                )
+            );
+            next = cause.source();
+        }
+        Halt::Failed {
+            text,
+            not_permitted,
+        }
+    }
+}
+
+/// Set by the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
+#[derive(Clone, Debug)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn on_signals() -> std::io::Result<Self> {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // In this order: the first signal finds the flag not set.
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag))?;
+            signal_hook::flag::register(signal, Arc::clone(&flag))?;
+        }
+        Ok(Stop(flag))
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<(), Halt> {
+        if self.is_set() {
+            Err(Halt::Stopped)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Runs the demo to its end; whether everything it showed held.
+#[must_use]
+pub fn run(options: Options) -> bool {
+    let mut report = Report::new(options.json);
+    match show(options, &mut report) {
+        Ok(()) => report.held(),
+        Err(Halt::Stopped) => {
+            eprintln!("vswitch demo: stopped before its end; everything it made is gone");
+            false
+        }
+        Err(Halt::Failed { text, .. }) => {
+            eprintln!("vswitch demo: {text}");
+            false
+        }
+    }
+}
+
+fn show(options: Options, report: &mut Report) -> Result<(), Halt> {
+    let stop = Stop::on_signals()?;
+    report.say("vswitch demo: a switch in this process, and workloads attached to it\n");
+    let swept = place::sweep();
+    if !swept.is_empty() {
+        report.note(format!(
+            "removed what an earlier run that was killed left behind: {}",
+            swept.join(", ")
+        ));
+    }
+    let place = Place::new()?;
+    let missing = no_containers();
+    if let Some(why) = &missing {
+        report.note(format!("guests only, no containers: {why}"));
+    }
+    if cfg!(debug_assertions) {
+        report.note("a debug build: its throughput says little; use --release".to_owned());
+    }
+    let scene = report.step("attached", "Everybody is attached", || {
+        let built = Scene::build(&place, missing.is_none(), &stop);
+        let (scene, refused) = match built {
+            // Root, and yet not allowed: a container, or a kernel without AF_XDP.
+            Err(Halt::Failed {
+                text,
+                not_permitted: true,
+            }) if missing.is_none() => (Scene::build(&place, false, &stop)?, Some(text)),
+            other => (other?, None),
+        };
+        Ok((steps::attached(&scene)?, (scene, refused)))
+    })?;
+    let Some((mut scene, refused)) = scene else {
+        return end(options, report, None, &place);
+    };
+    if let Some(why) = refused {
+        report.note(format!("guests only, no containers: {why}"));
+    }
+    for (id, title, run) in STEPS {
+        report.step(id, title, || run(&mut scene))?;
+    }
+    end(options, report, Some(scene), &place)
+}
+
+fn end(
+    options: Options,
+    report: &mut Report,
+    scene: Option<Scene>,
+    place: &Place,
+) -> Result<(), Halt> {
+    let next = [
+        (
+            "your own VMs",
+            "docs/attach-qemu.md, docs/attach-libvirt.md,".to_owned(),
+        ),
+        ("", "docs/attach-cloud-hypervisor.md".to_owned()),
+        ("your own containers", "docs/attach-container.md".to_owned()),
+        (
+            "configuration, policy",
+            "docs/config.md, docs/policy.md".to_owned(),
+        ),
+        ("look around in this one", "vswitch demo --keep".to_owned()),
+    ];
+    let mode = match &scene {
+        Some(s) if !s.wirings.is_empty() => "containers and guests",
+        Some(_) => "guests",
+        None => "none",
+    };
+    let mut extra = vec![("mode", Value::from(mode))];
+    let scene = scene.filter(|_| options.keep);
+    if let Some(s) = &scene {
+        extra.push(("socket", Value::from(s.api.display().to_string())));
+        extra.push(("pid", Value::from(std::process::id())));
+    }
+    report.finish(&next, &extra);
+    let Some(mut scene) = scene else {
+        return Ok(());
+    };
+    keep(report, &mut scene, place)
+}
+
+/// Goes on, with a little traffic, until a signal.
+fn keep(report: &mut Report, scene: &mut Scene, place: &Place) -> Result<(), Halt> {
+    let socket = scene.api.display();
+    report.say(&format!(
+        "\nStill running, with a little traffic; Ctrl-C ends it. In another terminal:\n   \
+         export VSWITCH_SOCKET={socket}\n   \
+         vswitch status\n   \
+         vswitch conn list\n   \
+         vswitch explain --from batch --to db --service tcp/5432\n   \
+         vswitch watch\n   \
+         vswitch policy apply {}    (edit it first)",
+        place.path("policy.toml").display()
+    ));
+    for wiring in &scene.wirings {
+        report.say(&format!("   ip netns exec {} ip address", wiring.netns()));
+    }
+    report.check()?;
+    let mut pair = None;
+    loop {
+        let round =
+            steps::keep_going(scene, &mut pair).and_then(|()| scene.pump(Duration::from_secs(1)));
+        match round {
+            Ok(()) => {}
+            // What was asked for.
+            Err(Halt::Stopped) => return Ok(()),
+            Err(failed @ Halt::Failed { .. }) => return Err(failed),
+        }
+    }
+}
+
+/// Why there can be no containers here, when that is known beforehand.
+fn no_containers() -> Option<String> {
+    /// Bits of the capability sets (linux/capability.h).
+    const NEEDED: [(u32, &str); 3] = [
+        (12, "CAP_NET_ADMIN"),
+        (13, "CAP_NET_RAW"),
+        (21, "CAP_SYS_ADMIN"),
+    ];
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    };
+    let effective = field("CapEff")
+        .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+        .unwrap_or(0);
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(bit, _)| effective >> bit & 1 == 0)
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let uid = field("Uid").and_then(|ids| ids.split_whitespace().nth(1));
+    Some(match uid {
+        Some("0") => format!(
+            "root here lacks {}; start the container that this runs in with them to see containers too",
+            missing.join(", ")
+        ),
+        _ => "not root; run it as root to see containers too".to_owned(),
+    })
+}

@@ -17,6 +17,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 #![allow(unreachable_pub, reason = "the module is compiled into each test file")]
 
+pub mod container;
 pub mod netns;
 pub mod process;
 pub mod skip;

@@ -213,6 +213,9 @@ pub struct PortInfo {
     pub counters: BTreeMap<String, u64>,
     /// Frames dropped since it was opened.
     pub dropped: u64,
+    /// Connections to its socket refused since it was opened: by a second front-end, or by a user
+    /// who may not attach.
+    pub refused_connections: u64,
 }
 
 /// One workload.

@@ -198,6 +198,14 @@ impl OpenPort {
         }
     }
 
+    /// Connections to its socket refused so far.
+    pub(super) fn refused_connections(&self) -> u64 {
+        match &self.control {
+            PortControl::Vhost(c) => c.refused(),
+            _ => 0,
+        }
+    }
+
     /// Closes a port that was removed on purpose.
     pub(super) fn close(self) {
         info!(port = self.config.name, "closed");

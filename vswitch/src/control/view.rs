@@ -126,6 +126,7 @@ impl Control {
                 connections: self.shared.quotas.open(p.port.id),
                 counters: counters(totals.pkts.iter()),
                 dropped: totals.dropped(),
+                refused_connections: p.refused_connections(),
             }
         })
         .collect()

@@ -21,6 +21,7 @@ use crate::port::{Port, PortId, RxQueue, TxQueue};
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::fdpass;
 use crate::sys::gate::Gate;
+use crate::sys::peer;
 use crate::sys::unix::{self, Listener};
 use crate::sys::virtio::{NetHdr, feature};
 
@@ -275,6 +276,12 @@ impl VhostControl {
         self.retry_at_ns
     }
 
+    /// Connections refused so far, for whatever reason.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.status.refused_second + self.status.refused_owner
+    }
+
     /// The attachment's state. Enters every queue's gate for a moment.
     #[must_use]
     pub fn status(&self) -> VhostStatus {
@@ -294,7 +301,15 @@ impl VhostControl {
     fn accept(&mut self) {
         while let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) {
             if self.connection.is_some() {
+                // The guest that is there keeps its port: a socket is an identity.
                 self.status.refused_second += 1;
+                let peer = peer::peer(&stream).ok();
+                tracing::warn!(
+                    port = %self.config.name,
+                    pid = peer.map(|p| p.pid),
+                    uid = peer.map(|p| p.uid),
+                    "second vhost-user connection refused"
+                );
                 continue;
             }
             match self.admit(stream) {

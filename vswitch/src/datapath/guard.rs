@@ -64,6 +64,8 @@ pub fn sender<'s>(
         } else if owner.macs.contains(&p.src_mac) {
             if port.guard {
                 source_address(snapshot, port, owner, domain, p)?;
+            } else if is_ip(p) && is_of_another(snapshot, domain, idx, &p.src) {
+                return Err(DropReason::SpoofedIp);
             }
             return Ok((idx, owner));
         } else {
@@ -89,7 +91,7 @@ pub fn sender<'s>(
         // With the guard off, a port with one workload vouches for whatever comes from it, except
         // what somebody else declared.
         Some((idx, owner)) if !port.guard && alone => {
-            if is_ip(p) && snapshot.by_addr(domain, p.src).is_some_and(|o| o != idx) {
+            if is_ip(p) && is_of_another(snapshot, domain, idx, &p.src) {
                 return Err(DropReason::SpoofedIp);
             }
             Ok((idx, owner))
@@ -97,6 +99,12 @@ pub fn sender<'s>(
         Some(_) if port.guard => Err(DropReason::SpoofedMac),
         _ => Err(DropReason::UnknownSender),
     }
+}
+
+/// Whether somebody else declared `addr`: not even a port without a guard may send from it.
+fn is_of_another(snapshot: &Snapshot, domain: DomainId, sender: OwnerIdx, addr: &Addr) -> bool {
+    let owner = snapshot.by_addr(domain, *addr);
+    owner.is_some_and(|owner| owner != sender)
 }
 
 fn is_ip(p: &Parsed) -> bool {

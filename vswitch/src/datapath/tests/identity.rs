@@ -147,6 +147,8 @@ fn a_databases_mac_on_another_port_changes_nothing() {
     for r in [&mut r, &mut r2] {
         let moved = talk(2, "10.0.0.2", 1, "10.0.0.1").udp(53, 1000, b"");
         r.send("evil", &moved).dropped(R::DeclaredMacMoved);
+        let claimed = talk(3, "10.0.0.2", 1, "10.0.0.1").udp(53, 1000, b"");
+        r.send("evil", &claimed).dropped(R::SpoofedIp);
         let ask = WEB_DB().udp(1000, 53, b"q");
         r.send("web", &ask).reached("db", &ask);
     }

@@ -20,6 +20,7 @@
 pub mod container;
 pub mod netns;
 pub mod process;
+pub mod raw;
 pub mod skip;
 pub mod stream;
 pub mod switch;

@@ -18,7 +18,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::api::Applied;
 use super::ports::{OpenPort, PortControl, PortError};
@@ -38,6 +38,8 @@ use crate::port::mem::MemEnd;
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Policies remembered by generation, to name the rules of events that were on their way.
 const REMEMBERED: usize = 8;
+/// How often an interface that is gone is looked for: a restarted container is back in seconds.
+const RENEW_NS: u64 = 1_000_000_000;
 
 /// Why a change was not made. Except for [`ApplyError::NotSettled`], nothing was touched.
 #[derive(Debug, thiserror::Error)]
@@ -158,22 +160,28 @@ pub(super) struct Plan {
     pub(super) close: Vec<String>,
 }
 
-/// What turns the open ports into the desired ones.
-pub(super) fn plan(open: &[OpenPort], desired: &[PortConfig]) -> Result<Plan, ApplyError> {
+/// What turns the open ports into the desired ones. A port whose interface is gone stays as it is
+/// unless it is the one to `renew`: another change must not wait for an interface.
+pub(super) fn plan(
+    open: &[OpenPort],
+    desired: &[PortConfig],
+    renew: Option<&str>,
+) -> Result<Plan, ApplyError> {
     let mut plan = Plan {
         open: Vec::new(),
         keep: Vec::new(),
         close: Vec::new(),
     };
     for (index, config) in desired.iter().enumerate() {
+        let usable = |o: &OpenPort| renew != Some(&o.config.name);
         let same = open
             .iter()
-            .find(|o| o.config.name == config.name && o.serves(config));
+            .find(|o| o.config.name == config.name && usable(o) && o.serves(config));
         if same.is_some() {
             plan.keep.push(config.name.clone());
             continue;
         }
-        if open.iter().any(|o| o.collides(config)) {
+        if open.iter().any(|o| usable(o) && o.collides(config)) {
             return Err(ApplyError::InPlace(config.name.clone()));
         }
         plan.open.push(index);
@@ -209,6 +217,8 @@ pub(crate) struct Control {
     /// Why the files, as they are now, are not in force.
     pub(super) refused: Vec<String>,
     pub(super) started_ns: u64,
+    /// When orphaned ports are tried again.
+    renew_at_ns: u64,
 }
 
 /// Numbers for (port, workload) pairs, for the life of the process.
@@ -272,6 +282,7 @@ impl Control {
             probation: None,
             refused: Vec::new(),
             started_ns: now_ns,
+            renew_at_ns: now_ns,
         }
     }
 
@@ -409,7 +420,7 @@ impl Control {
         overlay
             .removed
             .retain(|name| base.ports.iter().any(|p| &p.name == name));
-        let result = self.enact(overlay.over(&base));
+        let result = self.enact(overlay.over(&base), None);
         if matches!(result, Ok(_) | Err(ApplyError::NotSettled(_))) {
             self.base = base;
             self.overlay = overlay;
@@ -418,13 +429,13 @@ impl Control {
     }
 
     /// See the module documentation.
-    fn enact(&mut self, desired: Desired) -> Result<Applied, ApplyError> {
+    fn enact(&mut self, desired: Desired, renew: Option<&str>) -> Result<Applied, ApplyError> {
         let errors = validate::validate(&desired);
         if !errors.is_empty() {
             return Err(ApplyError::Invalid(errors));
         }
         self.reap();
-        if desired == self.desired && self.classifier().is_some() {
+        if renew.is_none() && desired == self.desired && self.classifier().is_some() {
             // Nothing to enforce, so nothing to judge again.
             return Ok(Applied {
                 generation: self.shared.snapshots.generation(),
@@ -433,7 +444,7 @@ impl Control {
                 confirm_s: None,
             });
         }
-        let plan = plan(&self.ports, &desired.ports)?;
+        let plan = plan(&self.ports, &desired.ports, renew)?;
         let facts = validate::workloads(&desired);
         let previous = self.classifier().map(Arc::clone);
         let compiled = Classifier::compile(&desired.policy, &facts, previous.as_deref())
@@ -600,6 +611,17 @@ impl Control {
                 self.workers.iter().for_each(WorkerHandle::wake);
             }
         }
+        if self.renew_at_ns <= now_ns {
+            self.renew_at_ns = now_ns + RENEW_NS;
+            let orphans = self.ports.iter().filter(|p| p.orphaned);
+            let orphans: Vec<_> = orphans.map(|p| p.config.name.clone()).collect();
+            for name in orphans {
+                // As long as the interface is not back this fails, and nothing is touched.
+                if let Err(e) = self.enact(self.desired.clone(), Some(&name)) {
+                    debug!("not back yet: {e}");
+                }
+            }
+        }
         if self
             .probation
             .as_ref()
@@ -622,8 +644,10 @@ impl Control {
     /// When [`Control::tick`] has something to do next.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
         let ports = self.ports.iter().filter_map(OpenPort::next_deadline_ns);
+        let renewal = self.ports.iter().any(|p| p.orphaned);
         ports
             .chain(self.probation.as_ref().map(|p| p.deadline_ns))
+            .chain(renewal.then_some(self.renew_at_ns))
             .min()
     }
 

@@ -56,6 +56,8 @@ pub(super) struct OpenPort {
     pub(super) config: PortConfig,
     pub(super) port: Arc<Port>,
     pub(super) control: PortControl,
+    /// Its interface is gone, and with it every use of this port; one of the same name may come.
+    pub(super) orphaned: bool,
     /// What the counters of its number said when it was opened: numbers are reused.
     baseline: Totals,
 }
@@ -151,6 +153,7 @@ impl OpenPort {
             config: config.clone(),
             port,
             control,
+            orphaned: false,
             baseline: Totals::read(counters, id),
         })
     }
@@ -177,6 +180,15 @@ impl OpenPort {
                 let was_up = self.port.is_up();
                 match c.check() {
                     Health::Up | Health::NoCarrier if was_up == self.port.is_up() => {}
+                    Health::Gone | Health::Renamed(_) if self.orphaned => {}
+                    health @ (Health::Gone | Health::Renamed(_)) => {
+                        self.orphaned = true;
+                        warn!(
+                            port = self.config.name,
+                            ?health,
+                            "interface lost; it is attached again when it is back"
+                        );
+                    }
                     health => warn!(port = self.config.name, ?health, "interface changed"),
                 }
             }
@@ -210,6 +222,7 @@ impl OpenPort {
     pub(super) fn close(self) {
         info!(port = self.config.name, "closed");
         if let PortControl::AfXdp(c) = self.control
+            && !self.orphaned
             && let Err(e) = c.detach()
         {
             warn!(port = self.config.name, "{}", chain(&e));

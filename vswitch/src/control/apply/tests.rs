@@ -220,7 +220,7 @@ fn the_plan_is_data() {
     .unwrap();
     let mut kept = port("keep", 1);
     kept.uplink = true;
-    let plan = plan(&c.ports, &[port("new", 3), kept]).unwrap();
+    let plan = plan(&c.ports, &[port("new", 3), kept], None).unwrap();
     assert_eq!(
         plan,
         Plan {

@@ -1,0 +1,64 @@
+//! A container that restarts brings a new interface of the old name: its port takes it up by itself, and meanwhile nothing else
+//! has to wait.
+
+mod common;
+
+use common::netns::Netns;
+use common::switch::SwitchConfig;
+use common::{Lab, Need, wait_for};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+const POLICY: &str = r#"
+[[rule]]
+name = "all"
+from = "any"
+to = "any"
+action = "allow"
+"#;
+
+fn port(name: &str, n: u8) -> String {
+    format!(
+        "[[port]]\nname = \"{name}\"\nkind = \"af-xdp\"\ninterface = \"{name}\"\n\
+         [[port.workload]]\nname = \"{name}\"\nmac = [\"52:54:00:00:00:0{n}\"]\nip = [\"10.0.0.{n}\"]\n"
+    )
+}
+
+#[test]
+fn a_restarted_container_is_attached_again() {
+    let Some(lab) = Lab::open(&[Need::Netns, Need::Program("busybox")]) else {
+        return;
+    };
+    let ns = |name| Netns::new(&lab, name);
+    let (host, one, two) = (ns("host"), ns("one"), ns("two"));
+    host.veth("c1", &one, "eth0");
+    host.veth("c2", &two, "eth0");
+    one.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    two.address("eth0", "52:54:00:00:00:02", &["10.0.0.2/24"]);
+    let toml = "policy = \"policy.toml\"\n".to_owned() + &port("c1", 1) + &port("c2", 2);
+    let s = SwitchConfig::new(&lab, "sw", &toml, POLICY)
+        .in_netns(&host)
+        .start();
+    let ping = "busybox ping -c 1 -w 10 10.0.0.1";
+    two.run_ok(ping, LIMIT);
+
+    host.ip("link del c1");
+    let up = |name: &str| {
+        let ports = s.cli_json(&["port", "list"]);
+        let ports = ports.as_array().expect("a list").clone();
+        let port = ports.into_iter().find(|p| p["name"] == name);
+        port.expect("it is configured")["up"] == true
+    };
+    wait_for("the port to notice", LIMIT, || (!up("c1")).then_some(()));
+    // Changes do not wait for it.
+    s.cli_ok(&["workload", "tag", "c2", "x:y"]);
+
+    host.veth("c1", &one, "eth0");
+    one.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    wait_for("the new interface to be attached", LIMIT, || {
+        up("c1").then_some(())
+    });
+    two.run_ok(ping, LIMIT);
+    assert!(up("c2"), "the other port was not touched");
+}

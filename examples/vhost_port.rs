@@ -2,7 +2,7 @@
 //! driver takes the machine's place and pings the port's neighbour through the firewall.
 //!
 //! Run it with `cargo run --example vhost_port`; with a path it leaves the socket there until Ctrl-C, for QEMU (see
-//! `docs/attach.md`): `cargo run --example vhost_port /tmp/vm.sock`.
+//! `docs/attach-qemu.md`): `cargo run --example vhost_port /tmp/vm.sock`.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -15,7 +15,8 @@ use vswitch::frame::{Burst, OutItem};
 use vswitch::guest::feature;
 use vswitch::port::vhost::{VhostConfig, VhostControl, open};
 use vswitch::port::{Port, PortId};
-use vswitch::sys::memfd::{Mapping, memfd};
+use vswitch::sys::memfd::memfd;
+use vswitch::sys::mmap::Mapping;
 use vswitch::sys::{eventfd::EventFd, fdpass};
 
 /// Guest memory, bytes: both rings, and something to point at.
@@ -60,7 +61,7 @@ impl Rig {
         let (port, control) = open(PortId(0), config).expect("a socket in the temporary directory");
         let stream = UnixStream::connect(socket).expect("it listens");
         let fd = memfd(c"fuzz", MEMORY, false).expect("memory");
-        let memory = Mapping::new(fd.as_fd(), 0, MEMORY).expect("memory");
+        let memory = Mapping::shared(fd.as_fd(), 0, MEMORY).expect("memory");
         let kick = EventFd::new().expect("a descriptor");
         let mut rig = Rig {
             port,

@@ -89,7 +89,7 @@ impl SwitchBuilder {
         self
     }
 
-    /// Connections there is room for: 128 bytes each and a little, taken at the start. A million
+    /// Connections there is room for: 144 bytes each, taken at the start. A million
     /// unless said.
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {

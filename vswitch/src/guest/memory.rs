@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
-use crate::sys::memfd::{Mapping, memfd};
+use crate::sys::memfd::memfd;
+use crate::sys::mmap::Mapping;
 
 /// All of the memory.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Memory {
         let page = if huge { 2 << 20 } else { 4096 };
         let bytes = bytes.next_multiple_of(page);
         let fd = memfd(c"vswitch-guest", bytes, huge)?;
-        let mapping = Arc::new(Mapping::new(fd.as_fd(), 0, bytes)?);
+        let mapping = Arc::new(Mapping::shared(fd.as_fd(), 0, bytes)?);
         Ok(Memory {
             fd,
             mapping,

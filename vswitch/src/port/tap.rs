@@ -361,7 +361,7 @@ impl Rx {
     pub(crate) fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
         self.drained = false;
         while burst.seg_room() > 0 && self.used < BURST_MAX {
-            let buffer = self.memory.ptr().wrapping_add(self.used * BUFFER_LEN);
+            let buffer = self.memory.as_ptr().wrapping_add(self.used * BUFFER_LEN);
             let Some(frame) = burst.push() else { return };
             let mut header = [0u8; HEADER_LEN];
             let pieces = [

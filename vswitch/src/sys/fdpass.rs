@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! Bytes and descriptors over a Unix socket (`SCM_RIGHTS`), and the peer's credentials.
+//! Bytes and descriptors over a Unix socket (`SCM_RIGHTS`).
 //!
 //! Invariant owned here: a descriptor that arrives is owned by exactly one [`OwnedFd`] at once, so
 //! none leaks whatever becomes of the message it came with.
@@ -115,34 +115,6 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<u
     usize::try_from(n).map_err(|_negative| io::Error::last_os_error())
 }
 
-/// User id of the process at the other end, as it was when it connected (`SO_PEERCRED`).
-///
-/// # Errors
-/// Not a connected Unix socket.
-pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut cred = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    #[allow(clippy::cast_possible_truncation)] // 12
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: `cred` and `len` live until the call returns and match each other.
-    let r = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut len,
-        )
-    };
-    if r < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(cred.uid)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,13 +142,5 @@ mod tests {
     fn too_many_descriptors_are_an_error() {
         let (a, _b) = UnixStream::pair().unwrap();
         assert!(send(a.as_fd(), b"x", &[0; 17]).is_err());
-    }
-
-    #[test]
-    fn knows_the_peer() {
-        let (a, _b) = UnixStream::pair().unwrap();
-        // SAFETY: no pointers, always succeeds.
-        let me = unsafe { libc::geteuid() };
-        assert_eq!(peer_uid(a.as_fd()).unwrap(), me);
     }
 }

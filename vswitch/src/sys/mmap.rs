@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
 //! Memory mappings.
 //!
-//! Invariant owned here: `ptr()..ptr() + len()` is mapped while the value lives. What may be
+//! Invariant owned here: `as_ptr()..as_ptr() + len()` is mapped while the value lives. What may be
 //! done with the bytes (who else reads or writes them) is the owner's business, so only a raw
 //! pointer is given out.
 
@@ -30,16 +30,19 @@ impl Mapping {
         Mapping::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }
 
-    /// `len` bytes of `fd` from `offset` on, shared with whoever else maps them.
+    /// `len` bytes of `fd` from `offset` (a multiple of the page size) on, shared with whoever else
+    /// maps them.
     ///
     /// # Errors
     /// `fd` cannot be mapped, or not that much of it.
-    pub fn shared(fd: BorrowedFd<'_>, len: usize, offset: i64) -> io::Result<Mapping> {
-        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+    pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Mapping> {
+        let offset = libc::off_t::try_from(offset).map_err(|_e| io::ErrorKind::InvalidInput)?;
+        // Without a reservation: a guest's memory is its owner's to account for.
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         Mapping::map(len, flags, fd.as_raw_fd(), offset)
     }
 
-    fn map(len: usize, flags: i32, fd: i32, offset: i64) -> io::Result<Mapping> {
+    fn map(len: usize, flags: i32, fd: i32, offset: libc::off_t) -> io::Result<Mapping> {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let ptr = unsafe {
             libc::mmap(
@@ -63,7 +66,7 @@ impl Mapping {
     /// First byte.
     #[inline]
     #[must_use]
-    pub fn ptr(&self) -> *mut u8 {
+    pub fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
     }
 

@@ -18,13 +18,6 @@ pub struct Listener {
     file: (u64, u64),
 }
 
-/// User id that decides what this process may do.
-#[must_use]
-pub fn effective_uid() -> u32 {
-    // SAFETY: no pointers; always succeeds.
-    unsafe { libc::geteuid() }
-}
-
 fn stream_socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers.

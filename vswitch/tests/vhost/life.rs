@@ -189,7 +189,7 @@ fn a_second_connection_is_refused_and_counted() {
 fn only_the_owner_may_attach() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let me = vswitch::sys::unix::effective_uid();
+    let me = vswitch::sys::peer::euid();
     let mut client = config(path.clone());
     client.client = true;
     // Whoever listens counts as the peer. Root is always let in, so as root somebody else listens:

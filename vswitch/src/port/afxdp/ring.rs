@@ -35,7 +35,7 @@ impl<T: Copy> Ring<T> {
         socket: BorrowedFd<'_>,
         layout: &libc::xdp_ring_offset,
         len: u32,
-        page_offset: i64,
+        page_offset: u64,
     ) -> io::Result<Ring<T>> {
         let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
         let (producer, consumer) = (at(layout.producer)?, at(layout.consumer)?);
@@ -44,10 +44,10 @@ impl<T: Copy> Ring<T> {
         if !len.is_power_of_two() || producer.max(consumer).max(flags) + 4 > bytes {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let memory = Mapping::shared(socket, bytes, page_offset)?;
+        let memory = Mapping::shared(socket, page_offset, bytes)?;
         // Offsets are inside `bytes`, checked above, and aligned: the kernel laid them out for
         // 32-bit counters and for entries of this type.
-        let base = memory.ptr();
+        let base = memory.as_ptr();
         Ok(Ring {
             producer: base.wrapping_add(producer).cast(),
             consumer: base.wrapping_add(consumer).cast(),
@@ -82,7 +82,7 @@ impl<T: Copy> Producer<T> {
         socket: BorrowedFd<'_>,
         layout: &libc::xdp_ring_offset,
         len: u32,
-        page_offset: i64,
+        page_offset: u64,
     ) -> io::Result<Self> {
         Ring::map(socket, layout, len, page_offset).map(Producer)
     }
@@ -143,7 +143,7 @@ impl<T: Copy> Consumer<T> {
         socket: BorrowedFd<'_>,
         layout: &libc::xdp_ring_offset,
         len: u32,
-        page_offset: i64,
+        page_offset: u64,
     ) -> io::Result<Self> {
         Ring::map(socket, layout, len, page_offset).map(Consumer)
     }

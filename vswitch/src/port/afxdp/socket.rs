@@ -110,13 +110,13 @@ impl Socket {
         let rings = || {
             let layout: libc::xdp_mmap_offsets = get(&fd, libc::XDP_MMAP_OFFSETS)?;
             let (f, n) = (fd.as_fd(), CHUNKS);
-            let fill = libc::XDP_UMEM_PGOFF_FILL_RING.cast_signed();
-            let completion = libc::XDP_UMEM_PGOFF_COMPLETION_RING.cast_signed();
+            let rx = libc::XDP_PGOFF_RX_RING.cast_unsigned();
+            let tx = libc::XDP_PGOFF_TX_RING.cast_unsigned();
             Ok((
-                Producer::map(f, &layout.fr, n, fill)?,
-                Consumer::map(f, &layout.cr, n, completion)?,
-                Consumer::map(f, &layout.rx, n, libc::XDP_PGOFF_RX_RING)?,
-                Producer::map(f, &layout.tx, n, libc::XDP_PGOFF_TX_RING)?,
+                Producer::map(f, &layout.fr, n, libc::XDP_UMEM_PGOFF_FILL_RING)?,
+                Consumer::map(f, &layout.cr, n, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?,
+                Consumer::map(f, &layout.rx, n, rx)?,
+                Producer::map(f, &layout.tx, n, tx)?,
             ))
         };
         let (fill, completion, rx, tx) = rings().map_err(at(Step::Rings))?;

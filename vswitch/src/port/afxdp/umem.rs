@@ -27,7 +27,7 @@ impl Umem {
     }
 
     pub(super) fn base(&self) -> u64 {
-        self.0.ptr().expose_provenance() as u64
+        self.0.as_ptr().expose_provenance() as u64
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -59,6 +59,6 @@ impl Umem {
         }
         let offset = usize::try_from(address).ok()?;
         // SAFETY: `offset` is at most the mapping's length, checked above.
-        Some(unsafe { self.0.ptr().add(offset) })
+        Some(unsafe { self.0.as_ptr().add(offset) })
     }
 }

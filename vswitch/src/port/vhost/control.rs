@@ -337,8 +337,8 @@ impl VhostControl {
     }
 
     fn admit(&mut self, stream: UnixStream) -> Result<(), VhostError> {
-        let uid = fdpass::peer_uid(stream.as_fd()).map_err(VhostError::Connection)?;
-        let owner = self.config.owner.unwrap_or_else(unix::effective_uid);
+        let uid = peer::peer(&stream).map_err(VhostError::Connection)?.uid;
+        let owner = self.config.owner.unwrap_or_else(peer::euid);
         // Root can be anybody anyway.
         if uid != owner && uid != 0 {
             self.status.refused_owner += 1;

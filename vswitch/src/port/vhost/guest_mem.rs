@@ -11,7 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::sys::memfd::{Mapping, file_size};
+use crate::sys::memfd::file_size;
+use crate::sys::mmap::Mapping;
 use crate::sys::sigbus::{self, Watched};
 
 /// Regions a guest may have: what we answer to `GET_MAX_MEM_SLOTS` (QEMU's own default limit for
@@ -102,7 +103,7 @@ impl Region {
             .and_then(|n| usize::try_from(n).ok())
             .ok_or(MemError::BadRegion(spec))?;
         let skip = usize::try_from(spec.offset - start).map_err(|_e| MemError::BadRegion(spec))?;
-        let mapping = Mapping::new(fd.as_fd(), start, len).map_err(MemError::Map)?;
+        let mapping = Mapping::shared(fd.as_fd(), start, len).map_err(MemError::Map)?;
         let watched = sigbus::watch(mapping.as_ptr(), mapping.len()).map_err(MemError::Map)?;
         // SAFETY: `skip` is less than `len` (the region has at least one byte).
         let host = unsafe { mapping.as_ptr().add(skip) };

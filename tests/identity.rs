@@ -76,6 +76,46 @@ fn arp_claim(macs: (Mac, Mac), claimed: Ip, told: Ip, text: &str) -> Vec<u8> {
     frame
 }
 
+const fn ip6(last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+fn udp6(macs: (Mac, Mac), ips: ([u8; 16], [u8; 16]), ports: (u16, u16), text: &str) -> Vec<u8> {
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(macs.0, macs.1)
+        .ipv6(ips.0, ips.1, 64)
+        .udp(ports.0, ports.1)
+        .write(&mut frame, text.as_bytes())
+        .expect("a vector takes every frame");
+    frame
+}
+
+/// A neighbour advertisement by which `macs.0` with address `own` claims `claimed`, with `text` in an option that nobody knows.
+fn nd_claim(
+    macs: (Mac, Mac),
+    own: [u8; 16],
+    claimed: [u8; 16],
+    told: [u8; 16],
+    text: &str,
+) -> Vec<u8> {
+    // The target, then option 2: its link-layer address (RFC 4861 section 4.6.1).
+    let mut message = [&claimed[..], &[2, 1], &macs.0].concat();
+    let units = (2 + text.len()).div_ceil(8);
+    let end = message.len() + units * 8;
+    // 253: for experiments (RFC 4727).
+    message.extend([253, u8::try_from(units).expect("a short text")]);
+    message.extend(text.as_bytes());
+    message.resize(end, 0);
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(macs.0, macs.1)
+        .ipv6(own, told, 255)
+        // Neighbour advertisement with the flags solicited and override (RFC 4861 section 4.4).
+        .icmpv6_raw(136, 0, [0x60, 0, 0, 0])
+        .write(&mut frame, &message)
+        .expect("a vector takes every frame");
+    frame
+}
+
 fn holds(frame: &[u8], text: &str) -> bool {
     frame.windows(text.len()).any(|w| w == text.as_bytes())
 }
@@ -171,7 +211,7 @@ impl Site {
             let [.., last] = m.ip;
             m.port(
                 "",
-                &format!("ip = [\"10.0.0.{last}\"]\ntags = [\"friend\"]"),
+                &format!("ip = [\"10.0.0.{last}\", \"fd00::{last}\"]\ntags = [\"friend\"]"),
             )
         };
         let uplink =
@@ -256,6 +296,17 @@ fn whoever_pretends_is_dropped_for_what_he_pretends() {
     let text = "a claim by ARP";
     let claim = arp_claim((a.mac, b.mac), ip(3), b.ip, text);
     refuses(a, claim, text, "spoofed_arp");
+    let text = "a neighbour's IPv6 address";
+    let frame = udp6((a.mac, b.mac), (ip6(3), ip6(2)), (OPEN, OPEN), text);
+    refuses(a, frame, text, "spoofed_ip");
+    let text = "a claim by neighbour discovery";
+    let claim = nd_claim((a.mac, b.mac), ip6(1), ip6(3), ip6(2), text);
+    refuses(a, claim, text, "spoofed_arp");
+    let text = "a VLAN that is not the port's";
+    let mut frame = to_b(a.mac, a.ip, text);
+    // IEEE 802.1Q: VLAN 10.
+    frame.splice(12..12, [0x81, 0, 0, 10]);
+    refuses(a, frame, text, "vlan_not_allowed");
 
     // Without a guard a port may use whatever nobody else has declared.
     let text = "a database's MAC at another port";
@@ -272,6 +323,9 @@ fn whoever_pretends_is_dropped_for_what_he_pretends() {
     );
     let text = "a local address from outside";
     refuses(up, to_b(up.mac, ip(3), text), text, "spoofed_from_uplink");
+    let text = "a local IPv6 address from outside";
+    let frame = udp6((up.mac, b.mac), (ip6(3), ip6(2)), (OPEN, OPEN), text);
+    refuses(up, frame, text, "spoofed_from_uplink");
     conserves(&switch);
 }
 

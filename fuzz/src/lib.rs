@@ -1,7 +1,9 @@
 //! What the fuzz targets do, callable from ordinary tests. Each target's corpus is in
 //! `corpus/<target>`; inputs that once failed stay there under a name that says why.
 
+pub mod config;
 pub mod parse;
+pub mod process_burst;
 pub mod vhost_msg;
 pub mod vring;
 
@@ -56,6 +58,16 @@ mod tests {
     #[test]
     fn parse() {
         replay("parse", super::parse::run);
+    }
+
+    #[test]
+    fn config() {
+        replay("config", super::config::run);
+    }
+
+    #[test]
+    fn process_burst() {
+        replay("process_burst", super::process_burst::run);
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub fn run(mut input: &[u8]) {
         let mut at = 0;
         while at < bytes.len() {
             let to = (at + decoder.wanted()).min(bytes.len());
-        
+
             let message = match decoder.feed(&bytes[at..to], fds.drain(..)) {
                 Ok(m) => m,
                 Err(_) => return,

@@ -67,7 +67,8 @@ drop_reasons! {
     /// The source address is multicast, broadcast, loopback or unspecified where it may not be.
     BadSourceAddress => "bad_source_address",
     // --- VLAN ---
-    /// A tagged frame on an access port that carries no such VLAN.
+    /// A tagged frame on an access port that carries no such VLAN, or with a second tag that would be
+    /// its receiver's first.
     VlanNotAllowed => "vlan_not_allowed",
     // --- spoof guard ---
     /// The source MAC is not one of the sending port's workloads.

@@ -334,7 +334,7 @@ fn each_error_stands_at_its_line_and_column() {
         (
             "socket = \"/run/vswitch/web-1.sock\"",
             "socket = \"/tmp/v.sock\"",
-            "switch.toml:12:10: error: /tmp/v.sock is the switch's own API socket; give the port a socket of its own",
+            "switch.toml:12:10: error: \"/tmp/v.sock\" is the switch's own API socket; give the port a socket of its own",
         ),
         // The policy.
         (

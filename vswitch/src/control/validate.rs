@@ -198,13 +198,13 @@ impl<'a> Check<'a> {
                 if *socket == self.desired.switch.socket {
                     self.error(
                         at.key("socket"),
-                        format!("{} is the switch's own API socket", socket.display()),
+                        format!("{socket:?} is the switch's own API socket"),
                         "give the port a socket of its own",
                     );
                 } else if let Some(other) = self.owners.sockets.insert(socket, &port.name) {
                     self.error(
                         at.key("socket"),
-                        format!("{} is already port {other:?}'s socket", socket.display()),
+                        format!("{socket:?} is already port {other:?}'s socket"),
                         "give each port a socket of its own",
                     );
                 }

@@ -2,6 +2,7 @@
 //! budget that counts the copies.
 
 use crate::datapath::decision::Decisions;
+use crate::datapath::guard;
 use crate::datapath::process::{Ctx, Place, in_cell, judge_frame};
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, OutItem};
@@ -78,6 +79,10 @@ pub(crate) fn flood(
         };
         let same_wire = receiver.port == ctx.in_port && receiver.tag == at.tag;
         if idx == at.src || same_wire || (sender.outside && receiver.outside) {
+            continue;
+        }
+        if !guard::keeps_vlan(receiver, p) {
+            why = DropReason::VlanNotAllowed;
             continue;
         }
         if let Err(reason) = judge_frame(ctx, classifier, p, sender, receiver) {

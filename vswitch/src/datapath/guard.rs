@@ -37,6 +37,14 @@ pub fn domain(
         .ok_or(DropReason::VlanNotAllowed)
 }
 
+/// Whether `owner` may be given the frame as it is. What remains of its tags once the outer one is
+/// off would be the outer tag of a receiver that has none: a VLAN nobody judged it for.
+#[inline]
+#[must_use]
+pub fn keeps_vlan(owner: &Owner, p: &Parsed) -> bool {
+    owner.tag.is_some() || !p.has_inner_tag()
+}
+
 /// The sender of a frame on `port` in `domain` with tag `tag`.
 ///
 /// # Errors

@@ -94,6 +94,10 @@ pub(crate) fn handle(
     let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     let (message, wire) = read(frame)?;
     let p = &frame.parsed;
+    // The neighbours of a VLAN inside this one are not known here.
+    if p.has_inner_tag() {
+        return Err(DropReason::VlanNotAllowed);
+    }
     let sender = snapshot.owner(at.src).ok_or(DropReason::UnknownSender)?;
     let local = |addr: &Addr| snapshot.by_addr(at.domain, *addr);
     if sender.outside {

@@ -208,6 +208,9 @@ fn locate(
     }
     let dst = destination(ctx, port, at, sender, p)?;
     let receiver = snapshot.owner(dst).ok_or(DropReason::UnknownDestination)?;
+    if !guard::keeps_vlan(receiver, p) {
+        return Err(DropReason::VlanNotAllowed);
+    }
     if p.l3 == L3::Other {
         let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
         judge_frame(ctx, classifier, p, sender, receiver)?;

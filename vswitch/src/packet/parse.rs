@@ -93,6 +93,13 @@ impl Parsed {
             }
     }
 
+    /// Whether a VLAN tag stands inside the (untagged) head.
+    #[inline]
+    #[must_use]
+    pub fn has_inner_tag(&self) -> bool {
+        usize::from(self.l3_offset) > ETH_BYTES
+    }
+
     /// Whether this is a neighbour-discovery message, for [`super::nd::parse`].
     #[inline]
     #[must_use]

@@ -391,7 +391,7 @@ fn other_ethertypes_are_denied_by_name() {
 fn containers_in_one_vm_are_told_apart_by_vlan() {
     let inside = |name, m, ip: &'static str, tag, vlan| Guest {
         vlan: Some(vlan),
-        ..guest(name, m, Box::leak(Box::new([ip])), tag)
+        ..guest(name, m, &[ip], tag)
     };
     let ports = vec![
         port(
@@ -440,6 +440,12 @@ fn vlans_are_domains_of_their_own() {
     // app lives in the untagged domain: out of reach at layer 2, before any policy.
     let app = talk(1, "10.0.0.1", 3, "10.0.0.3").udp(1, 23, b"");
     r.send("web", &app).dropped(R::UnknownDestination);
+    // A second tag stays behind the first.
+    let inner = tagged(&f, 7);
+    r.send("web", &tagged(&inner, 0))
+        .reached("db", &tagged(&inner, 10));
+    let back = tagged(&WEB_DB().back().udp(53, 1000, b"a"), 7);
+    r.send("db", &tagged(&back, 10)).dropped(R::VlanNotAllowed);
 }
 
 #[test]

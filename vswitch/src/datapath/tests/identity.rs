@@ -208,6 +208,25 @@ fn only_declared_vlans_enter() {
 }
 
 #[test]
+fn a_second_tag_never_becomes_the_first() {
+    let mut r = rig();
+    let twice = |frame: &[u8]| tagged(&tagged(frame, 5), 0);
+    let unicast = WEB_DB().udp(1, 53, b"");
+    let mut group = unicast.clone();
+    group[..6].copy_from_slice(&[1, 0, 0x5e, 0, 0, 0xfb]);
+    let mut request = Mac::BROADCAST.0.to_vec();
+    request.extend(mac(1).0);
+    request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request.extend(mac(1).0);
+    request.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 77]);
+    for frame in [unicast, group, request] {
+        let out = r.send("web", &frame);
+        assert_eq!(out.drops, Default::default());
+        r.send("web", &twice(&frame)).dropped(R::VlanNotAllowed);
+    }
+}
+
+#[test]
 fn a_router_may_send_for_its_networks_but_not_for_a_workload() {
     let mut ports = layout();
     let (addr, len) = ("192.0.2.0".parse().unwrap(), 24);

@@ -248,12 +248,8 @@ pub struct ConnEvent {
     pub src_mac: Mac,
     /// The other end's MAC.
     pub dst_mac: Mac,
-    /// Frames in the original direction, when a connection ended.
-    pub original_pkts: u64,
-    /// Bytes in the original direction.
+    /// Bytes in the original direction, when a connection ended.
     pub original_bytes: u64,
-    /// Frames in the reply direction.
-    pub reply_pkts: u64,
     /// Bytes in the reply direction.
     pub reply_bytes: u64,
 }

@@ -649,9 +649,7 @@ fn event(ctx: &Ctx<'_>, kind: ConnEventKind, p: &Parsed) -> ConnEvent {
         dst: p.dst,
         src_mac: p.src_mac,
         dst_mac: p.dst_mac,
-        original_pkts: 0,
         original_bytes: 0,
-        reply_pkts: 0,
         reply_bytes: 0,
     }
 }
@@ -702,9 +700,7 @@ pub(crate) fn end_event(conn: &ConnRef<'_>, kind: ConnEventKind, now_ns: u64) ->
         dst: to.addr,
         src_mac: Default::default(),
         dst_mac: Default::default(),
-        original_pkts: 0,
         original_bytes,
-        reply_pkts: 0,
         reply_bytes,
     }
 }

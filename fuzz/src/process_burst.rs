@@ -6,6 +6,7 @@
 //! whom, under which rule or answer to what. A burst comes from one port, so every frame received
 //! after it comes from there.
 
+use std::cell::RefCell;
 use std::sync::{Arc, LazyLock};
 
 use vswitch::config;
@@ -42,30 +43,19 @@ static DESIRED: LazyLock<[Desired; 2]> = LazyLock::new(|| {
         .map(|policy| config::parse(("switch", "policy"), world::SWITCH, policy).expect("valid"))
 });
 
-struct Rig {
-    shared: Arc<Shared>,
-    worker: Worker,
+/// Ports and their other ends. They remember nothing once they are empty, as they are after every
+/// burst, and are dear to make: one set serves all inputs.
+struct Wires {
     ports: Vec<Arc<Port>>,
     ends: Vec<MemEnd>,
-    now_ns: u64,
-    expect: Expect,
 }
 
-impl Rig {
-    fn new() -> Rig {
-        let table = flowtable::Config {
-            capacity: CONNECTIONS,
-            seed: Some([1, 2, 3, 4]),
-            ..flowtable::Config::default()
-        };
-        let shared = Shared::new(1, PORTS.len(), table).expect("memory");
-        let config = WorkerConfig {
-            index: 0,
-            core: None,
-            poll: PollMode::Busy,
-        };
-        let wake = Arc::new(EventFd::new().expect("a descriptor"));
-        let worker = Worker::new(Arc::clone(&shared), config, wake).expect("the first one");
+thread_local! {
+    static WIRES: RefCell<Wires> = RefCell::new(Wires::new());
+}
+
+impl Wires {
+    fn new() -> Wires {
         let (mut ports, mut ends) = (Vec::new(), Vec::new());
         for (id, name) in (0..).zip(PORTS) {
             let offloads = OFFLOADING.contains(&name);
@@ -83,11 +73,38 @@ impl Rig {
             ports.push(port);
             ends.push(end);
         }
+        Wires { ports, ends }
+    }
+}
+
+/// A switch that has seen nothing yet.
+struct Rig<'w> {
+    shared: Arc<Shared>,
+    worker: Worker,
+    wires: &'w mut Wires,
+    now_ns: u64,
+    expect: Expect,
+}
+
+impl<'w> Rig<'w> {
+    fn new(wires: &'w mut Wires) -> Rig<'w> {
+        let table = flowtable::Config {
+            capacity: CONNECTIONS,
+            seed: Some([1, 2, 3, 4]),
+            ..flowtable::Config::default()
+        };
+        let shared = Shared::new(1, PORTS.len(), table).expect("memory");
+        let config = WorkerConfig {
+            index: 0,
+            core: None,
+            poll: PollMode::Busy,
+        };
+        let wake = Arc::new(EventFd::new().expect("a descriptor"));
+        let worker = Worker::new(Arc::clone(&shared), config, wake).expect("the first one");
         Rig {
             shared,
             worker,
-            ports,
-            ends,
+            wires,
             now_ns: 1_000_000_000_000,
             expect: Expect::default(),
         }
@@ -100,33 +117,37 @@ impl Rig {
         let compiled = compiled.expect("valid");
         let mut parties = compiled.parties.into_iter();
         let mut attachment = 100;
-        let inputs = desired.ports.iter().zip(&self.ports).map(|(config, port)| {
-            assert_eq!(config.name, port.name);
-            let workloads = config.workloads.iter().map(|w| {
-                attachment += 1;
-                WorkloadInput {
-                    attachment: AttachmentId(attachment),
-                    name: w.name.clone(),
-                    party: parties.next().expect("one each"),
-                    macs: w.mac.clone(),
-                    ips: w.ip.clone(),
-                    vlan: w.vlan,
+        let inputs = desired
+            .ports
+            .iter()
+            .zip(&self.wires.ports)
+            .map(|(config, port)| {
+                assert_eq!(config.name, port.name);
+                let workloads = config.workloads.iter().map(|w| {
+                    attachment += 1;
+                    WorkloadInput {
+                        attachment: AttachmentId(attachment),
+                        name: w.name.clone(),
+                        party: parties.next().expect("one each"),
+                        macs: w.mac.clone(),
+                        ips: w.ip.clone(),
+                        vlan: w.vlan,
+                    }
+                });
+                PortInput {
+                    port: Arc::clone(port),
+                    tenant: desired.policy.tenant_id(&config.tenant).expect("declared"),
+                    vlan: config.vlan,
+                    trunk: config.trunk.clone(),
+                    uplink: config.uplink,
+                    guard: config.guard,
+                    routes: config.routes.clone(),
+                    mtu: config.mtu,
+                    max_connections: QUOTA,
+                    attachment: AttachmentId(u32::from(port.id.0)),
+                    workloads: workloads.collect(),
                 }
             });
-            PortInput {
-                port: Arc::clone(port),
-                tenant: desired.policy.tenant_id(&config.tenant).expect("declared"),
-                vlan: config.vlan,
-                trunk: config.trunk.clone(),
-                uplink: config.uplink,
-                guard: config.guard,
-                routes: config.routes.clone(),
-                mtu: config.mtu,
-                max_connections: QUOTA,
-                attachment: AttachmentId(u32::from(port.id.0)),
-                workloads: workloads.collect(),
-            }
-        });
         let input = SnapshotInput {
             ports: inputs.collect(),
             classifier: (which < 2).then(|| Arc::new(compiled.classifier)),
@@ -160,7 +181,7 @@ impl Rig {
     fn burst(&mut self, from: usize, frames: &[(Vec<u8>, Offload)]) {
         let (before, _) = self.totals();
         for (bytes, offload) in frames {
-            self.ends[from]
+            self.wires.ends[from]
                 .send_with(bytes, *offload)
                 .expect("room for a burst");
         }
@@ -177,7 +198,7 @@ impl Rig {
         let mut received = 0;
         let mut bytes = Vec::new();
         self.expect.sent(frames);
-        for (to, end) in self.ends.iter_mut().enumerate() {
+        for (to, end) in self.wires.ends.iter_mut().enumerate() {
             while let Some(offload) = end.recv(&mut bytes) {
                 received += 1;
                 takes(PORTS[to], &bytes, offload);
@@ -242,8 +263,11 @@ fn step<'a>(input: &mut &'a [u8]) -> Option<(usize, bool, Step)> {
 }
 
 /// See the module documentation.
-pub fn run(mut input: &[u8]) {
-    let mut rig = Rig::new();
+pub fn run(input: &[u8]) {
+    WIRES.with_borrow_mut(|wires| once(Rig::new(wires), input));
+}
+
+fn once(mut rig: Rig<'_>, mut input: &[u8]) {
     rig.publish(0);
     let mut from = 0;
     let mut burst = Vec::new();

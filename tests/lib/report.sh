@@ -7,6 +7,7 @@ passed=0
 failed=0
 reasons=()   # of what was skipped, a line each
 failures=()
+tiers=()     # what each check came to, a line each
 started=$SECONDS
 
 # Where cargo puts things; a relative CARGO_TARGET_DIR is relative to the repository, as all scripts run there.
@@ -27,16 +28,23 @@ skipped() { reasons+=("$1"); printf 'SKIPPED: %s\n' "$1"; }
 # Runs a command, output to the terminal and to $output; its exit code.
 logged() { "$@" 2>&1 | tee "$output"; return "${PIPESTATUS[0]}"; }
 
+# tier NAME PASSED FAILED SINCE: a line for the summary.
+tier() { tiers+=("$(printf '%5d passed %3d failed %6d s  %s' "$2" "$3" $((SECONDS - $4)) "$1")"); }
+
 # check NAME COMMAND...: one check, passed when the command succeeds.
 check() {
+    local ok=0 since=$SECONDS
     title "$1"
-    if logged "${@:2}"; then passed=$((passed + 1)); else failed=$((failed + 1)); failures+=("$1"); fi
+    if logged "${@:2}"; then ok=1; else failures+=("$1"); fi
+    passed=$((passed + ok))
+    failed=$((failed + 1 - ok))
+    tier "$1" $ok $((1 - ok)) $since
 }
 
 # tests NAME COMMAND...: a test run of cargo or nextest, whose own counts are added.
 tests() {
     title "$1"
-    local code=0 ok bad out
+    local code=0 ok bad out since=$SECONDS
     logged "${@:2}" || code=$?
     # `test result: ok. 5 passed; 0 failed; 1 ignored; ...`, one for each test binary, or
     # `Summary [ 0.1s] 9 tests run: 7 passed (1 slow), 1 failed, 1 timed out, 3 skipped`, one at the end.
@@ -45,13 +53,14 @@ tests() {
         /^test result: / { ok += before("passed"); bad += before("failed"); out += before("ignored") }
         /^ *Summary \[/ { sub(/\([^)]*\)/, ""); ok += before("passed"); bad += before("failed") + before("out"); out += before("skipped") }
         END { print ok + 0, bad + 0, out + 0 }' "$output")
-    passed=$((passed + ok))
-    failed=$((failed + bad))
+    ran=$((ok + bad))
     [ "$bad" -eq 0 ] || failures+=("$1: $bad of its tests")
     [ "$out" -eq 0 ] || for _ in $(seq "$out"); do skipped "$1: marked as ignored"; done
     # It did not compile, or a test binary crashed.
-    if [ $code -ne 0 ] && [ "$bad" -eq 0 ]; then failed=$((failed + 1)); failures+=("$1: exit code $code"); fi
-    ran=$((ok + bad))
+    if [ $code -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; failures+=("$1: exit code $code"); fi
+    passed=$((passed + ok))
+    failed=$((failed + bad))
+    tier "$1" "$ok" "$bad" $since
 }
 
 # Prints the result and exits. With "strict", what was skipped is a failure.
@@ -64,6 +73,7 @@ finish() {
     done < <(sort -t $'\t' -k 1,1 -u "$VSWITCH_TEST_SKIPS")
     n=${#reasons[@]}
     title "result"
+    printf '%s\n' "${tiers[@]}"
     [ "$n" -eq 0 ] || { echo "Skipped:"; printf '  %s\n' "${reasons[@]}" | sort | uniq -c; }
     [ ${#failures[@]} -eq 0 ] || { echo "Failed:"; printf '  %s\n' "${failures[@]}"; }
     [ "$n" -eq 0 ] || [ "$1" != strict ] || echo "Nothing may be skipped here: that is a failure."

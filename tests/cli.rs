@@ -158,6 +158,7 @@ fn bad_input_is_refused_and_the_switch_untouched() {
             &["nobody", "workload list"],
         ),
         (vec!["conn", "list", "--workload", "nobody"], 2, &["nobody"]),
+        (vec!["watch", "--workload", "nobody"], 2, &["nobody"]),
         (
             vec!["watch", "--kind", "everything"],
             2,
@@ -262,13 +263,14 @@ fn sigterm_ends_it_cleanly_and_then_nobody_answers() {
 #[test]
 fn a_port_that_cannot_open_stops_the_start_with_advice() {
     let Some(lab) = Lab::open(&[]) else { return };
-    let toml = switch_toml(&lab)
-        + "[[port]]\nname = \"c\"\nkind = \"af-xdp\"\ninterface = \"vsw-none0\"\n\
-           [[port.workload]]\nname = \"c\"\nmac = [\"52:54:00:00:00:03\"]\n";
+    let _other = UnixListener::bind(lab.path("c.sock")).expect("a fresh path");
+    let toml = switch_toml(&lab) + &port(&lab, "c", 3, "x");
     let mut s = SwitchConfig::new(&lab, "sw", &toml, POLICY).spawn();
     assert_eq!(s.process().wait(LIMIT).code(), Some(1));
     let said = s.process().log();
-    assert!(said.contains("vsw-none0"), "{said}");
+    for what in ["c.sock", "in use", "another path"] {
+        assert!(said.contains(what), "{what} is not said: {said}");
+    }
     assert!(
         !s.socket().exists() && !lab.path("web-1.sock").exists(),
         "nothing is left behind"

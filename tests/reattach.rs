@@ -1,5 +1,5 @@
-//! A container that restarts brings a new interface of the old name: its port takes it up by itself, and meanwhile nothing else
-//! has to wait.
+//! A container that restarts, or comes after the switch, brings a new interface: its port takes it up by itself, and meanwhile
+//! nothing else has to wait.
 
 mod common;
 
@@ -61,4 +61,45 @@ fn a_restarted_container_is_attached_again() {
     });
     two.run_ok(ping, LIMIT);
     assert!(up("c2"), "the other port was not touched");
+}
+
+#[test]
+fn a_container_may_come_after_the_switch() {
+    let Some(lab) = Lab::open(&[Need::Netns, Need::Program("busybox")]) else {
+        return;
+    };
+    let ns = |name| Netns::new(&lab, name);
+    let (host, one, two, three) = (ns("host"), ns("one"), ns("two"), ns("three"));
+    for (interface, n, ns) in [("c2", 2, &two), ("c3", 3, &three)] {
+        host.veth(interface, ns, "eth0");
+        let address = format!("10.0.0.{n}/24");
+        ns.address("eth0", &format!("52:54:00:00:00:0{n}"), &[&address]);
+    }
+    let toml =
+        "policy = \"policy.toml\"\n".to_owned() + &port("c1", 1) + &port("c2", 2) + &port("c3", 3);
+    let mut s = SwitchConfig::new(&lab, "sw", &toml, POLICY)
+        .in_netns(&host)
+        .start();
+    let said = s.process().log();
+    assert!(said.contains("no such interface yet"), "{said}");
+    let list = s.cli_ok(&["port", "list"]);
+    let line = list.lines().find(|l| l.contains("c1"));
+    assert!(line.is_some_and(|l| l.contains(" missing ")), "{list}");
+    // Those who are there are served.
+    let ping = "busybox ping -c 1 -w 10 10.0.0";
+    two.run_ok(&format!("{ping}.3"), LIMIT);
+
+    host.veth("c1", &one, "eth0");
+    one.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    s.wait_ports_up(3);
+    two.run_ok(&format!("{ping}.1"), LIMIT);
+
+    // Nor does a restart of the switch need all of them.
+    host.ip("link del c2");
+    s.restart();
+    s.wait_ports_up(2);
+    three.run_ok(&format!("{ping}.1"), LIMIT);
+    // A command is told at once.
+    let refused = s.cli(&["port", "add", "c4", "--kind", "af-xdp", "--at", "c4"]);
+    assert_eq!(refused.status.code(), Some(1));
 }

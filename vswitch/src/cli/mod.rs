@@ -103,7 +103,7 @@ enum Command {
         #[arg(long)]
         src_port: Option<u16>,
     },
-    /// Connections and denials as they happen.
+    /// Denials and cuts as they happen, and the connections of rules with `log = true`.
     Watch {
         /// Only with this workload at an end.
         #[arg(long)]
@@ -426,11 +426,12 @@ fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
             });
             out.print(&good, |_| {
                 format!(
-                    "{}: valid: {} ports, {workloads} workloads, {} segments, {} rules",
+                    "{}: valid: {}, {}, {}, {}",
                     file.display(),
-                    desired.ports.len(),
-                    desired.policy.segments.len(),
-                    desired.policy.rules.len()
+                    show::n(desired.ports.len(), "port"),
+                    show::n(workloads, "workload"),
+                    show::n(desired.policy.segments.len(), "segment"),
+                    show::n(desired.policy.rules.len(), "rule")
                 )
             })
         }

@@ -43,6 +43,11 @@ fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }
 
+/// `1 rule`, `2 rules`.
+pub(super) fn n(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 pub(super) fn status(s: &Status) -> String {
     let mut out = format!(
         "vswitch {}, pid {}, up {} s\n",
@@ -58,7 +63,12 @@ pub(super) fn status(s: &Status) -> String {
             " (workers are taking it up)"
         }
     );
-    let _ = writeln!(out, "policy       {} ({} rules)", s.policy_source, s.rules);
+    let _ = writeln!(
+        out,
+        "policy       {} ({})",
+        s.policy_source,
+        n(s.rules, "rule")
+    );
     if let Some(left) = s.confirm_s {
         let _ = writeln!(
             out,
@@ -67,8 +77,10 @@ pub(super) fn status(s: &Status) -> String {
     }
     let _ = writeln!(
         out,
-        "ports        {} ({} up), {} workloads",
-        s.ports, s.ports_up, s.workloads
+        "ports        {} ({} up), {}",
+        s.ports,
+        s.ports_up,
+        n(s.workloads, "workload")
     );
     let _ = writeln!(
         out,
@@ -113,7 +125,7 @@ pub(super) fn ports(ports: &[PortInfo]) -> String {
             p.name.clone(),
             p.kind.clone(),
             p.at.clone(),
-            up(p.up).to_owned(),
+            if p.missing { "missing" } else { up(p.up) }.to_owned(),
             p.vlan.to_string(),
             workloads,
             count(&p.counters, "rx_pkts").to_string(),
@@ -310,10 +322,27 @@ pub(super) fn explanation(e: &Explanation) -> String {
     out
 }
 
+/// The protocol; with a decision on ICMP its type, and its code when there is one, as a rule names them.
+fn service_name(e: &WatchEvent) -> String {
+    let ended = matches!(e.kind.as_str(), "cut" | "close" | "expire" | "evict");
+    if ended || !e.protocol.starts_with("icmp") {
+        return e.protocol.clone();
+    }
+    let [kind, code] = e.dport.to_be_bytes();
+    if code == 0 {
+        format!("{}/{kind}", e.protocol)
+    } else {
+        format!("{}/{kind}/{code}", e.protocol)
+    }
+}
+
 pub(super) fn event(e: &WatchEvent) -> String {
-    let mut out = format!("{:>12.6} {:<7} {:<6} ", e.time_s, e.kind, e.protocol);
+    let protocol = service_name(e);
+    let mut out = format!("{:>12.6} {:<7} {protocol:<6} ", e.time_s, e.kind);
     if e.src.is_empty() {
         let _ = write!(out, "{} {} > {} {}", e.from, e.src_mac, e.to, e.dst_mac);
+    } else if e.protocol.starts_with("icmp") {
+        let _ = write!(out, "{} {} > {} {}", e.from, e.src, e.to, e.dst);
     } else {
         let _ = write!(
             out,
@@ -398,4 +427,47 @@ pub(super) fn stats(s: &Stats) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::event;
+    use crate::control::api::WatchEvent;
+
+    fn icmp(kind: &str, dport: u16) -> WatchEvent {
+        WatchEvent {
+            time_s: 1.5,
+            kind: kind.to_owned(),
+            reason: None,
+            rule: None,
+            port: "a".to_owned(),
+            from: "web-1".to_owned(),
+            to: "db-1".to_owned(),
+            protocol: "icmp".to_owned(),
+            src: "10.0.0.1".to_owned(),
+            sport: 335,
+            dst: "10.0.0.2".to_owned(),
+            dport,
+            src_mac: String::new(),
+            dst_mac: String::new(),
+            generation: 1,
+            original_bytes: 0,
+            reply_bytes: 0,
+            lost: 0,
+        }
+    }
+
+    #[test]
+    fn icmp_is_named_as_a_rule_names_it() {
+        let parties = "web-1 10.0.0.1 > db-1 10.0.0.2";
+        for (kind, dport, what) in [
+            ("deny", 8 << 8, "deny    icmp/8"),
+            ("reject", 3 << 8 | 4, "reject  icmp/3/4"),
+            // The end of an exchange knows its identifier, not a type.
+            ("cut", 335, "cut     icmp  "),
+        ] {
+            let line = format!("    1.500000 {what} {parties}");
+            assert_eq!(event(&icmp(kind, dport)), line);
+        }
+    }
 }

@@ -193,6 +193,8 @@ pub struct PortInfo {
     pub at: String,
     /// Whether its peer is attached.
     pub up: bool,
+    /// Its interface is not there; it is attached when it comes.
+    pub missing: bool,
     /// Owner.
     pub tenant: String,
     /// Access VLAN.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::apply::ApplyError;
 use super::state::{PortConfig, PortKind};
 use crate::counters::{Counters, PortValues};
 use crate::drop_reason::DropReason;
@@ -14,6 +15,7 @@ use crate::port::pcap::{self, PcapConfig, PcapError};
 use crate::port::tap::{self, TapConfig, TapControl, TapError};
 use crate::port::vhost::{self, VhostConfig, VhostControl, VhostError};
 use crate::port::{Port, PortId};
+use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::time::monotonic_ns;
 
 /// Why a port could not be opened: what, where, what to do.
@@ -56,8 +58,10 @@ pub(super) struct OpenPort {
     pub(super) config: PortConfig,
     pub(super) port: Arc<Port>,
     pub(super) control: PortControl,
-    /// Its interface is gone, and with it every use of this port; one of the same name may come.
+    /// Its interface is gone or not there yet, and with it every use of this port; one of that name may come.
     pub(super) orphaned: bool,
+    /// Why the interface that came could not be used, so that it is said once.
+    pub(super) trouble: Option<String>,
     /// What the counters of its number said when it was opened: numbers are reused.
     baseline: Totals,
 }
@@ -75,6 +79,8 @@ pub(super) enum PortControl {
     Pcap,
     /// Its device.
     Tap(Box<TapControl>),
+    /// Nothing: its interface is not there yet.
+    Absent,
 }
 
 impl OpenPort {
@@ -154,14 +160,64 @@ impl OpenPort {
             port,
             control,
             orphaned: false,
+            trouble: None,
             baseline: Totals::read(counters, id),
         })
+    }
+
+    /// A port without queues, in the place of one that cannot be opened because its interface is not
+    /// there; `None` when `error` says something else.
+    pub(super) fn absent(
+        id: PortId,
+        config: &PortConfig,
+        counters: &[Arc<Counters>],
+        error: &PortError,
+    ) -> Option<Self> {
+        let PortError::AfXdp(AfXdpError::Interface {
+            source: NetlinkError::NoLink(interface),
+            ..
+        }) = error
+        else {
+            return None;
+        };
+        warn!(
+            port = config.name,
+            interface, "no such interface yet; it is attached when it is there"
+        );
+        Some(OpenPort {
+            config: config.clone(),
+            port: Arc::new(Port::new(id, &config.name, Vec::new(), Vec::new())),
+            control: PortControl::Absent,
+            orphaned: true,
+            trouble: None,
+            baseline: Totals::read(counters, id),
+        })
+    }
+
+    /// Whether the interface that an orphaned port waits for is there: cheap, so that waiting is.
+    pub(super) fn interface_is_back(&self) -> bool {
+        let PortKind::AfXdp { interface } = &self.config.kind else {
+            return false;
+        };
+        Netlink::new().is_ok_and(|mut netlink| netlink.link(interface).is_ok())
+    }
+
+    /// Says why an interface that is back cannot be attached.
+    pub(super) fn not_renewed(&mut self, error: &ApplyError) {
+        let text = error.to_string();
+        if self.trouble.as_ref() != Some(&text) {
+            warn!(
+                port = self.config.name,
+                "its interface is there but cannot be attached; tried again every second: {text}"
+            );
+        }
+        self.trouble = Some(text);
     }
 
     /// The descriptor that is readable when [`OpenPort::ready`] has something to do.
     pub(super) fn fd(&self) -> Option<RawFd> {
         match &self.control {
-            PortControl::Mem(_) | PortControl::Pcap => None,
+            PortControl::Mem(_) | PortControl::Pcap | PortControl::Absent => None,
             PortControl::Vhost(c) => Some(c.fd()),
             PortControl::AfXdp(c) => Some(c.events_fd()),
             PortControl::Tap(c) => Some(c.events_fd()),
@@ -171,7 +227,7 @@ impl OpenPort {
     /// Serves whatever happened.
     pub(super) fn ready(&mut self, now_ns: u64) {
         match &mut self.control {
-            PortControl::Mem(_) | PortControl::Pcap => {}
+            PortControl::Mem(_) | PortControl::Pcap | PortControl::Absent => {}
             PortControl::Vhost(c) => c.ready(now_ns),
             PortControl::Tap(c) => {
                 c.check();

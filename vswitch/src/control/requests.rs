@@ -82,7 +82,7 @@ pub(super) fn answer(
         return Answer::Reply(line::<()>(Err(error)));
     }
     let r = match envelope.request {
-        Request::Watch(filter) => return watch(filter),
+        Request::Watch(filter) => return watch(control, filter),
         Request::Status => line(Ok(control.status(now_ns))),
         Request::Ports => line(Ok(control.port_infos())),
         Request::Workloads => line(Ok(control.workload_infos())),
@@ -100,7 +100,7 @@ pub(super) fn answer(
     Answer::Reply(r)
 }
 
-fn watch(filter: WatchFilter) -> Answer {
+fn watch(control: &Control, filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
     let all = [
         K::Allow,
@@ -112,6 +112,9 @@ fn watch(filter: WatchFilter) -> Answer {
         K::Expire,
         K::Evict,
     ];
+    if let Some(Err(e)) = filter.workload.as_deref().map(|w| control.known(w)) {
+        return Answer::Reply(line::<()>(Err(e)));
+    }
     let unknown = |kind: &&String| !all.iter().any(|k| k.name() == kind.as_str());
     match filter.kinds.iter().find(unknown) {
         None => Answer::Stream(filter),

@@ -116,6 +116,7 @@ impl Control {
                 kind: kind.to_owned(),
                 at,
                 up: p.port.is_up(),
+                missing: p.orphaned,
                 tenant: p.config.tenant.clone(),
                 vlan: p.config.vlan,
                 trunk: p.config.trunk.clone(),
@@ -231,20 +232,24 @@ impl Control {
         }
     }
 
+    /// An error when there is no workload of that name.
+    pub(super) fn known(&self, workload: &str) -> Result<(), ApiError> {
+        if self.residents().any(|(_, w)| w.name == workload) {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            ErrorCode::Usage,
+            format!("there is no workload {workload}; `vswitch workload list` shows them"),
+        ))
+    }
+
     pub(super) fn conns(
         &self,
         workload: Option<&str>,
         limit: usize,
         tick: u32,
     ) -> Result<ConnList, ApiError> {
-        if let Some(name) = workload
-            && !self.residents().any(|(_, w)| w.name == name)
-        {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                format!("there is no workload {name}; `vswitch workload list` shows them"),
-            ));
-        }
+        workload.map_or(Ok(()), |name| self.known(name))?;
         let limit = limit.min(MAX_CONNS);
         let mut list = ConnList {
             total: self.shared.table.len(),

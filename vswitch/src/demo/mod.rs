@@ -16,6 +16,7 @@ mod scene;
 mod speed;
 mod steps;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -239,6 +240,9 @@ fn end(
     scene: Option<Scene>,
     place: &Place,
 ) -> Result<(), Halt> {
+    let name = not_in_path().map_or("vswitch".to_owned(), |dir| {
+        dir.join("vswitch").display().to_string()
+    });
     let next = [
         (
             "your own VMs",
@@ -250,7 +254,7 @@ fn end(
             "configuration, policy",
             "docs/config.md, docs/policy.md".to_owned(),
         ),
-        ("look around in this one", "vswitch demo --keep".to_owned()),
+        ("look around in this one", format!("{name} demo --keep")),
     ];
     let mode = match &scene {
         Some(s) if !s.wirings.is_empty() => "containers and guests",
@@ -273,11 +277,14 @@ fn end(
 /// Goes on, with a little traffic, until a signal.
 fn keep(report: &mut Report, scene: &mut Scene, place: &Place) -> Result<(), Halt> {
     let socket = scene.api.display();
+    let path = not_in_path().map_or(String::new(), |dir| {
+        format!("   export PATH={}:$PATH\n", dir.display())
+    });
     report.say(&format!(
-        "\nStill running, with a little traffic; Ctrl-C ends it. In another terminal:\n   \
+        "\nStill running, with a little traffic; Ctrl-C ends it. In another terminal:\n{path}   \
          export VSWITCH_SOCKET={socket}\n   \
          vswitch status\n   \
-         vswitch conn list\n   \
+         vswitch conn list --workload web\n   \
          vswitch explain --from batch --to db --service tcp/5432\n   \
          vswitch watch\n   \
          vswitch policy apply {}    (edit it first)",
@@ -298,6 +305,20 @@ fn keep(report: &mut Report, scene: &mut Scene, place: &Place) -> Result<(), Hal
             Err(failed @ Halt::Failed { .. }) => return Err(failed),
         }
     }
+}
+
+/// Our binary's directory, when a shell does not look for commands there: `cargo run` leaves it in
+/// the target directory.
+fn not_in_path() -> Option<PathBuf> {
+    let exe = std::env::current_exe().ok()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("vswitch"));
+    let first = found.into_iter().find(|file| file.is_file());
+    let ours = |file: &PathBuf| std::fs::canonicalize(file).is_ok_and(|file| file == exe);
+    if first.as_ref().is_some_and(ours) {
+        return None;
+    }
+    Some(exe.parent()?.to_owned())
 }
 
 /// Why there can be no containers here, when that is known beforehand.
@@ -332,6 +353,12 @@ fn no_containers() -> Option<String> {
             "root here lacks {}; start the container that this runs in with them to see containers too",
             missing.join(", ")
         ),
-        _ => "not root; run it as root to see containers too".to_owned(),
+        _ => {
+            let exe = std::env::current_exe().unwrap_or_else(|_e| "vswitch".into());
+            format!(
+                "not root; to see containers too: sudo {} demo",
+                exe.display()
+            )
+        }
     })
 }

@@ -148,7 +148,9 @@ pub enum AfXdpError {
         queue: u32,
     },
     /// A capability is missing.
-    #[error("af-xdp port {port}: {what} is not permitted; it needs {capability}")]
+    #[error(
+        "af-xdp port {port}: cannot {what} without {capability}; run the switch as root, or give it these"
+    )]
     Permission {
         /// The port.
         port: String,
@@ -599,7 +601,7 @@ impl Context<'_> {
         let Failed { step, source } = failed;
         match (step, source.raw_os_error()) {
             (Step::Create, Some(libc::EPERM)) => {
-                self.permission("opening an AF_XDP socket", "CAP_NET_RAW", source)
+                self.permission("open an AF_XDP socket", "CAP_NET_RAW", source)
             }
             (Step::Create, Some(libc::EAFNOSUPPORT)) => self.kernel(
                 "open an AF_XDP socket (the kernel has none: CONFIG_XDP_SOCKETS)",

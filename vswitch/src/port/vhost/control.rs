@@ -539,10 +539,17 @@ impl Device for Queues {
     }
 
     fn add_region(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), SessionError> {
+        // QEMU 7.2 adds, and removes, every region once for each queue pair.
+        if self.mem.has(spec) {
+            return Ok(());
+        }
         self.install(self.mem.with(spec, &fd)?)
     }
 
     fn remove_region(&mut self, spec: RegionSpec) -> Result<(), SessionError> {
+        if !self.mem.has(spec) {
+            return Ok(());
+        }
         self.install(self.mem.without(spec)?)
     }
 

@@ -179,18 +179,24 @@ impl GuestMem {
     /// # Errors
     /// [`MemError::NoSuchRegion`].
     pub fn without(&self, spec: RegionSpec) -> Result<Self, MemError> {
-        let same = |r: &Arc<Region>| {
+        let at = self.position(spec).ok_or(MemError::NoSuchRegion(spec))?;
+        let mut regions = self.regions.clone();
+        regions.remove(at);
+        Ok(Self::of(regions))
+    }
+
+    /// Whether this region is one of these.
+    #[must_use]
+    pub fn has(&self, spec: RegionSpec) -> bool {
+        self.position(spec).is_some()
+    }
+
+    fn position(&self, spec: RegionSpec) -> Option<usize> {
+        self.regions.iter().position(|r| {
             r.spec.guest == spec.guest
                 && r.spec.size == spec.size
                 && r.spec.front_end == spec.front_end
-        };
-        let mut regions = self.regions.clone();
-        let at = regions
-            .iter()
-            .position(same)
-            .ok_or(MemError::NoSuchRegion(spec))?;
-        regions.remove(at);
-        Ok(Self::of(regions))
+        })
     }
 
     fn of(mut regions: Vec<Arc<Region>>) -> Self {
@@ -340,6 +346,8 @@ mod tests {
         }
         let both = mem.with(spec(0x3000, 0x1000, 0), &fd).unwrap();
         assert!(mem.without(spec(0x3000, 0x1000, 0)).is_err());
+        assert!(both.has(spec(0x3000, 0x1000, 0)) && !mem.has(spec(0x3000, 0x1000, 0)));
+        assert!(!both.has(spec(0x3000, 0x800, 0)));
         let back = both.without(spec(0x1000, 0x2000, 0)).unwrap();
         assert!(back.span(0x1000, &mut 0).is_none());
         assert!(back.span(0x3000, &mut 5).is_some());

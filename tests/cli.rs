@@ -264,17 +264,25 @@ fn sigterm_ends_it_cleanly_and_then_nobody_answers() {
 fn a_port_that_cannot_open_stops_the_start_with_advice() {
     let Some(lab) = Lab::open(&[]) else { return };
     let _other = UnixListener::bind(lab.path("c.sock")).expect("a fresh path");
-    let toml = switch_toml(&lab) + &port(&lab, "c", 3, "x");
-    let mut s = SwitchConfig::new(&lab, "sw", &toml, POLICY).spawn();
-    assert_eq!(s.process().wait(LIMIT).code(), Some(1));
-    let said = s.process().log();
-    for what in ["c.sock", "in use", "another path"] {
-        assert!(said.contains(what), "{what} is not said: {said}");
+    let taken = port(&lab, "c", 3, "x");
+    let missing = "[[port]]\nname = \"c\"\nkind = \"af-xdp\"\ninterface = \"vsw-none0\"\n\
+                   [[port.workload]]\nname = \"c\"\nmac = [\"52:54:00:00:00:03\"]\n";
+    for (port, advice) in [
+        (taken.as_str(), ["c.sock", "in use", "another path"]),
+        (missing, ["vsw-none0", "`ip link`", "`optional = true`"]),
+    ] {
+        let toml = switch_toml(&lab) + port;
+        let mut s = SwitchConfig::new(&lab, "sw", &toml, POLICY).spawn();
+        assert_eq!(s.process().wait(LIMIT).code(), Some(1));
+        let said = s.process().log();
+        for what in advice {
+            assert!(said.contains(what), "{what} is not said: {said}");
+        }
+        assert!(
+            !s.socket().exists() && !lab.path("web-1.sock").exists(),
+            "nothing is left behind"
+        );
     }
-    assert!(
-        !s.socket().exists() && !lab.path("web-1.sock").exists(),
-        "nothing is left behind"
-    );
 }
 
 #[test]

@@ -25,6 +25,12 @@ fn port(name: &str, n: u8) -> String {
     )
 }
 
+/// One whose interface may come later.
+fn optional(name: &str, n: u8) -> String {
+    let workload = "[[port.workload]]";
+    port(name, n).replace(workload, &format!("optional = true\n{workload}"))
+}
+
 #[test]
 fn a_restarted_container_is_attached_again() {
     let Some(lab) = Lab::open(&[Need::Netns, Need::Program("busybox")]) else {
@@ -75,8 +81,10 @@ fn a_container_may_come_after_the_switch() {
         let address = format!("10.0.0.{n}/24");
         ns.address("eth0", &format!("52:54:00:00:00:0{n}"), &[&address]);
     }
-    let toml =
-        "policy = \"policy.toml\"\n".to_owned() + &port("c1", 1) + &port("c2", 2) + &port("c3", 3);
+    let toml = "policy = \"policy.toml\"\n".to_owned()
+        + &optional("c1", 1)
+        + &optional("c2", 2)
+        + &port("c3", 3);
     let mut s = SwitchConfig::new(&lab, "sw", &toml, POLICY)
         .in_netns(&host)
         .start();
@@ -99,7 +107,7 @@ fn a_container_may_come_after_the_switch() {
     s.restart();
     s.wait_ports_up(2);
     three.run_ok(&format!("{ping}.1"), LIMIT);
-    // A command is told at once.
+    // What is not optional must be there.
     let refused = s.cli(&["port", "add", "c4", "--kind", "af-xdp", "--at", "c4"]);
     assert_eq!(refused.status.code(), Some(1));
 }

@@ -84,6 +84,7 @@ fn port(mut table: Section<'_>) -> PortConfig {
         routes: table.parsed::<Cidr>("routes", CIDR_TODO),
         tenant: tenant.map_or(default.tenant, |text| text.value.to_owned()),
         max_connections: table.integer("max_connections", 0, u64::from(u32::MAX)),
+        optional: table.boolean("optional").unwrap_or(default.optional),
         workloads: table.tables("workload").into_iter().map(workload).collect(),
         name: default.name,
         kind: default.kind,
@@ -95,7 +96,7 @@ fn port(mut table: Section<'_>) -> PortConfig {
 /// The kinds, and the keys only they have.
 const KINDS: [(&str, &[&str]); 5] = [
     ("vhost-user", &["socket", "mode", "owner"]),
-    ("af-xdp", &["interface"]),
+    ("af-xdp", &["interface", "optional"]),
     ("tap", &["interface", "netns"]),
     ("pcap", &["input", "output"]),
     ("mem", &[]),
@@ -113,6 +114,7 @@ fn kind(table: &mut Section<'_>) -> PortKind {
         "mode",
         "owner",
         "interface",
+        "optional",
         "netns",
         "input",
         "output",

@@ -6,8 +6,8 @@
 //! 1. the desired state is validated *whole*; every error is reported, not the first;
 //! 2. what to do about ports is worked out as data ([`plan`]);
 //! 3. the policy is compiled, off the data path;
-//! 4. new ports are opened; if one fails, the others are closed again and nothing was touched (one
-//!    whose interface is not there yet does not fail but waits: [`Cause`]);
+//! 4. new ports are opened; if one fails, the others are closed again and nothing was touched (an
+//!    `optional` one whose interface is not there yet waits instead);
 //! 5. **one** snapshot is built and published;
 //! 6. every worker is woken and takes it up: only then does the call return;
 //! 7. ports that left are closed, no earlier than no worker can know them.
@@ -148,18 +148,6 @@ struct Remembered {
     classifier: Arc<Classifier>,
     /// Rules whose decisions are logged.
     logged: HashSet<RuleId>,
-}
-
-/// Where a change comes from: it decides what becomes of a port whose interface is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause<'a> {
-    /// A desired state. The port waits: one container that is not up yet must not keep the switch
-    /// from everybody else.
-    State,
-    /// A command to add ports: refused, so that a mistyped name is seen.
-    Add,
-    /// This port's interface may have come: if not, the port stays as it is.
-    Renew(&'a str),
 }
 
 /// What to do about ports, worked out before anything is done.
@@ -304,7 +292,7 @@ impl Control {
         if desired.switch != self.desired.switch {
             return Err(ApplyError::SwitchChanged);
         }
-        let applied = self.change(desired, self.overlay.clone(), Cause::State)?;
+        let applied = self.change(desired, self.overlay.clone())?;
         source.clone_into(&mut self.policy_source);
         // The files decide now: what was on probation is either in them or gone.
         self.probation = None;
@@ -322,7 +310,7 @@ impl Control {
     ) -> Result<Applied, ApplyError> {
         let mut base = self.base.clone();
         let previous = std::mem::replace(&mut base.policy, policy);
-        let mut applied = match self.change(base, self.overlay.clone(), Cause::State) {
+        let mut applied = match self.change(base, self.overlay.clone()) {
             Err(e) if !matches!(e, ApplyError::NotSettled(_)) => return Err(e),
             done => done,
         };
@@ -369,7 +357,7 @@ impl Control {
             }
             overlay.ports.push(port);
         }
-        self.change(self.base.clone(), overlay, Cause::Add)
+        self.change(self.base.clone(), overlay)
     }
 
     /// Removes a port. One from a file comes back when the files are applied again after it was
@@ -383,7 +371,7 @@ impl Control {
         if self.base.ports.iter().any(|p| p.name == name) {
             overlay.removed.insert(name.to_owned());
         }
-        self.change(self.base.clone(), overlay, Cause::State)
+        self.change(self.base.clone(), overlay)
     }
 
     /// Changes a workload's tags, for the life of the process.
@@ -415,7 +403,7 @@ impl Control {
         overlay
             .tags
             .insert((tenant.to_owned(), name.to_owned()), tags);
-        self.change(self.base.clone(), overlay, Cause::State)
+        self.change(self.base.clone(), overlay)
     }
 
     /// The application's end of a mem port, once.
@@ -428,17 +416,12 @@ impl Control {
     }
 
     /// Enacts `base` with `overlay` over it and remembers both when it worked.
-    fn change(
-        &mut self,
-        base: Desired,
-        mut overlay: Overlay,
-        cause: Cause<'_>,
-    ) -> Result<Applied, ApplyError> {
+    fn change(&mut self, base: Desired, mut overlay: Overlay) -> Result<Applied, ApplyError> {
         // A removal is forgotten once the files agree, so that the name can come back.
         overlay
             .removed
             .retain(|name| base.ports.iter().any(|p| &p.name == name));
-        let result = self.enact(overlay.over(&base), cause);
+        let result = self.enact(overlay.over(&base), None);
         if matches!(result, Ok(_) | Err(ApplyError::NotSettled(_))) {
             self.base = base;
             self.overlay = overlay;
@@ -447,11 +430,7 @@ impl Control {
     }
 
     /// See the module documentation.
-    fn enact(&mut self, desired: Desired, cause: Cause<'_>) -> Result<Applied, ApplyError> {
-        let renew = match cause {
-            Cause::Renew(name) => Some(name),
-            Cause::State | Cause::Add => None,
-        };
+    fn enact(&mut self, desired: Desired, renew: Option<&str>) -> Result<Applied, ApplyError> {
         let errors = validate::validate(&desired);
         if !errors.is_empty() {
             return Err(ApplyError::Invalid(errors));
@@ -472,7 +451,7 @@ impl Control {
         let compiled = Classifier::compile(&desired.policy, &facts, previous.as_deref())
             .map_err(ApplyError::Invalid)?;
 
-        let opened = self.open(&plan, &desired.ports, cause)?;
+        let opened = self.open(&plan, &desired.ports)?;
 
         let classifier = Arc::new(compiled.classifier);
         let mut parties = compiled.parties.into_iter();
@@ -536,12 +515,7 @@ impl Control {
     }
 
     /// Opens what the plan opens; all or nothing.
-    fn open(
-        &self,
-        plan: &Plan,
-        desired: &[PortConfig],
-        cause: Cause<'_>,
-    ) -> Result<Vec<OpenPort>, ApplyError> {
+    fn open(&self, plan: &Plan, desired: &[PortConfig]) -> Result<Vec<OpenPort>, ApplyError> {
         let used: HashSet<PortId> = self
             .ports
             .iter()
@@ -558,10 +532,7 @@ impl Control {
             // Returning drops, and thereby closes, those opened so far.
             let counters = &self.shared.counters;
             let port = OpenPort::open(id, config, counters).or_else(|source| {
-                let waits = (cause == Cause::State)
-                    .then(|| OpenPort::absent(id, config, counters, &source))
-                    .flatten();
-                waits.ok_or_else(|| ApplyError::Port {
+                OpenPort::absent(id, config, counters, &source).ok_or_else(|| ApplyError::Port {
                     name: config.name.clone(),
                     source,
                 })
@@ -648,7 +619,7 @@ impl Control {
             let orphans = orphans.filter(|p| p.orphaned && p.interface_is_back());
             let orphans: Vec<_> = orphans.map(|p| p.config.name.clone()).collect();
             for name in orphans {
-                let result = self.enact(self.desired.clone(), Cause::Renew(&name));
+                let result = self.enact(self.desired.clone(), Some(&name));
                 let port = self.ports.iter_mut().find(|p| p.config.name == name);
                 if let (Err(e), Some(port)) = (result, port) {
                     port.not_renewed(&e);

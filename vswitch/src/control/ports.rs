@@ -165,8 +165,8 @@ impl OpenPort {
         })
     }
 
-    /// A port without queues, in the place of one that cannot be opened because its interface is not
-    /// there; `None` when `error` says something else.
+    /// A port without queues, in the place of an `optional` one that cannot be opened because its
+    /// interface is not there; `None` when `error` says something else.
     pub(super) fn absent(
         id: PortId,
         config: &PortConfig,
@@ -180,6 +180,9 @@ impl OpenPort {
         else {
             return None;
         };
+        if !config.optional {
+            return None;
+        }
         warn!(
             port = config.name,
             interface, "no such interface yet; it is attached when it is there"

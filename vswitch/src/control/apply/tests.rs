@@ -87,9 +87,8 @@ fn a_refused_change_touches_nothing() {
 
     // The first port could open, the second cannot: neither is there afterwards.
     let mut missing = port("d", 4);
-    missing.kind = PortKind::Pcap {
-        input: Some("/nonexistent.pcap".into()),
-        output: None,
+    missing.kind = PortKind::AfXdp {
+        interface: "vsw-none".to_owned(),
     };
     let e = c.apply(
         desired(
@@ -175,12 +174,12 @@ fn attachments_keep_their_numbers_and_ports_theirs_until_settled() {
         keep: Vec::new(),
         close: Vec::new(),
     };
-    let opened = c.open(&plan, &[port("c", 3)], Cause::Add).unwrap();
+    let opened = c.open(&plan, &[port("c", 3)]).unwrap();
     assert_ne!(opened[0].port.id, id, "a worker may still know the number");
     drop(opened);
     reader.refresh();
     c.reap();
-    let opened = c.open(&plan, &[port("c", 3)], Cause::Add).unwrap();
+    let opened = c.open(&plan, &[port("c", 3)]).unwrap();
     assert_eq!(opened[0].port.id, id);
     assert_eq!(c.attachments.intern("a", "a"), a);
     assert_eq!(c.attachments.name(b.0), Some(("b", "b")));

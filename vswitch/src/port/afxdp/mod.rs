@@ -107,11 +107,19 @@ pub enum Health {
     ProgramLost,
 }
 
+/// What to do when the interface is not there; the source says how to see which ones are.
+fn later(error: &NetlinkError) -> &'static str {
+    match error {
+        NetlinkError::NoLink(_) => " (`optional = true` waits for one that comes later)",
+        _ => "",
+    }
+}
+
 /// Why an AF_XDP port could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
     /// The interface is not there, or cannot be read or set.
-    #[error("af-xdp port {port}: its interface cannot be used")]
+    #[error("af-xdp port {port}: its interface cannot be used{}", later(.source))]
     Interface {
         /// The port.
         port: String,

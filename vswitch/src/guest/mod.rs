@@ -187,7 +187,7 @@ impl Guest {
             queue.offer_buffers(config.buf_bytes);
             queues.push(queue);
         }
-        frontend.start(&memory, &queues)?;
+        frontend.start(&memory, &queues, None)?;
         Ok(Guest {
             config,
             memory,
@@ -202,11 +202,24 @@ impl Guest {
     /// # Errors
     /// See [`GuestError`]; also when it lacks a feature that was in use.
     pub fn reconnect(&mut self, socket: UnixStream) -> Result<(), GuestError> {
+        self.reconnect_at(socket, None)
+    }
+
+    /// As [`Guest::reconnect_to`], as QEMU does it with packed rings when its back-end died: it says
+    /// `base` of every ring, whatever has happened since.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reconnect_replaying(&mut self, path: &Path, base: u32) -> Result<(), GuestError> {
+        self.reconnect_at(unix::connect(path)?, Some(base))
+    }
+
+    fn reconnect_at(&mut self, socket: UnixStream, base: Option<u32>) -> Result<(), GuestError> {
         let mut frontend = FrontEnd { socket: &socket };
         if frontend.negotiate(&self.config)? != self.features {
             return Err(GuestError::BadConfig("features: fewer than before"));
         }
-        frontend.start(&self.memory, &self.queues)?;
+        frontend.start(&self.memory, &self.queues, base)?;
         self.socket = socket;
         Ok(())
     }
@@ -251,7 +264,7 @@ impl Guest {
         FrontEnd {
             socket: &self.socket,
         }
-        .start(&self.memory, &self.queues)
+        .start(&self.memory, &self.queues, None)
     }
 
     /// What was negotiated.
@@ -462,7 +475,13 @@ impl FrontEnd<'_> {
         Ok(features)
     }
 
-    fn start(&mut self, memory: &Memory, queues: &[GuestQueue]) -> Result<(), GuestError> {
+    /// Describes every ring and starts it at `base`, or where the driver sees it.
+    fn start(
+        &mut self,
+        memory: &Memory,
+        queues: &[GuestQueue],
+        base: Option<u32>,
+    ) -> Result<(), GuestError> {
         let region = [1, 0, memory.bytes() as u64, memory.front_end(), 0];
         self.command(Request::SetMemTable, &region, &[memory.fd()])?;
         let sides = queues.iter().flat_map(|q| [&q.rx, &q.tx]);
@@ -478,7 +497,8 @@ impl FrontEnd<'_> {
             };
             let [desc, used, avail] = side.ring.addresses();
             self.tell(Request::SetVringNum, &[pair(side.ring.size().into())], &[])?;
-            self.tell(Request::SetVringBase, &[pair(side.ring.base())], &[])?;
+            let base = base.unwrap_or_else(|| side.ring.base());
+            self.tell(Request::SetVringBase, &[pair(base)], &[])?;
             self.tell(Request::SetVringAddr, &[pair(0), desc, used, avail, 0], &[])?;
             self.tell(Request::SetVringCall, &[i], &[side.call.fd()])?;
             self.command(Request::SetVringKick, &[i], &[side.kick.fd()])?;

@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use vswitch::drop_reason::DropReason;
 use vswitch::frame::Burst;
 use vswitch::guest::{GuestConfig, NetHdr, feature};
-use vswitch::port::vhost::RingError;
+use vswitch::port::PortId;
+use vswitch::port::vhost::{RingError, open};
 use vswitch::sys::fdpass;
 
-use crate::rig::{End, frame, served};
+use crate::rig::{End, config, frame, served};
 
 const SPLIT: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC;
 const PACKED: u64 = SPLIT | feature::RING_PACKED;
@@ -312,6 +313,7 @@ proptest! {
         words in proptest::collection::vec((0u64..0x30000, 0u32..5000, 0u16..10, 0u16..10), 8),
         marks in proptest::collection::vec(0u8..4, 8),
         idx in 0u16..12,
+        base in prop_oneof![Just(0x8000_8000), 0u32..12, any::<u32>()],
         heads in proptest::collection::vec(0u16..9, 8),
     ) {
         let mut e = end(if packed { PACKED } else { SPLIT });
@@ -339,6 +341,18 @@ proptest! {
             peer.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
             peer.forward(&e, &mut burst);
         }
+        // And when it has to find out where such rings stand.
+        let again = e.socket.with_file_name("again");
+        (e.port, e.control) = open(PortId(0), config(again.clone())).unwrap();
+        let guest = &mut e.guest;
+        // A base that is no position ends the connection.
+        let _ = served(&mut e.control, || guest.reconnect_replaying(&again, base));
+        for _ in 0..4 {
+            e.forward(&peer, &mut burst);
+            let f = frame(1, 700);
+            peer.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+            peer.forward(&e, &mut burst);
+        }
     }
 
     /// Whatever a front-end sends, the port is there for the next one.
@@ -352,9 +366,9 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let (_port, mut control) = vswitch::port::vhost::open(
-            vswitch::port::PortId(0),
-            crate::rig::config(socket.clone()),
+        let (_port, mut control) = open(
+            PortId(0),
+            config(socket.clone()),
         )
         .unwrap();
         let stream = UnixStream::connect(&socket).unwrap();
@@ -387,8 +401,7 @@ fn a_half_message_waits_and_a_long_one_ends_the_connection() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let (_port, mut control) =
-        vswitch::port::vhost::open(vswitch::port::PortId(0), crate::rig::config(socket.clone()))
-            .unwrap();
+        vswitch::port::vhost::open(vswitch::port::PortId(0), config(socket.clone())).unwrap();
     let stream = UnixStream::connect(&socket).unwrap();
     control.ready(0);
     for byte in [1u8, 0, 0, 0, 1, 0, 0] {
@@ -411,8 +424,7 @@ fn descriptors_of_refused_messages_are_closed() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let (_port, mut control) =
-        vswitch::port::vhost::open(vswitch::port::PortId(0), crate::rig::config(socket.clone()))
-            .unwrap();
+        vswitch::port::vhost::open(vswitch::port::PortId(0), config(socket.clone())).unwrap();
     // A pipe: its write end reports when the last read end has gone.
     let mut ends = [0; 2];
     // SAFETY: room for two descriptors.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use vswitch::frame::Burst;
 use vswitch::guest::{Guest, GuestConfig, GuestListener, NetHdr, feature};
 use vswitch::port::PortId;
-use vswitch::port::vhost::{VhostError, open};
+use vswitch::port::vhost::{RingError, VhostError, open};
 
 use crate::rig::{End, config, frame, served};
 
@@ -64,6 +64,81 @@ fn the_switch_dies_and_comes_back_and_the_guest_goes_on() {
             assert_eq!(seen, [f]);
         }
     }
+}
+
+/// Another switch in the place of `end`'s, which was killed: nothing was said to anybody. The
+/// front-end knows what QEMU does then: where its packed rings once started.
+fn replace_killed(end: &mut End, round: u32) {
+    const FIRST_BASE: u32 = 0x8000_8000;
+    let path = end.socket.with_file_name(format!("again-{round}"));
+    (end.port, end.control) = open(PortId(0), config(path.clone())).unwrap();
+    let guest = &mut end.guest;
+    served(&mut end.control, || {
+        guest.reconnect_replaying(&path, FIRST_BASE)
+    })
+    .unwrap();
+}
+
+#[test]
+fn packed_rings_survive_the_death_of_the_switch_and_a_stale_base() {
+    for pieces in [1, 3] {
+        let guest = GuestConfig {
+            pieces,
+            ..layouts()[1].clone()
+        };
+        let (mut a, mut b) = (End::new(guest.clone()), End::new(guest));
+        for round in 0..30 {
+            exchange(&mut a, &mut b);
+            let f = frame(round, 200);
+            a.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+            if round % 3 > 0 {
+                // Taken, not returned.
+                let mut burst = Burst::new();
+                let mut rxq = a.port.rxqs[0].enter().unwrap();
+                rxq.rx_burst(&mut burst, &a.cell);
+                assert_eq!(burst.received(), 1);
+            }
+            replace_killed(&mut a, round);
+            if round % 2 > 0 {
+                replace_killed(&mut b, round);
+            }
+            assert_eq!(a.control.status().broken_reason, None, "{round}");
+            assert_eq!(a.forward(&b, &mut Burst::new()), 1, "{pieces} {round}");
+            let mut seen = Vec::new();
+            let queue = b.guest.queue(0).unwrap();
+            queue.recv(9, |_, bytes| seen.push(bytes.to_vec()));
+            assert_eq!(seen, [f]);
+        }
+        // Told to stop, a ring is the front-end's to place again.
+        let g = &mut a.guest;
+        served(&mut a.control, || g.stop()).unwrap();
+        let g = &mut a.guest;
+        served(&mut a.control, || g.restart()).unwrap();
+        exchange(&mut a, &mut b);
+    }
+}
+
+#[test]
+fn a_packed_ring_whose_place_is_lost_is_broken_and_counted() {
+    let guest = layouts()[1].clone();
+    let (mut a, mut b) = (End::new(guest.clone()), End::new(guest));
+    exchange(&mut a, &mut b);
+    // The transmit ring: used behind an available chain without an end.
+    let [desc, ..] = a.guest.queue(0).unwrap().ring_addresses()[1];
+    for slot in 0..8 {
+        let used = u16::from(slot == 1) << 15;
+        let flags: u16 = 1 << 7 | 1 | used;
+        let at = (desc as *mut u16).wrapping_add(slot * 8 + 7);
+        // SAFETY: in the guest's own ring of eight descriptors; it is not used again here.
+        unsafe { at.write(flags.to_le()) };
+    }
+    replace_killed(&mut a, 0);
+    let status = a.control.status();
+    assert!(status.connected && !a.port.is_up());
+    assert_eq!(
+        (status.broken_vrings, status.broken_reason),
+        (1, Some(RingError::PositionLost))
+    );
 }
 
 #[test]

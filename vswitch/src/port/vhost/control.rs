@@ -558,8 +558,12 @@ impl Device for Queues {
     }
 
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {
-        self.with(index, |q| q.start(config, &self.mem))
-            .unwrap_or(Err(RingError::BadIndex))
+        let started = |q: &mut Queue| q.start(config, &self.mem).map(|()| q.broken());
+        let broken = self.with(index, started);
+        if let Some(error) = broken.unwrap_or(Err(RingError::BadIndex))? {
+            tracing::warn!(port = %self.port.name, vring = index, %error, "vring broken");
+        }
+        Ok(())
     }
 
     fn stop(&mut self, index: usize) -> Option<u32> {

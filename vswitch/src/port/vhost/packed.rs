@@ -5,9 +5,25 @@
 //! `device` for one event suppression structure each, inside `mem`, which lives as long as the
 //! ring ([`Packed::new`] checks it); positions stay below `size`; the slots taken and not yet
 //! returned are at most `size`.
+//!
+//! # Going on after our own death
+//!
+//! A front-end cannot know how far a packed ring is: it replays the base of long ago. The ring itself
+//! knows, for the price of marking *every* descriptor of a returned chain and not just its first one:
+//! then the `USED` bits are ours alone. The driver, when it offers a slot, gives that bit the value
+//! we gave it a lap before; we turn it when we return the slot. So all slots before our position have
+//! the bit of this lap, and all others that of the lap before ([`Packed::resume`]). In the same way
+//! the `AVAIL` bits tell the driver's position, and a ring made anew (all zero) starts at its start.
+//!
+//! A process may die between any two stores. A descriptor is marked with one store of eight bytes
+//! (length, id, flags), the others of its chain before it, and of the chains that are shown together
+//! the first one last. Who was cut off before that one leaves a first chain that looks available and
+//! others behind it that do not. Those cannot be taken again (their descriptors are gone), so the
+//! guest gets all of them back, with nothing in them: frames to the guest are lost, which is better
+//! than one made of parts; frames from the guest were sent already.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, compiler_fence, fence};
 
 use super::guest_mem::GuestMem;
 use super::vring::{
@@ -55,6 +71,23 @@ impl Position {
     fn to_word(self) -> u16 {
         self.slot | if self.wrap { vring::WRAP_BIT } else { 0 }
     }
+
+    /// Slots from here to `to`, below two laps: positions repeat after two.
+    fn distance(self, to: Position, size: u16) -> u32 {
+        let size = u32::from(size);
+        let place = |p: Position| u32::from(p.slot) + if p.wrap { 0 } else { size };
+        (place(to) + 2 * size - place(self)) % (2 * size)
+    }
+}
+
+/// What marks a used descriptor in a lap.
+#[inline]
+fn used_mark(wrap: bool) -> u16 {
+    if wrap {
+        vring::DESC_F_AVAIL | vring::DESC_F_USED
+    } else {
+        0
+    }
 }
 
 /// A validated packed ring.
@@ -72,8 +105,8 @@ pub(super) struct Packed {
     next_used: Position,
     /// `next_used` when last published.
     published: Position,
-    /// Flags of the first unpublished used descriptor: written last, they show all of them.
-    first_flags: Option<u16>,
+    /// The first unpublished used descriptor's length, id and flags: written last, they show all.
+    first: Option<u64>,
     /// Slots taken and not returned.
     outstanding: u16,
     hint: usize,
@@ -84,9 +117,8 @@ pub(super) struct Packed {
 // makes the ring's user exclusive.
 unsafe impl Send for Packed {}
 
-/// Offsets in a packed descriptor.
-const LEN: usize = 8;
-const ID: usize = 12;
+/// Offsets in a packed descriptor: length, id and flags together, and the flags.
+const REST: usize = 8;
 const FLAGS: usize = 14;
 
 impl Packed {
@@ -121,7 +153,7 @@ impl Packed {
             next_avail: start,
             next_used: start,
             published: start,
-            first_flags: None,
+            first: None,
             outstanding: 0,
             hint: 0,
             mem,
@@ -143,6 +175,14 @@ impl Packed {
         unsafe { AtomicU16::from_ptr(at) }
     }
 
+    /// Length, id and flags in one.
+    #[inline]
+    fn rest(&self, slot: u16) -> &AtomicU64 {
+        let at = self.at(slot).wrapping_add(REST).cast();
+        // SAFETY: the second half of the descriptor at `slot`, which is 16-aligned.
+        unsafe { AtomicU64::from_ptr(at) }
+    }
+
     /// A field of an event suppression structure: offset and wrap, or flags.
     #[inline]
     fn event(structure: *mut u8, word: usize) -> *mut u16 {
@@ -159,6 +199,136 @@ impl Packed {
         let avail = flags & vring::DESC_F_AVAIL != 0;
         let used = flags & vring::DESC_F_USED != 0;
         avail == wrap && used != wrap
+    }
+
+    /// Whether one of the two ownership bits is set.
+    fn bit(&self, slot: u16, bit: u16) -> bool {
+        u16::from_le(self.flags(slot).load(Ordering::Acquire)) & bit != 0
+    }
+
+    /// The position of the side that owns `bit`, and whether the whole ring agrees with it: slots
+    /// before it have the bit of its lap, slots from it on the other.
+    fn edge(&self, bit: u16) -> (Position, bool) {
+        let wrap = self.bit(0, bit);
+        let differs = |slot: &u16| self.bit(*slot, bit) != wrap;
+        match (1..self.size).find(differs) {
+            Some(slot) => {
+                let clean = (slot..self.size).all(|s| differs(&s));
+                (Position { slot, wrap }, clean)
+            }
+            None => (
+                Position {
+                    slot: 0,
+                    wrap: !wrap,
+                },
+                true,
+            ),
+        }
+    }
+
+    /// Goes on where the ring says it stands, whoever served it before and however that ended (see
+    /// the module). Costs a pass over the ring.
+    ///
+    /// # Errors
+    /// [`RingError::PositionLost`]: the descriptors contradict each other.
+    pub(super) fn resume(&mut self) -> Result<(), RingError> {
+        let base = self.next_avail;
+        // Ours first: the driver goes on offering meanwhile, never further than a lap from ours.
+        let (ours, clean) = self.edge(vring::DESC_F_USED);
+        // One that is cut short by a chain just being offered is as good.
+        let (drivers, _) = self.edge(vring::DESC_F_AVAIL);
+        let found = if clean && ours.distance(drivers, self.size) <= u32::from(self.size) {
+            self.set_position(ours);
+            Ok(())
+        } else {
+            self.finish(drivers)
+        };
+        if let Err(e) = found {
+            self.first = None;
+            return Err(e);
+        }
+        self.step_to(base, drivers);
+        self.next_avail = self.next_used;
+        self.publish();
+        if self.next_avail != base {
+            tracing::debug!(
+                base = base.to_word(),
+                position = self.next_avail.to_word(),
+                "packed ring goes on elsewhere than the front-end said"
+            );
+        }
+        Ok(())
+    }
+
+    fn set_position(&mut self, at: Position) {
+        self.next_avail = at;
+        self.next_used = at;
+        self.published = at;
+    }
+
+    /// Gives the guest back, empty, all chains up to the last one that is marked as used: what was
+    /// cut off, or what stands before chains that QEMU threw away. (It does that at the base of long
+    /// ago when a guest sends while nobody serves its ring.) The driver can have offered one lap
+    /// before `end`, its own position.
+    #[cold]
+    fn finish(&mut self, end: Position) -> Result<(), RingError> {
+        let oldest = end.back(self.size, self.size);
+        let returned = |ring: &Self, i: u16| {
+            let at = oldest.forward(i, ring.size);
+            ring.bit(at.slot, vring::DESC_F_USED) == at.wrap
+        };
+        let first = (0..self.size).find(|&i| !returned(self, i));
+        let first = first.unwrap_or(self.size);
+        let last = (first..self.size).rev().find(|&i| returned(self, i));
+        self.set_position(oldest.forward(first, self.size));
+        let (mut i, end) = (first, last.map_or(first, |last| last + 1));
+        while i < end {
+            let taken = if returned(self, i) {
+                // Seen only when all before it were: its length can still be changed.
+                let rest = u64::from_le(self.rest(self.next_used.slot).load(Ordering::Relaxed));
+                #[allow(clippy::cast_possible_truncation)] // taking a word apart
+                let id = (rest >> 32) as u16;
+                Taken { id, slots: 1 }
+            } else {
+                self.chain_at(self.next_used, self.size - i)?
+            };
+            i += taken.slots;
+            self.give_back(taken);
+        }
+        Ok(())
+    }
+
+    /// When the front-end's base is just one chain further, these may be the rest of a chain that
+    /// somebody else returned: QEMU and other back-ends mark only the first descriptor. Giving them
+    /// back is right then, and costs one frame when the base is there by chance.
+    fn step_to(&mut self, base: Position, drivers: Position) {
+        let at = self.next_used;
+        let slots = at.distance(base, self.size);
+        if slots > 0
+            && slots <= at.distance(drivers, self.size)
+            && let Ok(taken) = self.chain_at(at, self.size)
+            && u32::from(taken.slots) == slots
+        {
+            self.give_back(taken);
+        }
+    }
+
+    fn give_back(&mut self, taken: Taken) {
+        self.outstanding = taken.slots;
+        self.put(taken, 0);
+    }
+
+    /// The chain at a position, by its flags alone, at most `max` slots.
+    fn chain_at(&self, mut at: Position, max: u16) -> Result<Taken, RingError> {
+        for slots in 1..=max {
+            // SAFETY: a position's slot is below `size`.
+            let desc = unsafe { Desc::read(self.at(at.slot)) };
+            if desc.w1 & vring::DESC_F_NEXT == 0 {
+                return Ok(Taken { id: desc.w0, slots });
+            }
+            at = at.forward(1, self.size);
+        }
+        Err(RingError::PositionLost)
     }
 
     /// Walks an indirect table: the entries in order (flags other than WRITE mean nothing).
@@ -265,39 +435,42 @@ impl Ring for Packed {
 
     #[inline]
     fn put(&mut self, taken: Taken, written: u32) {
-        let Position { slot, wrap } = self.next_used;
-        let at = self.at(slot);
-        let (len, id) = (at.wrapping_add(LEN), at.wrapping_add(ID));
-        // SAFETY: inside the descriptor, which is 16-aligned, so the length is four-aligned.
-        unsafe { len.cast::<u32>().write(written.to_le()) };
-        // SAFETY: as above, two-aligned.
-        unsafe { id.cast::<u16>().write(taken.id.to_le()) };
-        let mark = if wrap {
-            vring::DESC_F_AVAIL | vring::DESC_F_USED
-        } else {
-            0
-        };
+        let at = self.next_used;
+        if taken.slots > 1 {
+            for i in 1..taken.slots {
+                let inner = at.forward(i, self.size);
+                // Marked for ourselves (see the module). The chain stays legible.
+                let more = i + 1 < taken.slots;
+                let next = if more { vring::DESC_F_NEXT } else { 0 };
+                let flags = used_mark(inner.wrap) | next;
+                self.flags(inner.slot)
+                    .store(flags.to_le(), Ordering::Relaxed);
+            }
+            // What a killed process did is what its instructions say, in their order.
+            compiler_fence(Ordering::Release);
+        }
         let write = if written > 0 { vring::DESC_F_WRITE } else { 0 };
-        let flags = mark | write;
-        if self.first_flags.is_none() {
-            self.first_flags = Some(flags);
+        let flags = used_mark(at.wrap) | write;
+        let rest = u64::from(written) | u64::from(taken.id) << 32 | u64::from(flags) << 48;
+        if self.first.is_none() {
+            self.first = Some(rest);
         } else {
             // The guest looks at used descriptors in order and stops at the first, which is not
             // marked yet; `publish` orders these stores before that one.
-            self.flags(slot).store(flags.to_le(), Ordering::Relaxed);
+            self.rest(at.slot).store(rest.to_le(), Ordering::Relaxed);
         }
-        self.next_used = self.next_used.forward(taken.slots, self.size);
+        self.next_used = at.forward(taken.slots, self.size);
         self.outstanding -= taken.slots;
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
-        let Some(flags) = self.first_flags.take() else {
+        let Some(first) = self.first.take() else {
             return false;
         };
         let old = self.published;
         // Release: everything written by `put`, and the buffers, before the mark that shows them.
-        self.flags(old.slot).store(flags.to_le(), Ordering::Release);
+        self.rest(old.slot).store(first.to_le(), Ordering::Release);
         self.published = self.next_used;
         // Full: the mark must be out before we read whether the guest sleeps (virtio 1.3 section
         // 2.8.21.3.1); it writes its wish and then looks at the descriptor.
@@ -352,20 +525,5 @@ impl Ring for Packed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::Position;
-
-    #[test]
-    fn positions_wrap_and_come_back() {
-        for size in [1u16, 2, 3, 256, 32768] {
-            for slot in [0, size / 2, size - 1] {
-                for slots in [1, size / 2, size] {
-                    let p = Position { slot, wrap: true };
-                    let q = p.forward(slots, size);
-                    assert!(q.slot < size);
-                    assert_eq!(q.back(slots, size), p, "{size} {slot} {slots}");
-                }
-            }
-        }
-    }
-}
+#[path = "packed_tests.rs"]
+mod tests;

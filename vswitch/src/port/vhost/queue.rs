@@ -108,8 +108,25 @@ impl Queue {
         self.enabled && self.ring.is_some() && self.broken.is_none()
     }
 
-    /// Validates and starts the ring.
+    /// Validates and starts the ring where the front-end says, a packed one where it says itself:
+    /// a front-end whose back-end died does not know. When the ring does not say it either, it counts
+    /// as broken, and the front-end is not refused: it would only try the same again.
     pub(super) fn start(
+        &mut self,
+        config: &VringConfig,
+        mem: &Arc<GuestMem>,
+    ) -> Result<(), RingError> {
+        self.start_at_base(config, mem)?;
+        if let Some(Vring::Packed(ring)) = &mut self.ring
+            && let Err(e) = ring.resume()
+        {
+            self.set_broken(e);
+        }
+        self.wake_both();
+        Ok(())
+    }
+
+    fn start_at_base(
         &mut self,
         config: &VringConfig,
         mem: &Arc<GuestMem>,
@@ -128,10 +145,13 @@ impl Queue {
                 return Err(e);
             }
         }
-        // A notification may have been lost with whoever served this ring before.
+        Ok(())
+    }
+
+    /// A notification may have been lost with whoever served this ring before.
+    fn wake_both(&self) {
         self.signal_call();
         self.nudge.signal();
-        Ok(())
     }
 
     /// Stops the ring; says where to go on, when it ran.
@@ -151,7 +171,8 @@ impl Queue {
             base,
             ..self.config
         };
-        self.start(&config, mem)?;
+        self.start_at_base(&config, mem)?;
+        self.wake_both();
         // What the guest did wrong stays wrong until it sets the ring up again.
         if broken != Some(RingError::MemoryTruncated) {
             self.broken = broken;

@@ -31,6 +31,9 @@ pub enum RingError {
     /// The packed ring's base is not a position of the ring.
     #[error("the vring base is not a position of the ring")]
     BadBase,
+    /// A packed ring's descriptors contradict each other about how far it is.
+    #[error("the packed ring does not tell how far it is; reset the guest's device")]
+    PositionLost,
     /// The available index is further ahead than the ring is long.
     #[error("the available index jumped further than the ring's size")]
     AvailJump,

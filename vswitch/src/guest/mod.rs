@@ -377,13 +377,17 @@ impl GuestQueue {
             let mut len = (len as usize).min(ring.buf_bytes());
             let mut from = at;
             if *missing == 0 {
+                if len < NetHdr::BYTES {
+                    // Nothing in it: what a device was filling when it died.
+                    continue;
+                }
                 bytes.clear();
                 let mut raw = [0; NetHdr::BYTES];
                 ring.buffers().read(at, &mut raw);
                 *hdr = NetHdr::from_bytes(raw);
                 *missing = hdr.num_buffers.max(1);
                 from += NetHdr::BYTES;
-                len = len.saturating_sub(NetHdr::BYTES);
+                len -= NetHdr::BYTES;
             }
             ring.buffers().append_to(from, len, bytes);
             *missing -= 1;

@@ -87,6 +87,7 @@ fn packed_rings_survive_the_death_of_the_switch_and_a_stale_base() {
             ..layouts()[1].clone()
         };
         let (mut a, mut b) = (End::new(guest.clone()), End::new(guest));
+        let mut lost = 0;
         for round in 0..30 {
             exchange(&mut a, &mut b);
             let f = frame(round, 200);
@@ -103,12 +104,16 @@ fn packed_rings_survive_the_death_of_the_switch_and_a_stale_base() {
                 replace_killed(&mut b, round);
             }
             assert_eq!(a.control.status().broken_reason, None, "{round}");
-            assert_eq!(a.forward(&b, &mut Burst::new()), 1, "{pieces} {round}");
+            let went = a.forward(&b, &mut Burst::new());
             let mut seen = Vec::new();
             let queue = b.guest.queue(0).unwrap();
             queue.recv(9, |_, bytes| seen.push(bytes.to_vec()));
-            assert_eq!(seen, [f]);
+            // Given back when it stands, by chance, just before that base.
+            lost += 1 - went;
+            assert_eq!(seen, vec![f; went], "{pieces} {round}");
         }
+        // With so short a ring: every other lap of 8, with two frames a round.
+        assert!(lost <= 4, "{lost}");
         // Told to stop, a ring is the front-end's to place again.
         let g = &mut a.guest;
         served(&mut a.control, || g.stop()).unwrap();
@@ -355,6 +360,9 @@ fn a_sleeping_guest_is_called() {
             };
             let (mut a, mut b) = (End::new(guest.clone()), End::new(guest));
             let mut burst = Burst::new();
+            // Takes the call that was left over from attaching.
+            let left_over = b.guest.queue(0).unwrap().wait(Duration::ZERO).unwrap();
+            assert!(!left_over);
             for number in 0..600 {
                 std::thread::scope(|s| {
                     let waiter = s.spawn(|| {

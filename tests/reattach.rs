@@ -89,7 +89,10 @@ fn a_container_may_come_after_the_switch() {
         .in_netns(&host)
         .start();
     let said = s.process().log();
-    assert!(said.contains("no such interface yet"), "{said}");
+    assert!(
+        said.contains("not there yet") && said.contains("c1"),
+        "{said}"
+    );
     let list = s.cli_ok(&["port", "list"]);
     let line = list.lines().find(|l| l.contains("c1"));
     assert!(line.is_some_and(|l| l.contains(" missing ")), "{list}");
@@ -110,4 +113,55 @@ fn a_container_may_come_after_the_switch() {
     // What is not optional must be there.
     let refused = s.cli(&["port", "add", "c4", "--kind", "af-xdp", "--at", "c4"]);
     assert_eq!(refused.status.code(), Some(1));
+}
+
+#[test]
+fn a_tap_container_may_come_after_the_switch_and_restart() {
+    let Some(lab) = Lab::open(&[Need::Netns, Need::Program("busybox")]) else {
+        return;
+    };
+    let ns = |name| Netns::new(&lab, name);
+    let (host, one, two, three) = (ns("host"), ns("one"), ns("two"), ns("three"));
+    // A namespace by path: the link is made later.
+    let later = lab.path_str("later");
+    let tap = |name: &str, n: u8, netns: &str| {
+        format!(
+            "[[port]]\nname = \"{name}\"\nkind = \"tap\"\ninterface = \"eth0\"\nnetns = \"{netns}\"\noptional = true\n\
+             [[port.workload]]\nname = \"{name}\"\nmac = [\"52:54:00:00:00:0{n}\"]\nip = [\"10.0.0.{n}\"]\n"
+        )
+    };
+    let toml = "policy = \"policy.toml\"\n".to_owned() + &tap("t1", 1, &later);
+    let s = SwitchConfig::new(&lab, "sw", &toml, POLICY)
+        .in_netns(&host)
+        .start();
+    let list = s.cli_ok(&["port", "list"]);
+    assert!(list.contains(" missing "), "{list}");
+    std::os::unix::fs::symlink(one.path(), &later).expect("the lab's directory is writable");
+    s.wait_ports_up(1);
+    // What is not optional must be there.
+    let never = tap("t3", 3, &lab.path_str("never")).replace("optional = true\n", "");
+    let never = lab.file("never.toml", never);
+    let refused = s.cli(&["port", "add", "--file", never.to_str().expect("UTF-8")]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("`optional = true`"), "{said}");
+    // Another container's device may have the same name.
+    let more = lab.file(
+        "more.toml",
+        tap("t2", 2, two.path().to_str().expect("UTF-8")),
+    );
+    s.cli_ok(&["port", "add", "--file", more.to_str().expect("UTF-8")]);
+    s.wait_ports_up(2);
+    one.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    two.address("eth0", "52:54:00:00:00:02", &["10.0.0.2/24"]);
+    let ping = "busybox ping -c 1 -w 10 10.0.0.1";
+    two.run_ok(ping, LIMIT);
+
+    // The container restarts: a new namespace under its name.
+    std::fs::remove_file(&later).expect("it is ours");
+    s.wait_ports_up(1);
+    std::os::unix::fs::symlink(three.path(), &later).expect("the lab's directory is writable");
+    s.wait_ports_up(2);
+    three.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    two.run_ok(ping, LIMIT);
 }

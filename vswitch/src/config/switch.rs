@@ -97,7 +97,7 @@ fn port(mut table: Section<'_>) -> PortConfig {
 const KINDS: [(&str, &[&str]); 5] = [
     ("vhost-user", &["socket", "mode", "owner"]),
     ("af-xdp", &["interface", "optional"]),
-    ("tap", &["interface", "netns"]),
+    ("tap", &["interface", "netns", "optional"]),
     ("pcap", &["input", "output"]),
     ("mem", &[]),
 ];

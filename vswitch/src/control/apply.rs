@@ -615,6 +615,7 @@ impl Control {
         }
         if self.renew_at_ns <= now_ns {
             self.renew_at_ns = now_ns + RENEW_NS;
+            self.ports.iter_mut().for_each(OpenPort::check_namespace);
             let orphans = self.ports.iter();
             let orphans = orphans.filter(|p| p.orphaned && p.interface_is_back());
             let orphans: Vec<_> = orphans.map(|p| p.config.name.clone()).collect();

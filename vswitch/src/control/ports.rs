@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tracing::{info, warn};
 
@@ -16,6 +17,7 @@ use crate::port::tap::{self, TapConfig, TapControl, TapError};
 use crate::port::vhost::{self, VhostConfig, VhostControl, VhostError};
 use crate::port::{Port, PortId};
 use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::netns::NetNs;
 use crate::sys::time::monotonic_ns;
 
 /// Why a port could not be opened: what, where, what to do.
@@ -60,6 +62,8 @@ pub(super) struct OpenPort {
     pub(super) control: PortControl,
     /// Its interface is gone or not there yet, and with it every use of this port; one of that name may come.
     pub(super) orphaned: bool,
+    /// The namespace a tap's device was moved into.
+    netns: Option<(u64, u64)>,
     /// Why the interface that came could not be used, so that it is said once.
     pub(super) trouble: Option<String>,
     /// What the counters of its number said when it was opened: numbers are reused.
@@ -84,6 +88,14 @@ pub(super) enum PortControl {
 }
 
 impl OpenPort {
+    /// The namespace that a tap's device belongs in, as it is now; `None` when it is not there.
+    fn namespace(config: &PortConfig) -> Option<(u64, u64)> {
+        match &config.kind {
+            PortKind::Tap { netns: Some(n), .. } => NetNs::open(n).ok()?.id().ok(),
+            _ => None,
+        }
+    }
+
     /// Opens a port as number `id`. Nothing passes through it before it stands in a snapshot.
     pub(super) fn open(
         id: PortId,
@@ -160,49 +172,64 @@ impl OpenPort {
             port,
             control,
             orphaned: false,
+            netns: Self::namespace(config),
             trouble: None,
             baseline: Totals::read(counters, id),
         })
     }
 
     /// A port without queues, in the place of an `optional` one that cannot be opened because its
-    /// interface is not there; `None` when `error` says something else.
+    /// interface, or the namespace it goes to, is not there; `None` when `error` says something else.
     pub(super) fn absent(
         id: PortId,
         config: &PortConfig,
         counters: &[Arc<Counters>],
         error: &PortError,
     ) -> Option<Self> {
-        let PortError::AfXdp(AfXdpError::Interface {
-            source: NetlinkError::NoLink(interface),
-            ..
-        }) = error
-        else {
-            return None;
+        let missing = match error {
+            PortError::AfXdp(AfXdpError::Interface { source, .. }) => {
+                matches!(source, NetlinkError::NoLink(_))
+            }
+            PortError::Tap(TapError::NetNs { source, .. }) => source.is_missing(),
+            _ => false,
         };
-        if !config.optional {
+        if !missing || !config.optional {
             return None;
         }
-        warn!(
-            port = config.name,
-            interface, "no such interface yet; it is attached when it is there"
-        );
+        warn!("not there yet; attached when it is: {error}");
         Some(OpenPort {
             config: config.clone(),
             port: Arc::new(Port::new(id, &config.name, Vec::new(), Vec::new())),
             control: PortControl::Absent,
             orphaned: true,
+            netns: None,
             trouble: None,
             baseline: Totals::read(counters, id),
         })
     }
 
-    /// Whether the interface that an orphaned port waits for is there: cheap, so that waiting is.
+    /// Notices that a tap's namespace is gone, or another of its name is there: a restarted
+    /// container's. Nothing tells; the device lives on where nobody is.
+    pub(super) fn check_namespace(&mut self) {
+        if !self.orphaned && self.netns.is_some() && self.netns != Self::namespace(&self.config) {
+            self.orphaned = true;
+            self.port.link_up.store(false, Ordering::Relaxed);
+            warn!(
+                port = self.config.name,
+                "its network namespace is gone; attached again when it is back"
+            );
+        }
+    }
+
+    /// Whether what an orphaned port waits for is there: cheap, so that waiting is.
     pub(super) fn interface_is_back(&self) -> bool {
-        let PortKind::AfXdp { interface } = &self.config.kind else {
-            return false;
-        };
-        Netlink::new().is_ok_and(|mut netlink| netlink.link(interface).is_ok())
+        match &self.config.kind {
+            PortKind::AfXdp { interface } => {
+                Netlink::new().is_ok_and(|mut netlink| netlink.link(interface).is_ok())
+            }
+            PortKind::Tap { netns, .. } => netns.as_ref().is_none_or(|n| NetNs::open(n).is_ok()),
+            _ => false,
+        }
     }
 
     /// Says why an interface that is back cannot be attached.
@@ -232,6 +259,8 @@ impl OpenPort {
         match &mut self.control {
             PortControl::Mem(_) | PortControl::Pcap | PortControl::Absent => {}
             PortControl::Vhost(c) => c.ready(now_ns),
+            // In a namespace that is gone there is nothing to see.
+            PortControl::Tap(_) if self.orphaned => {}
             PortControl::Tap(c) => {
                 c.check();
             }
@@ -299,10 +328,32 @@ impl OpenPort {
         use PortKind::{AfXdp, Tap, VhostUser};
         match (&self.config.kind, &config.kind) {
             (VhostUser { socket: a, .. }, VhostUser { socket: b, .. }) => a == b,
+            (AfXdp { interface: a }, AfXdp { interface: b }) => a == b,
             (
-                AfXdp { interface: a } | Tap { interface: a, .. },
-                AfXdp { interface: b } | Tap { interface: b, .. },
-            ) => a == b,
+                AfXdp { interface: a },
+                Tap {
+                    interface: b,
+                    netns,
+                },
+            )
+            | (
+                Tap {
+                    interface: b,
+                    netns,
+                },
+                AfXdp { interface: a },
+            ) => netns.is_none() && a == b,
+            // In a namespace of its own each container's device may be `eth0`.
+            (
+                Tap {
+                    interface: a,
+                    netns: of_a,
+                },
+                Tap {
+                    interface: b,
+                    netns: of_b,
+                },
+            ) => (a, of_a) == (b, of_b),
             _ => false,
         }
     }

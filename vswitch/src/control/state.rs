@@ -83,7 +83,8 @@ pub struct PortConfig {
     pub tenant: String,
     /// Most connections this port may have open as initiator; `None`: a quarter of the table.
     pub max_connections: Option<usize>,
-    /// Af-xdp: the interface may come later. Otherwise the port can only be opened when it is there.
+    /// The interface (af-xdp), or the namespace (tap), may come later. Otherwise the port can only be
+    /// opened when it is there.
     pub optional: bool,
     /// Who lives there.
     pub workloads: Vec<WorkloadConfig>,

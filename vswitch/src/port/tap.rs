@@ -75,6 +75,15 @@ pub struct TapInfo {
     pub uso: bool,
 }
 
+/// What to do when the namespace is not there; the source says how to see which ones are.
+fn later(error: &NetNsError) -> &'static str {
+    if error.is_missing() {
+        " (`optional = true` waits for one that comes later)"
+    } else {
+        ""
+    }
+}
+
 /// Why a tap port could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -122,7 +131,7 @@ pub enum TapError {
         source: io::Error,
     },
     /// The namespace is not there, or may not be entered.
-    #[error("tap port {port}: its network namespace cannot be used")]
+    #[error("tap port {port}: its network namespace cannot be used{}", later(.source))]
     NetNs {
         /// The port.
         port: String,

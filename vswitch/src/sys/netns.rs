@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where `ip netns` keeps names.
@@ -59,6 +60,14 @@ pub enum NetNsError {
     },
 }
 
+impl NetNsError {
+    /// Whether there is no such namespace.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, NetNsError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl NetNs {
     /// The calling thread's.
     ///
@@ -82,6 +91,14 @@ impl NetNs {
         File::open(&path)
             .map(NetNs)
             .map_err(|source| NetNsError::Open { path, source })
+    }
+
+    /// What tells it from every other that exists: device and inode (ioctl_ns(2)).
+    ///
+    /// # Errors
+    /// The kernel cannot say.
+    pub fn id(&self) -> io::Result<(u64, u64)> {
+        self.0.metadata().map(|m| (m.dev(), m.ino()))
     }
 
     /// A new one without a name: it is gone when the last descriptor and process in it are.
@@ -142,11 +159,7 @@ impl NetNs {
     /// Whether both are the same namespace.
     #[must_use]
     pub fn is_same(&self, other: &NetNs) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        match (self.0.metadata(), other.0.metadata()) {
-            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-            _ => false,
-        }
+        matches!((self.id(), other.id()), (Ok(a), Ok(b)) if a == b)
     }
 
     /// Runs `f` in the namespace, on a thread of its own; sockets opened there, and processes

@@ -120,6 +120,8 @@ drop_reasons! {
     TcpOutOfWindow => "tcp_out_of_window",
     /// A TCP segment that the connection's state does not allow.
     TcpBadState => "tcp_bad_state",
+    /// A TCP segment to a broadcast or multicast address, where no connection can be (RFC 9293, MUST-57).
+    TcpToGroup => "tcp_to_group",
     /// An ICMP error about no connection we know.
     IcmpUnrelated => "icmp_unrelated",
     /// A reply (for example an echo reply) without its request.

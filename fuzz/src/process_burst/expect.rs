@@ -368,17 +368,20 @@ impl Expect {
             sport,
             dport,
         };
+        assert!(!group || ip.protocol != 6, "TCP to a group: {told}");
         let allowed = if ip.later {
             may_open(from, to, None) || may_open(to, from, None) && before(to)
         } else if ip.is_error() {
             may_open(from, to, None) && before(from) || may_open(to, from, None) && before(to)
+        } else if ip.icmp(&[0], &[129]) {
+            // An answer opens nothing.
+            self.opened.contains(&tuple.back())
         } else if may_open(from, to, Some((ip.protocol, ip.asks()))) {
             self.opened.insert(tuple);
             true
         } else {
-            let echo_reply = ip.icmp(&[0], &[129]);
-            let has_replies = echo_reply || !matches!(ip.protocol, 1 | 58);
-            has_replies && self.opened.contains(&tuple.back())
+            // Of ICMP, only echoes have answers.
+            !matches!(ip.protocol, 1 | 58) && self.opened.contains(&tuple.back())
         };
         assert!(allowed, "no rule allows {told}");
     }

@@ -198,13 +198,14 @@ impl<'d> Value<'d> {
             self.wrong_type("an integer", "write a number without quotes");
             return None;
         };
-        // Underscores are gone and the radix prefix is cut by the parser.
+        // Underscores are gone and the radix prefix is cut by the parser. In a text with an error
+        // there may be anything else.
         let value = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
         let value = value.and_then(|value| u64::try_from(value).ok());
         match value.filter(|value| (low..=high).contains(value)) {
             Some(value) => Some(self.with(value)),
             None => {
-                let what = format!("{} is out of range", integer.as_str());
+                let what = format!("{} is out of range", integer.as_str().escape_debug());
                 self.error(what, format!("use {low} to {high}"));
                 None
             }

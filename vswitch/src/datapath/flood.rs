@@ -1,6 +1,7 @@
 //! Broadcast and multicast: judged for each receiver, makes no connection, and is bounded by a
 //! budget that counts the copies.
 
+use crate::datapath::conn;
 use crate::datapath::decision::Decisions;
 use crate::datapath::guard;
 use crate::datapath::process::{Ctx, Place, in_cell, judge_frame};
@@ -66,6 +67,13 @@ pub(crate) fn flood(
             cell.pkts.consumed_pkts.add(1);
         }
         return Ok(());
+    }
+    // What belongs to a connection goes by it or not at all: no rule about groups lets it pass.
+    if p.protocol == proto::TCP {
+        return Err(DropReason::TcpToGroup);
+    }
+    if conn::is_echo_reply(p) {
+        return Err(DropReason::ReplyWithoutRequest);
     }
     let snapshot = ctx.snapshot;
     let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;

@@ -363,6 +363,27 @@ fn broadcast_is_judged_for_each_receiver() {
     .dropped(R::PolicyDefaultDeny);
 }
 
+/// A group address is no way around the connection table, whatever a rule allows.
+#[test]
+fn what_belongs_to_a_connection_does_not_go_to_a_group() {
+    let mut p = policy();
+    p.rules = vec![rule("all", "any", "any", &[], Action::Allow)];
+    let mut r = Rig::new(layout(), &p);
+    for dst_mac in [Mac([0xff; 6]), Mac([1, 0, 0x5e, 0, 0, 1])] {
+        let t = Talk {
+            dst_mac,
+            ..WEB_DB()
+        };
+        for flags in ["S", "A", "R"] {
+            r.send("web", &t.tcp((4000, 5432), flags, 1, 1, b""))
+                .dropped(R::TcpToGroup);
+        }
+        r.send("web", &t.ping(7, true))
+            .dropped(R::ReplyWithoutRequest);
+    }
+    assert_eq!(r.shared.table.len(), 0);
+}
+
 #[test]
 fn other_ethertypes_are_denied_by_name() {
     let mut p = policy();

@@ -3,10 +3,13 @@
 //!
 //! Invariant owned here: the descriptor is open for as long as the value lives.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
-/// A non-blocking eventfd.
+/// A non-blocking eventfd of our own. One that a peer gave us is signalled by
+/// [`crate::sys::aio::Signaller`] and never read, because the peer can make it block.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 
@@ -25,27 +28,8 @@ impl EventFd {
         Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// One received from a peer (a vring's kick or call). Made non-blocking, so that a hostile
-    /// peer cannot stop the thread that signals or drains it.
-    ///
-    /// # Errors
-    /// The descriptor's flags cannot be changed.
-    pub fn from_peer(fd: OwnedFd) -> io::Result<Self> {
-        // SAFETY: no pointers; the descriptor is open because `fd` owns it.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: as above.
-        let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
-        if r < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(EventFd(fd))
-    }
-
-    /// Adds one and wakes the waiter. Never blocks; a full counter already wakes the waiter, and
-    /// a peer's descriptor that is not an eventfd at all is the peer's loss, so errors are nothing.
+    /// Adds one and wakes the waiter. Never blocks; a full counter already wakes the waiter, so an
+    /// error is nothing.
     #[inline]
     pub fn signal(&self) {
         let one = 1u64.to_ne_bytes();
@@ -77,9 +61,36 @@ impl EventFd {
     }
 }
 
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A descriptor that a peer calls an eventfd. Its like (timerfd, epoll) pass too, and do no harm:
+/// they share one inode of the kernel's. A file, socket or device does not, whose poll could make us
+/// wait for whoever serves it.
+///
+/// # Errors
+/// `InvalidInput`: not one of these; what fstat(2) says.
+pub fn from_peer(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let inode = |fd: BorrowedFd<'_>| -> io::Result<_> {
+        let meta = File::from(fd.try_clone_to_owned()?).metadata()?;
+        Ok((meta.dev(), meta.ino()))
+    };
+    if inode(fd.as_fd())? == inode(EventFd::new()?.as_fd())? {
+        Ok(fd)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the descriptor is not an eventfd",
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::EventFd;
+    use super::{EventFd, from_peer};
     use std::os::fd::OwnedFd;
 
     #[test]
@@ -93,9 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn a_blocking_descriptor_of_a_peer_cannot_block_us() {
-        let (reader, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
-        let e = EventFd::from_peer(OwnedFd::from(reader)).unwrap();
-        assert_eq!(e.drain(), 0);
+    fn a_peer_gives_an_eventfd_or_nothing() {
+        assert!(from_peer(EventFd::new().unwrap().0).is_ok());
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for fd in [OwnedFd::from(socket), pipe.into(), file.into()] {
+            assert_eq!(
+                from_peer(fd).unwrap_err().kind(),
+                std::io::ErrorKind::InvalidInput
+            );
+        }
     }
 }

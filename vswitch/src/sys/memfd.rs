@@ -27,6 +27,24 @@ pub fn memfd(name: &std::ffi::CStr, len: usize, huge: bool) -> io::Result<OwnedF
     Ok(fd)
 }
 
+/// Whether the file is memory: a memfd, or on tmpfs or hugetlbfs. A page of any other may have to
+/// come from a disk, a network or another process, and who touches it waits for that.
+///
+/// # Errors
+/// What fstatfs(2) says.
+pub fn is_memory(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid statfs.
+    let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `fs` lives until the call returns.
+    if unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut fs) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(matches!(
+        fs.f_type,
+        libc::TMPFS_MAGIC | libc::HUGETLBFS_MAGIC
+    ))
+}
+
 /// Size and block size of the file behind a descriptor, bytes.
 ///
 /// # Errors

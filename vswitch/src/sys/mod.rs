@@ -1,6 +1,7 @@
 //! Thin wrappers around system calls, and the gate in front of a queue.
 
 pub mod affinity;
+pub mod aio;
 pub mod epoll;
 pub mod ethtool;
 pub mod eventfd;

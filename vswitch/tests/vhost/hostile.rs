@@ -433,10 +433,7 @@ fn descriptors_of_refused_messages_are_closed() {
     let [read, write] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let stream = UnixStream::connect(&socket).unwrap();
     // SET_VRING_KICK for ring 200, which does not exist.
-    let message: Vec<u8> = [12u32, 1, 8, 200, 0]
-        .iter()
-        .flat_map(|w| w.to_ne_bytes())
-        .collect();
+    let message = message(&[12, 1, 8, 200, 0]);
     fdpass::send(stream.as_fd(), &message, &[read.as_raw_fd()]).unwrap();
     drop(read);
     control.ready(0); // the connection
@@ -450,4 +447,71 @@ fn descriptors_of_refused_messages_are_closed() {
     // SAFETY: one pollfd.
     unsafe { libc::poll(&raw mut poll, 1, 0) };
     assert_ne!(poll.revents & libc::POLLERR, 0, "somebody still holds it");
+}
+
+/// A message's words: request, flags, size, payload.
+fn message(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_ne_bytes()).collect()
+}
+
+#[test]
+fn who_talks_without_end_lets_others_have_their_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (_port, mut control) = open(PortId(0), config(socket.clone())).unwrap();
+    let stream = UnixStream::connect(&socket).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    control.ready(0);
+    // GET_FEATURES, whose answer has a header and eight bytes.
+    let (asked, mut answered) = (200, Vec::new());
+    for _ in 0..asked {
+        fdpass::send(stream.as_fd(), &message(&[1, 1, 0]), &[]).unwrap();
+    }
+    let answers = || {
+        let mut buf = [0; 8192];
+        let n = fdpass::recv(stream.as_fd(), &mut buf, &mut Vec::new()).unwrap();
+        n / 20
+    };
+    for _ in 0..2 {
+        control.ready(0);
+        answered.push(answers());
+    }
+    assert_eq!(answered, [128, asked - 128]);
+}
+
+#[test]
+fn descriptors_do_not_pile_up_in_a_half_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (_port, mut control) = open(PortId(0), config(socket.clone())).unwrap();
+    let stream = UnixStream::connect(&socket).unwrap();
+    control.ready(0);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..2 {
+        assert!(control.status().connected);
+        let fds = [file.as_raw_fd(); 5];
+        fdpass::send(stream.as_fd(), &[5], &fds).unwrap();
+        control.ready(0);
+    }
+    let status = control.status();
+    assert!(!status.connected);
+    let error = status.last_error.unwrap();
+    assert!(error.contains("10 file descriptors"), "{error}");
+}
+
+/// A pipe's or a socket's poll and close may wait for somebody.
+#[test]
+fn notifications_go_through_eventfds_only() {
+    for request in 12..15 {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let (_port, mut control) = open(PortId(0), config(socket.clone())).unwrap();
+        let stream = UnixStream::connect(&socket).unwrap();
+        let words = [request, 1, 8, 0, 0];
+        fdpass::send(stream.as_fd(), &message(&words), &[stream.as_raw_fd()]).unwrap();
+        control.ready(0);
+        control.ready(0);
+        let error = control.status().last_error.unwrap();
+        assert!(error.contains("unusable file descriptor"), "{error}");
+    }
 }

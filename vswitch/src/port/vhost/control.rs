@@ -18,6 +18,7 @@ use super::session::{self, Decoder, Device, Session, SessionError};
 use super::vring::{RingError, VringConfig};
 use super::{QUEUE_PAIRS_MAX, Rx, Tx, tx_caps};
 use crate::port::{Port, PortId, RxQueue, TxQueue};
+use crate::sys::aio::Signaller;
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::fdpass;
 use crate::sys::gate::Gate;
@@ -29,6 +30,12 @@ use crate::sys::virtio::{NetHdr, feature};
 /// that is gone costs a system call per second.
 const BACK_OFF_FIRST_NS: u64 = 50_000_000;
 const BACK_OFF_LAST_NS: u64 = 1_000_000_000;
+
+/// Reads from one front-end before other ports have their turn; a message takes two. QEMU's whole
+/// start with one queue pair is some 60 messages.
+const READS_PER_TURN: usize = 128;
+/// Connections accepted, or refused, before others have their turn.
+const ACCEPTS_PER_TURN: usize = 16;
 
 const TOKEN_LISTENER: u64 = 0;
 const TOKEN_CONNECTION: u64 = 1;
@@ -163,9 +170,14 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
     let queues = || -> io::Result<_> {
         let mut rxqs = Vec::new();
         let mut txqs = Vec::new();
+        let signaller = Arc::new(Signaller::new()?);
         for _ in 0..pairs {
-            rxqs.push(Gate::new(RxQueue::Vhost(Box::new(Rx::new()?))));
-            txqs.push(Gate::new(TxQueue::Vhost(Box::new(Tx::new()?))));
+            let (rx, tx) = (
+                Rx::new(Arc::clone(&signaller))?,
+                Tx::new(Arc::clone(&signaller))?,
+            );
+            rxqs.push(Gate::new(RxQueue::Vhost(Box::new(rx))));
+            txqs.push(Gate::new(TxQueue::Vhost(Box::new(tx))));
         }
         Ok((rxqs, txqs))
     };
@@ -299,7 +311,10 @@ impl VhostControl {
     }
 
     fn accept(&mut self) {
-        while let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) else {
+                return;
+            };
             if self.connection.is_some() {
                 // The guest that is there keeps its port: a socket is an identity.
                 self.status.refused_second += 1;
@@ -404,11 +419,11 @@ impl Drop for VhostControl {
 }
 
 impl Connection {
-    /// Reads and obeys messages until none waits.
+    /// Reads and obeys messages until none waits, or it is others' turn.
     fn serve(&mut self, queues: &mut Queues) -> Result<(), VhostError> {
         let mut buf = [0u8; 512];
         let mut fds = Vec::new();
-        loop {
+        for _ in 0..READS_PER_TURN {
             let want = self.decoder.wanted().min(buf.len());
             let room = buf.get_mut(..want).unwrap_or(&mut []);
             let n = match fdpass::recv(self.stream.as_fd(), room, &mut fds) {
@@ -434,6 +449,7 @@ impl Connection {
                 }
             }
         }
+        Ok(())
     }
 }
 

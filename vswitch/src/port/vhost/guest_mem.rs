@@ -11,15 +11,16 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::sys::memfd::file_size;
+use crate::sys::memfd::{file_size, is_memory};
 use crate::sys::mmap::Mapping;
 use crate::sys::sigbus::{self, Watched};
 
 /// Regions a guest may have: what we answer to `GET_MAX_MEM_SLOTS` (QEMU's own default limit for
 /// a PC is 509 with hot-plug; 64 leaves room for that and bounds the mappings a peer can make).
 pub const REGIONS_MAX: usize = 64;
-/// Largest region, bytes: the x86-64 user address space is 2^47.
-const REGION_BYTES_MAX: u64 = 1 << 46;
+/// Most memory of one guest, bytes. A sparse memfd costs its maker nothing, but us address space, of
+/// which there are 2^47 bytes for all ports together: as much as 32 such guests.
+pub const GUEST_BYTES_MAX: u64 = 1 << 42;
 
 /// A region as the front-end describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +52,12 @@ pub enum MemError {
         /// Size of the file.
         file_bytes: u64,
     },
+    /// All regions together are more than [`GUEST_BYTES_MAX`].
+    #[error("memory region {0:?} takes the guest beyond {max} TiB", max = GUEST_BYTES_MAX >> 40)]
+    TooMuch(RegionSpec),
+    /// A file whose pages come from elsewhere.
+    #[error("memory region {0:?} is not in memory: share a memfd, or a file on tmpfs or hugetlbfs")]
+    NotMemory(RegionSpec),
     /// More than [`REGIONS_MAX`].
     #[error("more than {REGIONS_MAX} memory regions")]
     TooMany,
@@ -88,8 +95,11 @@ impl Region {
         let [Some(_), Some(_), Some(file_end)] = ends else {
             return Err(MemError::BadRegion(spec));
         };
-        if spec.size == 0 || spec.size > REGION_BYTES_MAX {
+        if spec.size == 0 {
             return Err(MemError::BadRegion(spec));
+        }
+        if !is_memory(fd.as_fd()).map_err(MemError::Map)? {
+            return Err(MemError::NotMemory(spec));
         }
         let (file_bytes, block) = file_size(fd.as_fd()).map_err(MemError::Map)?;
         if file_bytes < file_end {
@@ -157,6 +167,10 @@ impl GuestMem {
     pub fn with(&self, spec: RegionSpec, fd: &OwnedFd) -> Result<Self, MemError> {
         if self.regions.len() >= REGIONS_MAX {
             return Err(MemError::TooMany);
+        }
+        let others: u64 = self.regions.iter().map(|r| r.spec.size).sum();
+        if others.saturating_add(spec.size) > GUEST_BYTES_MAX {
+            return Err(MemError::TooMuch(spec));
         }
         let apart = |a: u64, b: u64, b_size: u64| {
             a.checked_add(spec.size).is_none_or(|end| end <= b) || a >= b + b_size
@@ -268,7 +282,7 @@ impl Span {
         if offset >= self.size {
             return None;
         }
-        #[allow(clippy::cast_possible_truncation)] // usize has 64 bits wherever 2^46 bytes map
+        #[allow(clippy::cast_possible_truncation)] // usize has 64 bits wherever 2^42 bytes map
         let offset_bytes = offset as usize;
         // SAFETY: `offset` is less than the region's size, which is mapped from `host` on.
         let ptr = unsafe { self.host.add(offset_bytes) };
@@ -319,6 +333,25 @@ mod tests {
     }
 
     #[test]
+    fn sparse_memory_has_an_end() {
+        let tib = 1usize << 40;
+        let fd = memfd(c"t", tib, false).unwrap();
+        let mut mem = GuestMem::default();
+        for i in 0..4 {
+            mem = mem.with(spec(i << 41, 1 << 40, 0), &fd).unwrap();
+        }
+        let more = mem.with(spec(4 << 41, 0x1000, 0), &fd);
+        assert!(matches!(more, Err(MemError::TooMuch(_))));
+    }
+
+    #[test]
+    fn memory_is_in_memory() {
+        let file: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
+        let mapped = GuestMem::default().with(spec(0, 0x1000, 0), &file);
+        assert!(matches!(mapped, Err(MemError::NotMemory(_))));
+    }
+
+    #[test]
     fn refuses_what_cannot_be() {
         let fd = memfd(c"t", 0x4000, false).unwrap();
         let one = |s| GuestMem::default().with(s, &fd);
@@ -333,7 +366,7 @@ mod tests {
         assert!(matches!(one(spec(0, 0, 0)), Err(MemError::BadRegion(_))));
         assert!(matches!(
             one(spec(0, u64::MAX, 0)),
-            Err(MemError::BadRegion(_))
+            Err(MemError::TooMuch(_))
         ));
         assert!(matches!(
             one(spec(0, 0x1000, u64::MAX)),

@@ -5,13 +5,14 @@
 //! and descriptors there, so they are also dropped (and memory unmapped) on the control thread.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::guest_mem::GuestMem;
 use super::vring::{Ring, RingError, Vring, VringConfig, with_ring};
+use crate::sys::aio::Signaller;
 use crate::sys::epoll::{Epoll, Event, Interest};
-use crate::sys::eventfd::EventFd;
+use crate::sys::eventfd::{self, EventFd};
 use crate::sys::sigbus;
 
 /// One vring's end in the switch.
@@ -24,8 +25,9 @@ pub(super) struct Queue {
     /// `sigbus::faults()` when the memory was last known whole.
     faults: u32,
     kick: Option<OwnedFd>,
-    call: Option<EventFd>,
-    err: Option<EventFd>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    signaller: Arc<Signaller>,
     /// Holds `kick` and `nudge`, edge-triggered: becomes readable once per kick, and nobody ever
     /// reads the peer's descriptor, which could be made to block us. What waits on it needs to
     /// know only this one descriptor, which never changes.
@@ -35,7 +37,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(signaller: Arc<Signaller>) -> io::Result<Self> {
         let wake = Epoll::new()?;
         let nudge = EventFd::new()?;
         wake.add(nudge.fd(), 0, Interest::READ.edge())?;
@@ -48,6 +50,7 @@ impl Queue {
             kick: None,
             call: None,
             err: None,
+            signaller,
             wake,
             nudge,
         })
@@ -89,7 +92,7 @@ impl Queue {
     pub(super) fn set_broken(&mut self, error: RingError) {
         self.broken = Some(error);
         if let Some(err) = &self.err {
-            err.signal();
+            self.signaller.signal(err.as_fd());
         }
     }
 
@@ -100,7 +103,7 @@ impl Queue {
     #[inline]
     pub(super) fn signal_call(&self) {
         if let Some(call) = &self.call {
-            call.signal();
+            self.signaller.signal(call.as_fd());
         }
     }
 
@@ -190,7 +193,7 @@ impl Queue {
             // By hand: the peer holds the same open file, so closing ours would not remove it.
             self.wake.remove(old.as_raw_fd())?;
         }
-        if let Some(fd) = fd {
+        if let Some(fd) = fd.map(eventfd::from_peer).transpose()? {
             self.wake.add(fd.as_raw_fd(), 1, Interest::READ.edge())?;
             self.kick = Some(fd);
         }
@@ -199,7 +202,7 @@ impl Queue {
     }
 
     pub(super) fn set_call(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
-        self.call = fd.map(EventFd::from_peer).transpose()?;
+        self.call = fd.map(eventfd::from_peer).transpose()?;
         if self.ring.is_some() {
             self.signal_call();
         }
@@ -207,7 +210,7 @@ impl Queue {
     }
 
     pub(super) fn set_err(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
-        self.err = fd.map(EventFd::from_peer).transpose()?;
+        self.err = fd.map(eventfd::from_peer).transpose()?;
         Ok(())
     }
 

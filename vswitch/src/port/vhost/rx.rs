@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::queue::Queue;
@@ -18,6 +19,7 @@ use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, prefetch,
 use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
 use crate::frame::{BURST_MAX, Burst, Csum, Gso, HEAD_CAP, Offload};
+use crate::sys::aio::Signaller;
 use crate::sys::virtio::{NetHdr, feature};
 
 /// Longest frame: an IPv6 packet of 65535 bytes of payload and its header, Ethernet, two tags.
@@ -37,9 +39,9 @@ pub struct Rx {
 }
 
 impl Rx {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(signaller: Arc<Signaller>) -> io::Result<Self> {
         Ok(Rx {
-            queue: Queue::new()?,
+            queue: Queue::new(signaller)?,
             hdr_bytes: NetHdr::BYTES,
             features: 0,
             bufs: Bufs::new(),

@@ -81,6 +81,9 @@ pub enum SessionError {
         /// Descriptors that came.
         fds: usize,
     },
+    /// More descriptors than any request carries.
+    #[error("message with {0} file descriptors")]
+    TooManyFds(usize),
     /// A ring that does not exist.
     #[error("{request:?} for vring {index}, but there are {vrings}")]
     BadVring {
@@ -124,6 +127,7 @@ impl SessionError {
         match self {
             SessionError::BadFlags(_)
             | SessionError::TooLong(_)
+            | SessionError::TooManyFds(_)
             | SessionError::BadPayload { .. }
             | SessionError::BadFds { .. } => false,
             SessionError::UnknownRequest(_)
@@ -225,7 +229,7 @@ impl Decoder {
     /// whole.
     ///
     /// # Errors
-    /// The header is not that of a request.
+    /// The header is not that of a request, or too many descriptors came.
     pub fn feed(
         &mut self,
         bytes: &[u8],
@@ -233,6 +237,9 @@ impl Decoder {
     ) -> Result<Option<Message>, SessionError> {
         self.buf.extend_from_slice(bytes);
         self.fds.extend(fds);
+        if self.fds.len() > TABLE_REGIONS_MAX {
+            return Err(SessionError::TooManyFds(self.fds.len()));
+        }
         let Some(header) = self.header() else {
             return Ok(None);
         };

@@ -8,6 +8,7 @@
 //! checked and keeps mapped.
 
 use std::io;
+use std::sync::Arc;
 
 use super::queue::Queue;
 use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, with_ring};
@@ -15,6 +16,7 @@ use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, Gso, OutItem, Scratch, TxCaps};
 use crate::offload::{self, Out};
+use crate::sys::aio::Signaller;
 use crate::sys::virtio::{NetHdr, feature};
 
 /// Receive buffers one frame may fill: a 64 KiB frame in buffers of 256 bytes, and some.
@@ -40,9 +42,9 @@ struct Parts {
 }
 
 impl Tx {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(signaller: Arc<Signaller>) -> io::Result<Self> {
         Ok(Tx {
-            queue: Queue::new()?,
+            queue: Queue::new(signaller)?,
             hdr_bytes: NetHdr::BYTES,
             features: 0,
             caps: TxCaps::default(),

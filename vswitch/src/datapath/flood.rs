@@ -61,7 +61,8 @@ pub(crate) fn flood(
     at: Place,
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
-    let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+    let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
+    let p = &frame.parsed;
     if is_membership(p) {
         if let Some(cell) = in_cell(ctx) {
             cell.pkts.consumed_pkts.add(1);
@@ -93,7 +94,7 @@ pub(crate) fn flood(
             why = DropReason::VlanNotAllowed;
             continue;
         }
-        if let Err(reason) = judge_frame(ctx, classifier, p, sender, receiver) {
+        if let Err(reason) = judge_frame(ctx, classifier, frame, sender, receiver) {
             why = reason;
             continue;
         }

@@ -1,10 +1,10 @@
 //! Fragments follow their first one's verdict.
 //!
 //! Only the first fragment of a packet has a transport header, so only it can be judged. What was
-//! decided about it (a word of the caller's) is remembered for a short time; later fragments get that word. One before
-//! its first, one after its first was refused, and one that covers bytes another brought already,
-//! is dropped: nothing is queued, and nothing is reassembled but a list of ranges. A packet with
-//! an overlap is lost as a whole (RFC 5722): its entry is kept, marked bad.
+//! decided about it (the caller's business) is remembered for a short time; later fragments get
+//! it. One before its first, one after its first was refused, and one that covers bytes another
+//! brought already, is dropped: nothing is queued, and nothing is reassembled but a list of
+//! ranges. A packet with an overlap is lost as a whole (RFC 5722): its entry is kept, marked bad.
 //!
 //! *Ownership.* A table belongs to one worker and is keyed by the receiving port. All fragments of a
 //! packet usually arrive on one queue, as hashes of fragments cover the addresses only; where a
@@ -49,9 +49,9 @@ impl Key {
 
 /// One packet under way.
 #[derive(Clone, Copy, Debug)]
-struct Packet {
+struct Packet<W> {
     key: Key,
-    word: u64,
+    word: W,
     since: u32,
     /// Where the packet ends, once the last fragment was seen.
     end: Option<u32>,
@@ -59,7 +59,7 @@ struct Packet {
     covered: Ranges,
 }
 
-impl Packet {
+impl<W> Packet<W> {
     fn is_over(&self, tick: u32) -> bool {
         tick.wrapping_sub(self.since) > LIFETIME_TICKS
     }
@@ -170,16 +170,16 @@ impl Ranges {
 }
 
 /// A port's packets.
-type Slots = Box<[Option<Packet>; PER_PORT]>;
+type Slots<W> = Box<[Option<Packet<W>>; PER_PORT]>;
 
-/// The packets under way on one worker, by receiving port.
+/// The packets under way on one worker, by receiving port; `W` is what was decided about one.
 #[derive(Debug)]
-pub struct FragmentTable {
+pub struct FragmentTable<W> {
     /// Allocated at a port's first fragment, for most ports never see one.
-    ports: Box<[Option<Slots>]>,
+    ports: Box<[Option<Slots<W>>]>,
 }
 
-impl FragmentTable {
+impl<W: Copy> FragmentTable<W> {
     /// An empty table for port numbers below `ports`.
     #[must_use]
     pub fn new(ports: usize) -> Self {
@@ -198,7 +198,7 @@ impl FragmentTable {
         &mut self,
         port: PortId,
         p: &Parsed,
-        word: u64,
+        word: W,
         tick: u32,
     ) -> Result<(), DropReason> {
         const FULL: DropReason = DropReason::FragmentTableFull;
@@ -212,7 +212,7 @@ impl FragmentTable {
             known.bad = true;
             return Err(DropReason::BadFragment);
         }
-        let free = |slot: &&mut Option<Packet>| slot.as_ref().is_none_or(|k| k.is_over(tick));
+        let free = |slot: &&mut Option<Packet<W>>| slot.as_ref().is_none_or(|k| k.is_over(tick));
         let slot = slots.iter_mut().find(free).ok_or(FULL)?;
         let mut packet = Packet {
             key,
@@ -233,7 +233,7 @@ impl FragmentTable {
     /// # Errors
     /// `FragmentWithoutFirst`, or `BadFragment` when it overlaps another, ends past the last one, or
     /// leaves more holes than are counted.
-    pub fn later(&mut self, port: PortId, p: &Parsed, tick: u32) -> Result<u64, DropReason> {
+    pub fn later(&mut self, port: PortId, p: &Parsed, tick: u32) -> Result<W, DropReason> {
         const UNKNOWN: DropReason = DropReason::FragmentWithoutFirst;
         let Fragment::Later { id, offset, last } = p.fragment else {
             return Err(DropReason::BadFragment);
@@ -252,11 +252,11 @@ impl FragmentTable {
     }
 }
 
-fn find<'a>(
-    slots: &'a mut [Option<Packet>],
+fn find<'a, W>(
+    slots: &'a mut [Option<Packet<W>>],
     key: &Key,
     tick: u32,
-) -> Option<&'a mut Option<Packet>> {
+) -> Option<&'a mut Option<Packet<W>>> {
     slots.iter_mut().find(|slot| {
         slot.as_ref()
             .is_some_and(|k| k.key == *key && !k.is_over(tick))
@@ -293,7 +293,7 @@ mod tests {
         }
     }
 
-    fn table() -> FragmentTable {
+    fn table() -> FragmentTable<u64> {
         FragmentTable::new(4)
     }
 

@@ -25,7 +25,7 @@ use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
 use crate::datapath::{flood, guard, neighbour, reject, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, NONE_U32, Producer};
-use crate::frame::{BURST_MAX, Burst, Gso, OutItem};
+use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
 use crate::offload;
 use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
 use crate::policy::{Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
@@ -47,7 +47,7 @@ pub struct Ctx<'a> {
     /// Learned MACs.
     pub learned: &'a Learned,
     /// This worker's fragments.
-    pub fragments: &'a mut FragmentTable,
+    pub(crate) fragments: &'a mut FragmentTable<Admitted>,
     /// Copies of broadcast and multicast this worker may still make.
     pub budget: &'a mut flood::Budget,
     /// This worker's counters.
@@ -106,7 +106,8 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
 
     for (flow, hit) in flows.iter().flatten().zip(hits) {
         let slot = flow.slot as usize;
-        match track(ctx, burst, flow, hit).and_then(|()| remember_fragment(ctx, burst, flow)) {
+        let tracked = track(ctx, burst, flow, hit);
+        match tracked.and_then(|limit| remember_fragment(ctx, burst, flow, limit)) {
             Ok(()) => {
                 send(ctx, slot, flow.dst, out);
             }
@@ -213,14 +214,18 @@ fn locate(
     }
     if p.l3 == L3::Other {
         let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
-        judge_frame(ctx, classifier, p, sender, receiver)?;
+        judge_frame(ctx, classifier, frame, sender, receiver)?;
         send(ctx, slot, dst, out);
         return Ok(None);
     }
     if let Fragment::Later { .. } = p.fragment {
         let admitted = ctx.fragments.later(ctx.in_port, p, ctx.tick)?;
-        if admitted != fragment_word(ctx.generation, dst) {
+        if (admitted.generation, admitted.dst) != (ctx.generation, dst) {
             return Err(DropReason::FragmentWithoutFirst);
+        }
+        if let Some(rule) = admitted.limit {
+            let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+            spend_bits(ctx, classifier, rule, frame)?;
         }
         send(ctx, slot, dst, out);
         return Ok(None);
@@ -329,13 +334,14 @@ fn key(p: &Parsed, sender: &Owner, receiver: &Owner) -> Result<(FlowKey, Side, b
     Ok((key, side, false))
 }
 
-/// Pass 3: whether the packet may pass, and what its connection learns from it.
+/// Pass 3: whether the packet may pass, and what its connection learns from it. Returns the rule
+/// whose limit on bits it spent, which its later fragments spend too.
 fn track(
     ctx: &mut Ctx<'_>,
     burst: &Burst,
     flow: &Flow,
     hit: Option<ConnRef<'_>>,
-) -> Result<(), DropReason> {
+) -> Result<Option<RuleId>, DropReason> {
     let frame = burst.frame(flow.slot as usize).ok_or(DropReason::Runt)?;
     let p = &frame.parsed;
     let snapshot = ctx.snapshot;
@@ -354,7 +360,7 @@ fn track(
         if flow.about {
             return Err(DropReason::IcmpUnrelated);
         }
-        return open(ctx, classifier, flow, p, frame.len(), src, dst);
+        return open(ctx, classifier, flow, frame, src, dst);
     };
     let dir = if flow.side == conn.initiator() {
         Dir::Original
@@ -366,18 +372,18 @@ fn track(
         // An error travels against the packet it quotes.
         let forward = (dir == Dir::Original) != flow.about;
         let (from, to) = if forward { (src, dst) } else { (dst, src) };
-        judge_again(ctx, classifier, &conn, p, from, to)?;
+        judge_again(ctx, classifier, &conn, frame, from, to)?;
     } else {
         ctx.counters.worker.conn_hit.add(1);
     }
-    if flow.about {
-        return Ok(());
-    }
+    // Both ends are in one domain, so of one tenant: one rule admitted it.
     let admission = conn::admission(&conn);
-    if admission.limited
-        && !classifier.bits_take(admission.rule, u64::from(frame.len()) * 8, ctx.now_ns)
-    {
-        return Err(DropReason::PolicyLimit);
+    let limit = admission.limited.then_some(admission.rule);
+    if let Some(rule) = limit {
+        spend_bits(ctx, classifier, rule, frame)?;
+    }
+    if flow.about {
+        return Ok(limit);
     }
     if p.protocol == proto::TCP {
         match tcp::on_segment(&conn, dir, &tcp::Segment::of(p))? {
@@ -392,12 +398,26 @@ fn track(
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report_end(ctx, &conn, ConnEventKind::Close);
                 remove(ctx, conn);
-                return open(ctx, classifier, flow, p, frame.len(), src, dst);
+                return open(ctx, classifier, flow, frame, src, dst);
             }
         }
     }
     conn::account(&conn, dir, frame.len(), ctx.tick, ctx.alone);
-    Ok(())
+    Ok(limit)
+}
+
+/// Every frame that policy let pass spends its rule's limit on bits.
+fn spend_bits(
+    ctx: &Ctx<'_>,
+    classifier: &Classifier,
+    rule: RuleId,
+    frame: &Frame,
+) -> Result<(), DropReason> {
+    if classifier.bits_take(rule, u64::from(frame.len()) * 8, ctx.now_ns) {
+        Ok(())
+    } else {
+        Err(DropReason::PolicyLimit)
+    }
 }
 
 /// Removes a connection and returns its place in the port's quota, once.
@@ -413,11 +433,11 @@ fn open(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     flow: &Flow,
-    p: &Parsed,
-    frame_bytes: u32,
+    frame: &Frame,
     src: &Owner,
     dst: &Owner,
-) -> Result<(), DropReason> {
+) -> Result<Option<RuleId>, DropReason> {
+    let p = &frame.parsed;
     if conn::is_echo_reply(p) {
         return Err(DropReason::ReplyWithoutRequest);
     }
@@ -433,10 +453,11 @@ fn open(
     }
     let service = service(p);
     let j = classifier.classify(&Query { from, to, service });
-    let rule = enforce(ctx, classifier, &j, p, src, dst)?;
+    let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
+    let limit = j.limited.then_some(rule);
     if matches!(p.protocol, proto::ICMP | proto::ICMPV6) && !conn::is_echo_request(p) {
         // Nothing answers it: there is no connection to remember.
-        return Ok(());
+        return Ok(limit);
     }
     let admission = Admission {
         rule,
@@ -461,13 +482,13 @@ fn open(
         initiator: flow.side,
         word: conn::word(ctx.generation),
         tick: ctx.tick,
-        user: conn::new_words(admission, tcp_words, u64::from(frame_bytes)),
+        user: conn::new_words(admission, tcp_words, u64::from(frame.len())),
     };
     match ctx.table.insert_or_get(&flow.key, new) {
         Ok(done) if done.existed => {
             // Another worker opened it this instant; the next frame goes by its entry.
             ctx.quotas.give(ctx.in_port);
-            Ok(())
+            Ok(limit)
         }
         Ok(_) => {
             ctx.counters.worker.conn_insert.add(1);
@@ -475,7 +496,7 @@ fn open(
             if admission.logged {
                 report(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
             }
-            Ok(())
+            Ok(limit)
         }
         Err(InsertError::TableFull | InsertError::BucketFull) => {
             // What is evicted now is room after the next quiesce: for the sender's next try.
@@ -507,7 +528,7 @@ fn judge_again(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     conn: &ConnRef<'_>,
-    p: &Parsed,
+    frame: &Frame,
     from: &Owner,
     to: &Owner,
 ) -> Result<(), DropReason> {
@@ -544,7 +565,7 @@ fn judge_again(
             ctx.counters.worker.conn_cut.add(1);
             report_end(ctx, conn, ConnEventKind::Cut);
             remove(ctx, *conn);
-            enforce(ctx, classifier, &j, p, from, to).map(|_| ())
+            enforce(ctx, classifier, &j, frame, from, to).map(|_| ())
         }
     }
 }
@@ -571,17 +592,18 @@ pub(crate) fn service(p: &Parsed) -> Service {
 pub(crate) fn judge_frame(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    p: &Parsed,
+    frame: &Frame,
     src: &Owner,
     dst: &Owner,
 ) -> Result<(), DropReason> {
+    let p = &frame.parsed;
     let query = Query {
         from: ctx.snapshot.party(classifier, src, &p.src),
         to: ctx.snapshot.party(classifier, dst, &p.dst),
         service: service(p),
     };
     let j = classifier.classify(&query);
-    enforce(ctx, classifier, &j, p, src, dst).map(|_| ())
+    enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 
 /// Turns a judgement into a rule that allows, or a reason to drop; counts the hit, spends the
@@ -590,10 +612,11 @@ fn enforce(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     j: &Judgement,
-    p: &Parsed,
+    frame: &Frame,
     src: &Owner,
     dst: &Owner,
 ) -> Result<RuleId, DropReason> {
+    let p = &frame.parsed;
     if let Some(staged) = j.staged {
         classifier.staged_hit(staged);
         report(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
@@ -611,7 +634,10 @@ fn enforce(
             if let Some(also) = j.also {
                 classifier.hit(also);
             }
-            let spend = |r| classifier.limit_take(r, ctx.now_ns);
+            let spend = |r| {
+                classifier.limit_take(r, ctx.now_ns)
+                    && spend_bits(ctx, classifier, r, frame).is_ok()
+            };
             if !j.limited || (spend(rule) && j.also.is_none_or(spend)) {
                 return Ok(rule);
             }
@@ -713,18 +739,30 @@ fn report_end(ctx: &mut Ctx<'_>, conn: &ConnRef<'_>, kind: ConnEventKind) {
     }
 }
 
-/// What the fragment table remembers of an admitted first fragment: later ones must go to the
-/// same owner under the same generation.
-fn fragment_word(generation: u64, dst: OwnerIdx) -> u64 {
-    generation << 32 | u64::from(dst.0)
+/// What is remembered of an admitted first fragment: later ones must go to the same owner under
+/// the same generation, and spend the same rule's limit on bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admitted {
+    generation: u64,
+    dst: OwnerIdx,
+    limit: Option<RuleId>,
 }
 
 /// An admitted first fragment is remembered before it is sent, or not sent at all.
-fn remember_fragment(ctx: &mut Ctx<'_>, burst: &Burst, flow: &Flow) -> Result<(), DropReason> {
+fn remember_fragment(
+    ctx: &mut Ctx<'_>,
+    burst: &Burst,
+    flow: &Flow,
+    limit: Option<RuleId>,
+) -> Result<(), DropReason> {
     match burst.frame(flow.slot as usize).map(|f| &f.parsed) {
         Some(p) if matches!(p.fragment, Fragment::First { .. }) => {
-            let word = fragment_word(ctx.generation, flow.dst);
-            ctx.fragments.first(ctx.in_port, p, word, ctx.tick)
+            let admitted = Admitted {
+                generation: ctx.generation,
+                dst: flow.dst,
+                limit,
+            };
+            ctx.fragments.first(ctx.in_port, p, admitted, ctx.tick)
         }
         _ => Ok(()),
     }

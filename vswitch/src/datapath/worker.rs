@@ -14,7 +14,7 @@ use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
-use crate::datapath::process::{Ctx, end_event, process_burst};
+use crate::datapath::process::{Admitted, Ctx, end_event, process_burst};
 use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Consumer, Producer, ring};
@@ -189,7 +189,7 @@ pub struct Worker {
     table: Participant,
     counters: Arc<Counters>,
     events: Producer<ConnEvent>,
-    fragments: FragmentTable,
+    fragments: FragmentTable<Admitted>,
     budget: Budget,
     recent: Recent,
     burst: Burst,

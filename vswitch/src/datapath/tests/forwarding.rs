@@ -193,17 +193,7 @@ fn icmp_errors_pass_only_for_a_connection() {
     let mut r = Rig::new(layout(), &policy());
     let t = WEB_DB();
     let ask = t.udp(1000, 53, b"question");
-    let error = |quoted: &[u8]| {
-        let mut out = Vec::new();
-        etherparse::PacketBuilder::ethernet2(mac(2).0, mac(1).0)
-            .ipv4([10, 0, 0, 2], [10, 0, 0, 1], 64)
-            .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(
-                etherparse::icmpv4::DestUnreachableHeader::Port,
-            ))
-            .write(&mut out, &quoted[14..])
-            .unwrap();
-        out
-    };
+    let error = |quoted: &[u8]| t.back().unreachable(quoted);
     r.send("db", &error(&ask)).dropped(R::IcmpUnrelated);
     r.send("web", &ask).reached("db", &ask);
     let e = error(&ask);

@@ -2,4 +2,5 @@
 
 mod forwarding;
 mod identity;
+mod limits;
 mod rig;

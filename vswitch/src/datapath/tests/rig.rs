@@ -433,6 +433,17 @@ impl Talk {
         out
     }
 
+    /// "Port unreachable" about an IPv4 packet.
+    pub(super) fn unreachable(&self, about: &[u8]) -> Vec<u8> {
+        let port = etherparse::icmpv4::DestUnreachableHeader::Port;
+        let b = self
+            .ip()
+            .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(port));
+        let mut out = Vec::new();
+        b.write(&mut out, &about[14..]).unwrap();
+        out
+    }
+
     pub(super) fn ping(&self, id: u16, reply: bool) -> Vec<u8> {
         let mut out = Vec::new();
         if self.src.contains(':') {
@@ -454,6 +465,31 @@ impl Talk {
         }
         out
     }
+}
+
+/// An IPv4 frame as two fragments, the first with 16 bytes of payload.
+pub(super) fn fragments(frame: &[u8], id: u16) -> [Vec<u8>; 2] {
+    const DATA: usize = 14 + 20;
+    let cut = DATA + 16;
+    let piece = |data: &[u8], field: u16| {
+        let mut ip = frame[14..DATA].to_vec();
+        ip[2..4].copy_from_slice(&u16::try_from(20 + data.len()).unwrap().to_be_bytes());
+        ip[4..6].copy_from_slice(&id.to_be_bytes());
+        ip[6..8].copy_from_slice(&field.to_be_bytes());
+        ip[10..12].fill(0);
+        let sum: u32 = ip
+            .chunks(2)
+            .map(|c| u32::from(u16::from_be_bytes([c[0], c[1]])))
+            .sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        ip[10..12].copy_from_slice(&(!u16::try_from(folded).unwrap()).to_be_bytes());
+        [&frame[..14], &ip, data].concat()
+    };
+    // More fragments; then two units of 8 bytes further on.
+    [
+        piece(&frame[DATA..cut], 0x2000),
+        piece(&frame[cut..], 16 / 8),
+    ]
 }
 
 /// The same frame with an 802.1Q tag.

@@ -238,7 +238,7 @@ pub struct ConnEvent {
     pub protocol: u8,
     /// Source port, or ICMP echo identifier.
     pub sport: u16,
-    /// Destination port; for ICMP `type << 8 | code`.
+    /// Destination port; for ICMP `type << 8 | code`, and 0 when an exchange ended.
     pub dport: u16,
     /// Initiator's address.
     pub src: Addr,

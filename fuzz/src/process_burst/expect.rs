@@ -16,7 +16,8 @@ pub(super) struct Expect {
     sent: Vec<Vec<u8>>,
 }
 
-/// Who to whom: protocol, addresses and ports (ICMP: the echo's identifier, twice).
+/// Who to whom: protocol, addresses and ports (ICMP: an echo's identifier is the
+/// port of whoever asks).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Tuple {
     from: Who,
@@ -69,7 +70,8 @@ impl Ip {
     fn ports(&self) -> (u16, u16) {
         match self.protocol {
             6 | 17 | 132 => (be16(&self.l4, 0), be16(&self.l4, 2)),
-            1 | 58 => (be16(&self.l4, 4), be16(&self.l4, 4)),
+            1 | 58 if self.icmp(&[8], &[128]) => (be16(&self.l4, 4), 0),
+            1 | 58 if self.icmp(&[0], &[129]) => (0, be16(&self.l4, 4)),
             _ => (0, 0),
         }
     }

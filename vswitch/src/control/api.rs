@@ -284,7 +284,7 @@ pub struct ConnInfo {
     pub sport: u16,
     /// The other end's address.
     pub dst: String,
-    /// The other end's port.
+    /// The other end's port; 0 when there is none.
     pub dport: u16,
     /// Initiator; `-` when it is gone.
     pub from: String,
@@ -455,7 +455,7 @@ pub struct WatchEvent {
     pub protocol: String,
     /// Initiator's address.
     pub src: String,
-    /// Initiator's port.
+    /// Initiator's port, or echo identifier.
     pub sport: u16,
     /// The other end's address.
     pub dst: String,

@@ -208,6 +208,16 @@ pub fn is_echo_reply(p: &Parsed) -> bool {
     )
 }
 
+/// Whether an echo message goes against the exchange it would belong to: a request from the one
+/// who was asked, or a reply from the one who asks.
+#[must_use]
+pub fn is_backwards(p: &Parsed, dir: Dir) -> bool {
+    match dir {
+        Dir::Original => is_echo_reply(p),
+        Dir::Reply => is_echo_request(p),
+    }
+}
+
 /// The ends of a connection in its original direction: (initiator, responder).
 #[must_use]
 pub fn ends(key: &FlowKey, initiator: Side) -> (Endpoint, Endpoint) {

@@ -355,6 +355,15 @@ fn track(
     let found = hit
         .filter(ConnRef::is_live)
         .or_else(|| table.lookup(&flow.key));
+    let dir_in = |conn: &ConnRef<'_>| {
+        if flow.side == conn.initiator() {
+            Dir::Original
+        } else {
+            Dir::Reply
+        }
+    };
+    // With identifier 0 both ends' exchanges have one key, and only the first one an entry.
+    let found = found.filter(|c| flow.about || !conn::is_backwards(p, dir_in(c)));
     let Some(conn) = found else {
         ctx.counters.worker.conn_miss.add(1);
         if flow.about {
@@ -362,11 +371,7 @@ fn track(
         }
         return open(ctx, classifier, flow, frame, src, dst);
     };
-    let dir = if flow.side == conn.initiator() {
-        Dir::Original
-    } else {
-        Dir::Reply
-    };
+    let dir = dir_in(&conn);
     if conn::generation(conn.word()) < ctx.generation {
         ctx.counters.worker.conn_stale.add(1);
         // An error travels against the packet it quotes.

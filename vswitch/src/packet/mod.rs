@@ -267,9 +267,9 @@ pub struct Parsed {
     pub src: Addr,
     /// Network destination.
     pub dst: Addr,
-    /// TCP/UDP source port; for ICMP echo the identifier (in both).
+    /// TCP/UDP source port; of an ICMP echo request the identifier.
     pub sport: u16,
-    /// TCP/UDP destination port; for ICMP echo the identifier (in both).
+    /// TCP/UDP destination port; of an ICMP echo reply the identifier.
     pub dport: u16,
     /// ICMP or ICMPv6 type.
     pub icmp_type: u8,
@@ -340,8 +340,8 @@ pub struct Inner {
     pub src: Addr,
     /// Quoted destination.
     pub dst: Addr,
-    /// Quoted source port or echo identifier.
+    /// Quoted source port; of an echo request the identifier.
     pub sport: u16,
-    /// Quoted destination port or echo identifier.
+    /// Quoted destination port; of an echo reply the identifier.
     pub dport: u16,
 }

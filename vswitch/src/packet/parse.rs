@@ -610,11 +610,7 @@ fn icmp(
     p.icmp_type = h[0];
     p.icmp_code = h[1];
     let v6 = p.l3 == L3::V6;
-    if is_echo(v6, h[0]) {
-        let id = be16(h[4], h[5]);
-        p.sport = id;
-        p.dport = id;
-    }
+    (p.sport, p.dport) = echo_ports(v6, h[0], be16(h[4], h[5])).unwrap_or_default();
     if v6 && is_nd_type(h[0]) && matches!(p.fragment, Fragment::First { .. }) {
         // RFC 6980: it would hide its options from everyone who looks.
         return Err(DropReason::BadFragment);
@@ -626,11 +622,14 @@ fn icmp(
     Ok(at + 8)
 }
 
-fn is_echo(v6: bool, t: u8) -> bool {
-    if v6 {
-        matches!(t, icmp_type::V6_ECHO_REQUEST | icmp_type::V6_ECHO_REPLY)
-    } else {
-        matches!(t, icmp_type::ECHO_REQUEST | icmp_type::ECHO_REPLY)
+/// The ports of an echo message: its identifier stands for the port of whoever asks, for it is
+/// theirs alone (RFC 5508 section 3.1). Both ends may ask each other with the same one.
+#[inline]
+fn echo_ports(v6: bool, t: u8, id: u16) -> Option<(u16, u16)> {
+    match (v6, t) {
+        (false, icmp_type::ECHO_REQUEST) | (true, icmp_type::V6_ECHO_REQUEST) => Some((id, 0)),
+        (false, icmp_type::ECHO_REPLY) | (true, icmp_type::V6_ECHO_REPLY) => Some((0, id)),
+        _ => None,
     }
 }
 
@@ -662,10 +661,7 @@ fn quoted(v6: bool, b: Bytes<'_>, at: usize, end: usize) -> Result<Inner, DropRe
     let echo_protocol = if v6 { proto::ICMPV6 } else { proto::ICMP };
     let (sport, dport) = match protocol {
         proto::TCP | proto::UDP | proto::SCTP => (be16(h[0], h[1]), be16(h[2], h[3])),
-        _ if protocol == echo_protocol && is_echo(v6, h[0]) => {
-            let id = be16(h[4], h[5]);
-            (id, id)
-        }
+        _ if protocol == echo_protocol => echo_ports(v6, h[0], be16(h[4], h[5])).ok_or(BAD)?,
         _ => return Err(BAD),
     };
     Ok(Inner {

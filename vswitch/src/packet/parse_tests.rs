@@ -309,15 +309,15 @@ fn transport_must_fit_the_packet() {
 }
 
 #[test]
-fn echo_identifier_is_both_ports() {
+fn echo_identifier_is_the_port_of_whoever_asks() {
     let echo = IcmpEchoHeader { id: 0x1234, seq: 5 };
     let h = Icmpv4Header::new(Icmpv4Type::EchoRequest(echo));
     let p = go(&v4(v4_header(8, proto::ICMP), &h.to_bytes())).unwrap();
-    assert_eq!((p.icmp_type, p.sport, p.dport), (8, 0x1234, 0x1234));
+    assert_eq!((p.icmp_type, p.sport, p.dport), (8, 0x1234, 0));
     assert!(!p.is_icmp_error());
     let h = Icmpv6Header::new(Icmpv6Type::EchoReply(echo));
     let p = go(&v6(&v6_header(8, proto::ICMPV6), &h.to_bytes())).unwrap();
-    assert_eq!((p.icmp_type, p.sport, p.dport), (129, 0x1234, 0x1234));
+    assert_eq!((p.icmp_type, p.sport, p.dport), (129, 0, 0x1234));
     // An ICMPv6 number over IPv4 is nothing we know.
     let p = go(&v4(
         v4_header(8, proto::ICMPV6),
@@ -346,7 +346,10 @@ fn icmp_errors_quote_the_packet_they_are_about() {
     };
     assert_eq!(p.inner, Some(want));
     let p = quoted(&[8, 0, 0, 0, 7, 7, 0, 1], proto::ICMP);
-    assert_eq!(p.inner.map(|i| (i.protocol, i.sport)), Some((1, 0x0707)));
+    let ends = |p: &Parsed| p.inner.map(|i| (i.protocol, i.sport, i.dport));
+    assert_eq!(ends(&p), Some((1, 0x0707, 0)));
+    let p = quoted(&[0, 0, 0, 0, 7, 7, 0, 1], proto::ICMP);
+    assert_eq!(ends(&p), Some((1, 0, 0x0707)));
     // Seven bytes are not enough; an error about an error is about nothing.
     assert_eq!(quoted(&[0; 7], proto::UDP).inner, None);
     assert_eq!(quoted(&[3, 0, 0, 0, 0, 0, 0, 0], proto::ICMP).inner, None);

@@ -141,6 +141,55 @@ fn echo_needs_its_request() {
     }
 }
 
+/// The identifiers are each end's own: being asked is no permission to ask.
+#[test]
+fn who_was_asked_may_not_ask_with_the_same_identifier() {
+    let mut r = Rig::new(layout(), &policy());
+    for t in [WEB_DB(), talk(1, "fd00::1", 2, "fd00::2")] {
+        for id in [7, 0] {
+            let ask = t.ping(id, false);
+            r.send("web", &ask).reached("db", &ask);
+            r.send("db", &t.back().ping(id, false))
+                .dropped(R::PolicyDefaultDeny);
+            r.send("web", &t.ping(id, true))
+                .dropped(R::ReplyWithoutRequest);
+            let answer = t.back().ping(id, true);
+            r.send("db", &answer).reached("web", &answer);
+        }
+    }
+    // Where both may ask, there are two exchanges.
+    let mut both = policy();
+    both.rules
+        .push(rule("back", "db", "web", &["icmp"], Action::Allow));
+    r.apply(&both);
+    let t = WEB_DB();
+    for (from, to, f) in [
+        ("web", "db", t.ping(9, false)),
+        ("db", "web", t.back().ping(9, false)),
+        ("web", "db", t.ping(9, true)),
+        ("db", "web", t.back().ping(9, true)),
+    ] {
+        r.send(from, &f).reached(to, &f);
+    }
+}
+
+#[test]
+fn an_error_about_an_echo_belongs_to_it() {
+    let mut r = Rig::new(layout(), &policy());
+    let t = WEB_DB();
+    let ask = t.ping(7, false);
+    let error = t.back().unreachable(&ask);
+    r.send("db", &error).dropped(R::IcmpUnrelated);
+    r.send("web", &ask).reached("db", &ask);
+    r.send("db", &error).reached("web", &error);
+    let answer = t.back().ping(7, true);
+    let error = t.unreachable(&answer);
+    r.send("web", &error).reached("db", &error);
+    // db never asked anything.
+    r.send("web", &t.unreachable(&t.back().ping(7, false)))
+        .dropped(R::IcmpUnrelated);
+}
+
 #[test]
 fn rejected_means_the_sender_is_told() {
     let mut r = Rig::new(layout(), &policy());

@@ -155,7 +155,7 @@ impl<'w> Rig<'w> {
             classifier: (which < 2).then(|| Arc::new(compiled.classifier)),
             workers: 1,
         };
-        self.shared.snapshots.publish(Snapshot::build(input));
+        self.shared.publish(Snapshot::build(input));
         self.expect.allowing = which == 0;
     }
 

@@ -85,7 +85,7 @@ impl Pair {
             });
         }
         let classifier = Some(Arc::new(compiled.classifier));
-        shared.snapshots.publish(Snapshot::build(SnapshotInput {
+        shared.publish(Snapshot::build(SnapshotInput {
             ports,
             classifier,
             workers: 1,

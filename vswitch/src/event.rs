@@ -210,8 +210,10 @@ impl ConnEventKind {
     }
 }
 
-/// No rule, no port, no attachment.
+/// No rule, no attachment.
 pub const NONE_U32: u32 = u32::MAX;
+/// No port: the highest number a port can have is one less.
+pub const NONE_U16: u16 = u16::MAX;
 
 /// One event; plain numbers, made readable by the control thread.
 #[derive(Clone, Copy, Debug)]
@@ -230,7 +232,7 @@ pub struct ConnEvent {
     pub src_attachment: u32,
     /// Attachment of the other end, or [`NONE_U32`].
     pub dst_attachment: u32,
-    /// Port the first frame came in by.
+    /// Port the initiator's frames come in by, or [`NONE_U16`] when it is gone.
     pub port: u16,
     /// EtherType.
     pub ethertype: u16,

@@ -210,7 +210,7 @@ pub struct PortInfo {
     /// Added by command; gone when the daemon ends.
     pub runtime: bool,
     /// Connections it has open as initiator.
-    pub connections: u32,
+    pub connections: u64,
     /// Counters since it was opened, by name.
     pub counters: BTreeMap<String, u64>,
     /// Frames dropped since it was opened.

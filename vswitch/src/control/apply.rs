@@ -495,7 +495,7 @@ impl Control {
         });
 
         let start = Instant::now();
-        let generation = self.shared.snapshots.publish(snapshot);
+        let generation = self.shared.publish(snapshot);
         let changes = describe(&plan, &self.desired, &desired);
         self.commit(&plan, opened, desired, generation, classifier);
         let settled = self.settle(generation, start);

@@ -124,13 +124,20 @@ impl Control {
                 guard: p.config.guard,
                 workloads: p.config.workloads.iter().map(|w| w.name.clone()).collect(),
                 runtime: runtime(&p.config.name),
-                connections: self.shared.quotas.open(p.port.id),
+                connections: self.connections_of(p.port.id),
                 counters: counters(totals.pkts.iter()),
                 dropped: totals.dropped(),
                 refused_connections: p.refused_connections(),
             }
         })
         .collect()
+    }
+
+    /// Connections open from a port.
+    fn connections_of(&self, id: PortId) -> u64 {
+        let snapshot = self.shared.snapshots.current();
+        let members = snapshot.port(id).map(|p| p.quota.members.as_slice());
+        self.shared.quotas.open(members.unwrap_or_default())
     }
 
     /// Every workload with its port.

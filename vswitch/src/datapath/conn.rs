@@ -5,13 +5,13 @@
 //! belong to `tcp`, the others are laid out here.
 //!
 //! *Thread-safety.* Two workers may carry the two directions of one connection. Fields here move by
-//! single atomic operations; [`Quotas`] are shared counters touched only when a connection is
-//! made or removed.
+//! single atomic operations.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use flowtable::{ConnRef, Endpoint, FlowKey, Side};
 
+use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::tcp;
 use crate::packet::{Addr, Parsed, proto};
 use crate::policy::{RuleId, Service};
@@ -20,7 +20,7 @@ use crate::port::PortId;
 /// The verdict bits of an entry's word.
 pub const ADMITTED: u64 = 1;
 
-/// User word with the admitting rule, the initiator's port and flags.
+/// User word with the admitting rule and flags.
 const META: usize = 5;
 /// User word with the bytes of the original direction.
 const BYTES_ORIGINAL: usize = 6;
@@ -48,8 +48,6 @@ pub enum Dir {
 pub struct Admission {
     /// The rule, by the classifier of the entry's generation.
     pub rule: RuleId,
-    /// The port whose quota the connection counts against.
-    pub port: PortId,
     /// The rule limits bits per second.
     pub limited: bool,
     /// The rule is logged.
@@ -59,14 +57,13 @@ pub struct Admission {
 impl Admission {
     fn pack(self) -> u64 {
         let flags = if self.limited { LIMITED } else { 0 } | if self.logged { LOGGED } else { 0 };
-        u64::from(self.rule.0) << 32 | u64::from(self.port.0) << 16 | flags
+        u64::from(self.rule.0) << 32 | flags
     }
 
     #[allow(clippy::cast_possible_truncation)] // fields of the word
     fn unpack(word: u64) -> Self {
         Admission {
             rule: RuleId((word >> 32) as u32),
-            port: PortId((word >> 16) as u16),
             limited: word & LIMITED != 0,
             logged: word & LOGGED != 0,
         }
@@ -224,6 +221,12 @@ pub fn ends(key: &FlowKey, initiator: Side) -> (Endpoint, Endpoint) {
     (key.endpoint(initiator), key.endpoint(initiator.other()))
 }
 
+/// Who opened it, and whose quota it counts against.
+#[must_use]
+pub fn initiator(conn: &ConnRef<'_>) -> AttachmentId {
+    AttachmentId(conn.key().endpoint(conn.initiator()).attachment)
+}
+
 /// What the initiator asked for: the same question as when the connection was made.
 #[must_use]
 pub fn service(key: &FlowKey, initiator: Side) -> Service {
@@ -247,46 +250,6 @@ pub fn service(key: &FlowKey, initiator: Side) -> Service {
 pub fn addresses(key: &FlowKey, initiator: Side) -> (Addr, Addr) {
     let (from, to) = ends(key, initiator);
     (from.addr, to.addr)
-}
-
-/// Connections each port has open as initiator.
-#[derive(Debug)]
-pub struct Quotas(Box<[AtomicU32]>);
-
-impl Quotas {
-    /// Zeroed quotas for `ports` ports.
-    #[must_use]
-    pub fn new(ports: usize) -> Self {
-        Quotas((0..ports).map(|_| AtomicU32::new(0)).collect())
-    }
-
-    /// Takes one of `max`; `false` when they are used up.
-    #[must_use]
-    pub fn take(&self, port: PortId, max: u32) -> bool {
-        let step = |n: u32| (n < max).then_some(n + 1);
-        self.0.get(port.0 as usize).is_some_and(|q| {
-            q.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
-                .is_ok()
-        })
-    }
-
-    /// Gives one back.
-    pub fn give(&self, port: PortId) {
-        if let Some(q) = self.0.get(port.0 as usize) {
-            // A saturating step never refuses.
-            let _ = q.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                Some(n.saturating_sub(1))
-            });
-        }
-    }
-
-    /// Connections `port` has open.
-    #[must_use]
-    pub fn open(&self, port: PortId) -> u32 {
-        self.0
-            .get(port.0 as usize)
-            .map_or(0, |q| q.load(Ordering::Relaxed))
-    }
 }
 
 /// Connections a port opened last, as candidates for eviction: as many as a flood makes while one

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod l2;
 pub(crate) mod neighbour;
 pub mod process;
+pub mod quota;
 pub(crate) mod reject;
 pub mod snapshot;
 pub mod tcp;

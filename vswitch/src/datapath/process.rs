@@ -17,14 +17,15 @@
 use flowtable::{ConnRef, Endpoint, FlowKey, InsertError, New, Participant, Side};
 
 use crate::counters::{Counters, PortCell};
-use crate::datapath::conn::{self, Admission, Dir, Quotas, Recent};
+use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
+use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
 use crate::datapath::{flood, guard, neighbour, reject, tcp};
 use crate::drop_reason::DropReason;
-use crate::event::{ConnEvent, ConnEventKind, NONE_U32, Producer};
+use crate::event::{ConnEvent, ConnEventKind, NONE_U16, NONE_U32, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
 use crate::offload;
 use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
@@ -40,7 +41,7 @@ pub struct Ctx<'a> {
     pub generation: u64,
     /// This worker's handle on the connection table.
     pub table: &'a Participant,
-    /// Connections per port.
+    /// Connections per attachment.
     pub quotas: &'a Quotas,
     /// What each port opened last, at this worker.
     pub recent: &'a mut Recent,
@@ -402,7 +403,7 @@ fn track(
             tcp::Step::Reopen => {
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report_end(ctx, &conn, ConnEventKind::Close);
-                remove(ctx, conn);
+                ctx.quotas.remove(table, conn);
                 return open(ctx, classifier, flow, frame, src, dst);
             }
         }
@@ -422,14 +423,6 @@ fn spend_bits(
         Ok(())
     } else {
         Err(DropReason::PolicyLimit)
-    }
-}
-
-/// Removes a connection and returns its place in the port's quota, once.
-fn remove(ctx: &Ctx<'_>, conn: ConnRef<'_>) {
-    let port = conn::admission(&conn).port;
-    if ctx.table.remove(conn) {
-        ctx.quotas.give(port);
     }
 }
 
@@ -466,15 +459,11 @@ fn open(
     }
     let admission = Admission {
         rule,
-        port: ctx.in_port,
         limited: j.limited,
         logged: j.log || j.notify,
     };
-    let max = ctx
-        .snapshot
-        .port(ctx.in_port)
-        .map_or(0, |v| v.max_connections);
-    let quota = |ctx: &Ctx<'_>| ctx.quotas.take(ctx.in_port, max);
+    let who = src.attachment;
+    let quota = |ctx: &Ctx<'_>| ctx.quotas.take(who, ctx.snapshot.quotas(src));
     if !(quota(ctx) || evict(ctx) && quota(ctx)) {
         return Err(DropReason::ConnQuota);
     }
@@ -492,7 +481,7 @@ fn open(
     match ctx.table.insert_or_get(&flow.key, new) {
         Ok(done) if done.existed => {
             // Another worker opened it this instant; the next frame goes by its entry.
-            ctx.quotas.give(ctx.in_port);
+            ctx.quotas.give(who);
             Ok(limit)
         }
         Ok(_) => {
@@ -506,7 +495,7 @@ fn open(
         Err(InsertError::TableFull | InsertError::BucketFull) => {
             // What is evicted now is room after the next quiesce: for the sender's next try.
             evict(ctx);
-            ctx.quotas.give(ctx.in_port);
+            ctx.quotas.give(who);
             Err(DropReason::ConnTableFull)
         }
     }
@@ -516,12 +505,13 @@ fn open(
 /// looks at the connections the port opened last.
 fn evict(ctx: &mut Ctx<'_>) -> bool {
     while let Some(key) = ctx.recent.pop(ctx.in_port) {
-        let ours =
-            |c: &ConnRef<'_>| conn::admission(c).port == ctx.in_port && conn::is_half_open(c);
+        let ours = |c: &ConnRef<'_>| {
+            initiator_port(ctx.snapshot, c) == Some(ctx.in_port) && conn::is_half_open(c)
+        };
         if let Some(conn) = ctx.table.lookup(&key).filter(ours) {
             ctx.counters.worker.conn_evicted.add(1);
             report_end(ctx, &conn, ConnEventKind::Evict);
-            remove(ctx, conn);
+            ctx.quotas.remove(ctx.table, conn);
             return true;
         }
     }
@@ -552,13 +542,11 @@ fn judge_again(
             if conn::generation(old) < ctx.generation
                 && conn.advance_word(old, conn::word(ctx.generation)).is_ok()
             {
-                let port = conn::admission(conn).port;
                 let logged = j.log || j.notify;
                 conn::set_admission(
                     conn,
                     Admission {
                         rule,
-                        port,
                         limited: j.limited,
                         logged,
                     },
@@ -569,7 +557,7 @@ fn judge_again(
         _ => {
             ctx.counters.worker.conn_cut.add(1);
             report_end(ctx, conn, ConnEventKind::Cut);
-            remove(ctx, *conn);
+            ctx.quotas.remove(ctx.table, *conn);
             enforce(ctx, classifier, &j, frame, from, to).map(|_| ())
         }
     }
@@ -704,8 +692,19 @@ fn report(
     ctx.events.push(event);
 }
 
+/// The port a connection was opened from, by its present number.
+fn initiator_port(snapshot: &Snapshot, conn: &ConnRef<'_>) -> Option<PortId> {
+    let owner = snapshot.by_attachment(conn::initiator(conn))?;
+    Some(owner.port)
+}
+
 /// Reports the end of a connection, with what it carried.
-pub(crate) fn end_event(conn: &ConnRef<'_>, kind: ConnEventKind, now_ns: u64) -> ConnEvent {
+pub(crate) fn end_event(
+    snapshot: &Snapshot,
+    conn: &ConnRef<'_>,
+    kind: ConnEventKind,
+    now_ns: u64,
+) -> ConnEvent {
     let key = conn.key();
     let (from, to) = conn::ends(&key, conn.initiator());
     let (original_bytes, reply_bytes) = conn::bytes(conn);
@@ -718,7 +717,7 @@ pub(crate) fn end_event(conn: &ConnRef<'_>, kind: ConnEventKind, now_ns: u64) ->
         rule: admission.rule.0,
         src_attachment: from.attachment,
         dst_attachment: to.attachment,
-        port: admission.port.0,
+        port: initiator_port(snapshot, conn).map_or(NONE_U16, |p| p.0),
         ethertype: if from.addr.is_v4() {
             ethertype::IPV4
         } else {
@@ -739,7 +738,7 @@ pub(crate) fn end_event(conn: &ConnRef<'_>, kind: ConnEventKind, now_ns: u64) ->
 fn report_end(ctx: &mut Ctx<'_>, conn: &ConnRef<'_>, kind: ConnEventKind) {
     // An end is worth a record when its beginning was, and always when policy cut it.
     if kind == ConnEventKind::Cut || conn::admission(conn).logged {
-        let event = end_event(conn, kind, ctx.now_ns);
+        let event = end_event(ctx.snapshot, conn, kind, ctx.now_ns);
         ctx.events.push(event);
     }
 }

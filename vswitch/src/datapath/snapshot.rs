@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::datapath::frozen::FrozenMap;
+use crate::datapath::quota::Quota;
 use crate::packet::{Addr, Cidr, Mac};
 use crate::policy::{Classifier, Party, TenantId};
 use crate::port::{Port, PortId};
@@ -119,8 +120,8 @@ pub struct PortView {
     pub routes: Vec<Cidr>,
     /// Longest frame taken from it: MTU, Ethernet header and one inner tag.
     pub max_frame_bytes: u32,
-    /// Most connections it may have open as initiator.
-    pub max_connections: u32,
+    /// Connections whoever is on it may have open as initiators.
+    pub quota: Quota,
     /// Workloads and (for an uplink) the outside, by tag.
     pub owners: Vec<OwnerIdx>,
 }
@@ -246,6 +247,17 @@ impl Snapshot {
         self.owner(OwnerIdx(self.by_attachment.get(&u64::from(id.0))?))
     }
 
+    /// The highest attachment in it; `None` when it is empty.
+    #[must_use]
+    pub fn last_attachment(&self) -> Option<AttachmentId> {
+        self.owners.iter().map(|o| o.attachment).max()
+    }
+
+    /// What bounds the connections `owner` may open.
+    pub fn quotas(&self, owner: &Owner) -> impl Iterator<Item = &Quota> {
+        self.port(owner.port).map(|p| &p.quota).into_iter()
+    }
+
     /// The policy; `None` before the first one.
     #[inline]
     #[must_use]
@@ -367,6 +379,10 @@ impl Builder {
                 }));
             }
         }
+        let mut members: Vec<_> = p.workloads.iter().map(|w| w.attachment).collect();
+        if p.uplink {
+            members.push(p.attachment);
+        }
         let index = p.port.id.0 as usize;
         if self.ports.len() <= index {
             self.ports.resize_with(index + 1, || None);
@@ -382,7 +398,10 @@ impl Builder {
                 routes: p.routes.clone(),
                 // Ethernet header (14) and one inner VLAN tag (4).
                 max_frame_bytes: u32::from(p.mtu) + 18,
-                max_connections: p.max_connections,
+                quota: Quota {
+                    max: p.max_connections,
+                    members,
+                },
                 owners,
             });
         }

@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use flowtable::{Participant, Table, TableError};
 
 use crate::counters::Counters;
-use crate::datapath::conn::{self, Quotas, Recent};
+use crate::datapath::conn::{self, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
 use crate::datapath::process::{Admitted, Ctx, end_event, process_burst};
+use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Consumer, Producer, ring};
@@ -64,7 +65,7 @@ pub struct Shared {
     pub snapshots: Publisher<Snapshot>,
     /// The connection table.
     pub table: Arc<Table>,
-    /// Connections per port.
+    /// Connections per attachment.
     pub quotas: Quotas,
     /// Learned MACs.
     pub learned: Learned,
@@ -97,7 +98,7 @@ impl Shared {
         Ok(Arc::new(Shared {
             snapshots: Publisher::new(Snapshot::empty(workers)),
             table: Arc::new(Table::new(table)?),
-            quotas: Quotas::new(max_ports),
+            quotas: Quotas::default(),
             learned: Learned::default(),
             counters: (0..workers)
                 .map(|_| Arc::new(Counters::new(max_ports)))
@@ -124,6 +125,14 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .consumer
             .take()
+    }
+
+    /// Puts `snapshot` in force; returns its generation.
+    pub fn publish(&self, snapshot: Snapshot) -> u64 {
+        if let Some(last) = snapshot.last_attachment() {
+            self.quotas.make_room(last);
+        }
+        self.snapshots.publish(snapshot)
     }
 
     /// Tells every worker to end; wake them afterwards.
@@ -376,7 +385,8 @@ impl Worker {
         let generation = self.reader.generation();
         let snapshot = self.reader.get();
         let (counters, events, quotas) = (&self.counters, &mut self.events, &self.shared.quotas);
-        self.table.sweep(budget, |c| {
+        let table = &self.table;
+        table.sweep(budget, |c| {
             let silent = now.saturating_sub(c.last_seen()) > conn::timeout_secs(&c);
             let gone = || {
                 let key = c.key();
@@ -392,6 +402,10 @@ impl Worker {
             } else {
                 return false;
             };
+            // Here and not by the sweep: of several workers, the one that removes it counts it.
+            if !quotas.remove(table, c) {
+                return false;
+            }
             let counter = match kind {
                 ConnEventKind::Cut => &counters.worker.conn_cut,
                 _ => &counters.worker.conn_expired,
@@ -403,10 +417,9 @@ impl Worker {
                 counter.add(1);
             }
             if !over && (admission.logged || kind == ConnEventKind::Cut) {
-                events.push(end_event(&c, kind, now_ns));
+                events.push(end_event(snapshot, &c, kind, now_ns));
             }
-            quotas.give(admission.port);
-            true
+            false
         });
     }
 

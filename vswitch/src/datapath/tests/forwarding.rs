@@ -275,7 +275,7 @@ fn a_port_loses_its_own_half_open_connections_first() {
         let syn = WEB_DB().tcp((sport + 1, 5432), "S", 1, 0, b"");
         r.send("web", &syn).reached("db", &syn);
     }
-    assert_eq!(r.shared.quotas.open(crate::port::PortId(0)), 10);
+    assert_eq!(r.open_connections("web"), 10);
     for sport in 100..130 {
         let syn = WEB_DB().tcp((sport, 5432), "S", 1, 0, b"");
         r.send("web", &syn).reached("db", &syn);
@@ -295,6 +295,43 @@ fn quota_of_established_connections() {
     connect(&mut r, 2);
     r.send("web", &WEB_DB().tcp((3, 5432), "S", 1, 0, b""))
         .dropped(R::ConnQuota);
+}
+
+/// What was attached anew keeps its connections, and whoever gets its number does not pay for them.
+#[test]
+fn a_quota_follows_its_port_to_another_number() {
+    let mut ports = layout();
+    for i in [0, 2] {
+        ports[i].max_connections = Some(2);
+    }
+    let mut both = policy();
+    both.rules
+        .push(rule("app-to-db", "app", "db", &["udp/53"], Action::Allow));
+    let mut r = Rig::new(ports, &both);
+    connect(&mut r, 1);
+    connect(&mut r, 2);
+    r.renumber("web", 7);
+    r.renumber("app", 0);
+    r.apply(&both);
+    let app = talk(3, "10.0.0.3", 2, "10.0.0.2");
+    for sport in [1, 2] {
+        let ask = app.udp(sport, 53, b"q");
+        r.send("app", &ask).reached("db", &ask);
+        let answer = app.back().udp(53, sport, b"a");
+        r.send("db", &answer).reached("app", &answer);
+    }
+    r.send("app", &app.udp(3, 53, b"q")).dropped(R::ConnQuota);
+    r.send("web", &WEB_DB().tcp((3, 5432), "S", 1, 0, b""))
+        .dropped(R::ConnQuota);
+    // When the old ones end, it is web that may open others.
+    let reset = WEB_DB().tcp((1, 5432), "R", 101, 0, b"");
+    r.send("web", &reset).reached("db", &reset);
+    r.pass_secs(15);
+    assert_eq!(
+        (r.open_connections("web"), r.open_connections("app")),
+        (1, 2)
+    );
+    connect(&mut r, 3);
 }
 
 #[test]

@@ -181,7 +181,8 @@ impl Rig {
             .layout
             .iter()
             .zip(&self.ports)
-            .map(|(p, port)| PortInput {
+            .zip(0..)
+            .map(|((p, port), index)| PortInput {
                 port: Arc::clone(port),
                 tenant: TenantId(0),
                 vlan: p.vlan,
@@ -191,7 +192,7 @@ impl Rig {
                 routes: p.routes.clone(),
                 mtu: 1500,
                 max_connections: p.max_connections.unwrap_or(1000),
-                attachment: AttachmentId(u32::from(port.id.0)),
+                attachment: AttachmentId(index),
                 workloads: p
                     .guests
                     .iter()
@@ -214,7 +215,7 @@ impl Rig {
             classifier,
             workers: 1,
         };
-        self.shared.snapshots.publish(Snapshot::build(input));
+        self.shared.publish(Snapshot::build(input));
     }
 
     /// Publishes the ports of the layout without any policy, as before the first one.
@@ -226,6 +227,24 @@ impl Rig {
                 set: SetId(0),
             }),
         );
+    }
+
+    /// Gives a port another number and new queues, as when its interface comes back; in force with
+    /// the next policy.
+    pub(super) fn renumber(&mut self, name: &'static str, id: u16) {
+        let at = self.index(name);
+        let (port, end) = mem::open(PortId(id), name, &MemConfig::default()).unwrap();
+        self.ports[at] = port;
+        self.ends[at] = end;
+    }
+
+    /// Connections open from a port.
+    pub(super) fn open_connections(&self, port: &str) -> u64 {
+        let id = self.ports[self.index(port)].id;
+        let snapshot = self.shared.snapshots.current();
+        self.shared
+            .quotas
+            .open(&snapshot.port(id).unwrap().quota.members)
     }
 
     pub(super) fn classifier(&self) -> &Classifier {

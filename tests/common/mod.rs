@@ -22,6 +22,7 @@ pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod skip;
+pub mod station;
 pub mod stream;
 pub mod switch;
 pub mod testpmd;

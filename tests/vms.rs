@@ -102,6 +102,25 @@ fn traffic(vm: &mut Vm) -> [u64; 4] {
     numbers.try_into().expect("four counters")
 }
 
+/// Checks what the receiver of a UDP run told iperf3's sender: the datagrams reached it, and hardly one was lost.
+fn received_datagrams(report: &str) {
+    let report: serde_json::Value = serde_json::from_str(report).expect("iperf3 prints JSON");
+    let (sent, received) = (&report["end"]["sum_sent"], &report["end"]["sum_received"]);
+    let count = |end: &serde_json::Value, key: &str| {
+        let n = end[key].as_u64();
+        n.unwrap_or_else(|| panic!("no {key} in {report}"))
+    };
+    assert_eq!(received["sender"], false, "{report}");
+    let (lost, packets) = (count(received, "lost_packets"), count(sent, "packets"));
+    // 4 Mbit/s for a second, in datagrams of 1000 bytes. The last ones may still be on their way when it reports.
+    assert!(packets >= 400, "{report}");
+    assert!(lost * 10 <= packets, "{report}");
+    assert!(
+        count(received, "bytes") * 10 >= count(sent, "bytes") * 9,
+        "{report}"
+    );
+}
+
 /// `echo hello` through the echo service on 10.0.0.`to`, in one attempt.
 fn echo(vm: &mut Vm, to: u8) -> bool {
     let answer = vm.run(&format!("echo hello | nc -w 15 10.0.0.{to} 7000"));
@@ -163,7 +182,10 @@ fn two_machines_talk_with_offloads_and_policy_between_them() {
     for port in ["a", "b"] {
         assert_eq!(switch.counter(port, "extra_segments_pkts"), 0);
     }
-    a.run_ok("iperf3 -c 10.0.0.2 -u -b 4M -l 1000 -t 1");
+    for peer in ["10.0.0.2", "fd00::2"] {
+        let report = a.run_ok(&format!("iperf3 -c {peer} -u -b 4M -l 1000 -t 1 -J"));
+        received_datagrams(&report);
+    }
     a.run_ok("iperf3 -c 10.0.0.2 -R -n 4M");
 
     // And the bytes are the same ones. (The receiving `nc` must not end its half first: the other would then send no more.)
@@ -378,7 +400,10 @@ fn a_machine_and_a_container_exchange_tcp_and_the_machine_may_die() {
     let segments = switch.counter("vm", "extra_segments_pkts")
         + switch.counter("container", "extra_segments_pkts");
     assert!(segments > 1000, "{segments}");
-    guest.run_ok("iperf3 -c 10.0.0.2 -u -b 4M -l 1000 -t 1");
+    for peer in ["10.0.0.2", "fd00::2"] {
+        let report = guest.run_ok(&format!("iperf3 -c {peer} -u -b 4M -l 1000 -t 1 -J"));
+        received_datagrams(&report);
+    }
     drop(server);
 
     // The same bytes, both ways, the second connection opened by the container.

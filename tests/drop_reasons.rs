@@ -1,4 +1,4 @@
-//! No counter that nothing increments, and no reason to drop that no test provokes.
+//! No reason to drop that nothing drops for. That each is provoked and counted is for `vswitch/src/datapath/tests/counted.rs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,36 +16,34 @@ fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// All product code, and all test code, of the workspace.
-fn sources() -> (String, String) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut product, mut tests) = (String::new(), String::new());
+/// All product code, without comments, tests and what only asks for a reason.
+fn product() -> String {
     let mut files = Vec::new();
-    rust_files(&root.join("vswitch/src"), &mut files);
+    rust_files(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("vswitch/src"),
+        &mut files,
+    );
+    let mut product = String::new();
     for path in files {
-        if path.ends_with("drop_reason.rs") {
+        if path.ends_with("drop_reason.rs") || path.to_string_lossy().contains("tests") {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
-        if path.to_string_lossy().contains("tests") {
-            tests.push_str(&text);
-        } else {
-            let (code, test) = text
-                .split_once("#[cfg(test)]\nmod tests {")
-                .unwrap_or((&text, ""));
-            product.push_str(code);
-            tests.push_str(test);
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+        let asks = [("fn is_policy(", "\n}\n"), ("if reason == ", "{")];
+        let mut code = code.to_owned();
+        for (from, to) in asks {
+            while let Some(at) = code.find(from) {
+                let len = code[at..].find(to).expect("it ends");
+                code.replace_range(at..at + len, "");
+            }
+        }
+        for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {
+            product.push_str(line);
+            product.push('\n');
         }
     }
-    let mut files = Vec::new();
-    rust_files(&root.join("tests"), &mut files);
-    rust_files(&root.join("vswitch/tests"), &mut files);
-    for path in files {
-        if !path.ends_with("drop_reasons.rs") {
-            tests.push_str(&fs::read_to_string(&path).unwrap());
-        }
-    }
-    (product, tests)
+    product
 }
 
 /// Whether `::Name` stands in the text as a whole word.
@@ -57,16 +55,12 @@ fn names(text: &str, reason: DropReason) -> bool {
 }
 
 #[test]
-fn every_reason_is_used_and_tested() {
-    let (product, tests) = sources();
+fn every_reason_is_used() {
+    let product = product();
+    assert!(product.contains("DropReason::Runt"), "nothing was read");
     let unused: Vec<_> = DropReason::ALL
         .iter()
         .filter(|r| !names(&product, **r))
         .collect();
     assert!(unused.is_empty(), "nothing drops for {unused:?}");
-    let untested: Vec<_> = DropReason::ALL
-        .iter()
-        .filter(|r| !names(&tests, **r) && !tests.contains(&format!("\"{}\"", r.name())))
-        .collect();
-    assert!(untested.is_empty(), "no test provokes {untested:?}");
 }

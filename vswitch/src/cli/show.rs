@@ -305,6 +305,21 @@ pub(super) fn explanation(e: &Explanation) -> String {
         up(e.output_up)
     );
     let _ = writeln!(out, "  policy  generation {}", e.generation);
+    if e.legs.len() > 1 {
+        for (n, leg) in e.legs.iter().enumerate() {
+            let _ = writeln!(
+                out,
+                "  leg {}   {} on port {} > {} on port {}: {}: {}",
+                n + 1,
+                leg.from.name,
+                leg.from.port,
+                leg.to.name,
+                leg.to.port,
+                leg.verdict,
+                leg.why
+            );
+        }
+    }
     if let Some(staged) = &e.staged {
         let _ = writeln!(
             out,

@@ -6,6 +6,7 @@ mod apply;
 mod events;
 mod explain;
 mod loader;
+mod path;
 mod ports;
 mod reactor;
 mod requests;

@@ -22,7 +22,7 @@ use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
 use crate::datapath::quota::Quotas;
-use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
+use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, Snapshot};
 use crate::datapath::{flood, guard, neighbour, reject, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, NONE_U16, NONE_U32, Producer};
@@ -208,7 +208,7 @@ fn locate(
         flood::flood(ctx, burst, slot, at, out)?;
         return Ok(None);
     }
-    let dst = destination(ctx, port, at, sender, p)?;
+    let dst = destination(snapshot, ctx.learned, ctx.tick, ctx.in_port, at, p)?;
     let receiver = snapshot.owner(dst).ok_or(DropReason::UnknownDestination)?;
     if !guard::keeps_vlan(receiver, p) {
         return Err(DropReason::VlanNotAllowed);
@@ -260,14 +260,14 @@ fn is_link_local_group(p: &Parsed) -> bool {
 
 /// Whose the destination MAC is. A workload's is declared; any other goes to an uplink: the one
 /// it was learned behind, else the domain's first.
-fn destination(
-    ctx: &Ctx<'_>,
-    in_port: &PortView,
+pub(crate) fn destination(
+    snapshot: &Snapshot,
+    learned: &Learned,
+    tick: u32,
+    in_port: PortId,
     at: Place,
-    sender: &Owner,
     p: &Parsed,
 ) -> Result<OwnerIdx, DropReason> {
-    let snapshot = ctx.snapshot;
     if let Some(idx) = snapshot.by_mac(at.domain, p.dst_mac) {
         let owner = snapshot.owner(idx).ok_or(DropReason::UnknownDestination)?;
         if idx == at.src {
@@ -285,7 +285,7 @@ fn destination(
         }
         return Ok(idx);
     }
-    if sender.outside {
+    if snapshot.owner(at.src).is_none_or(|sender| sender.outside) {
         // The outside reaches workloads only; it is not a transit network.
         return Err(DropReason::UnknownDestination);
     }
@@ -293,17 +293,14 @@ fn destination(
         .domain(at.domain)
         .ok_or(DropReason::UnknownDestination)?
         .uplinks;
-    let behind = ctx.learned.find(at.domain, p.dst_mac, ctx.tick);
+    let behind = learned.find(at.domain, p.dst_mac, tick);
     let chosen = uplinks
         .iter()
         .copied()
         .find(|i| snapshot.owner(*i).map(|o| o.port) == behind && behind.is_some())
         .or(uplinks.first().copied())
         .ok_or(DropReason::UnknownDestination)?;
-    if snapshot
-        .owner(chosen)
-        .is_some_and(|o| o.port == in_port.port.id)
-    {
+    if snapshot.owner(chosen).is_some_and(|o| o.port == in_port) {
         return Err(DropReason::SamePort);
     }
     // A local workload's address behind a foreign MAC would go round that workload's firewall.

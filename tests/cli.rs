@@ -7,6 +7,7 @@ use common::switch::{self, Switch, SwitchConfig};
 use common::{Lab, Need, is_root, process, wait_for};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 use vswitch::guest::{Guest, GuestConfig};
@@ -104,6 +105,7 @@ fn bad_input_is_refused_and_the_switch_untouched() {
         ]
     };
     let fresh = lab.path_str("fresh.sock");
+    let below_file = lab.path_str("duplicate.toml/c.sock");
     let cases: Vec<(Vec<&str>, i32, &[&str])> = vec![
         // The place, the thing, what to do.
         (
@@ -144,6 +146,11 @@ fn bad_input_is_refused_and_the_switch_untouched() {
             add("c", "vhost-user", &taken),
             1,
             &["taken.sock", "in use", "another path"],
+        ),
+        (
+            add("c", "vhost-user", &below_file),
+            1,
+            &["duplicate.toml", "a file stands", "choose another path"],
         ),
         (add("c", "af-xdp", "vsw-none0"), 1, &["vsw-none0"]),
         (add("c", "floppy", &fresh), 1, &["floppy", "vhost-user"]),
@@ -245,6 +252,144 @@ fn a_second_daemon_says_who_is_there_and_a_killed_one_leaves_nothing_in_the_way(
     // Its socket and its ports' sockets are stale now.
     s.restart();
     assert_ne!(s.cli_json(&["status"])["pid"], pid);
+}
+
+/// A program that answers every request at `socket` with this line, once.
+fn impostor(socket: &Path, line: &'static str) {
+    let listener = UnixListener::bind(socket).expect("a fresh path");
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("the command connects");
+        let mut stream = BufReader::new(stream);
+        stream.read_line(&mut String::new()).expect("it asks");
+        // It may be gone already.
+        let _ = stream.get_mut().write_all(line.as_bytes());
+    });
+}
+
+#[test]
+fn every_exit_code_is_what_the_page_says() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let mut s = start(&lab);
+    let invalid = lab.file("invalid.toml", "nonsense = 1\n");
+    lab.file("no-policy.toml", "policy = \"missing.toml\"\n");
+    let other = lab.file("other.toml", POLICY.replace("reject", "deny"));
+    let path = |p: &std::path::PathBuf| p.to_str().expect("UTF-8").to_owned();
+    let (invalid, other, missing) = (path(&invalid), path(&other), lab.path_str("missing.toml"));
+    let no_policy = lab.path_str("no-policy.toml");
+    let explain = ["explain", "--from", "db-1", "--to", "web-1", "--service"];
+    let mut seen = Vec::new();
+    let mut expect = |code: i32, word: &str, output: Output| {
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{word}: {said}");
+        assert!(said.contains(word), "{word} is not said: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        seen.push(code);
+    };
+    // Done.
+    expect(0, "generation", s.cli(&["status"]));
+    // The answer is no: denied, invalid, differs, refused.
+    expect(1, "deny", s.cli(&[&explain[..], &["tcp/5432"]].concat()));
+    expect(1, "reject", s.cli(&[&explain[..], &["tcp/23"]].concat()));
+    expect(1, "invalid.toml:1:1", s.cli(&["check", &invalid]));
+    expect(1, "missing.toml", s.cli(&["check", &no_policy]));
+    expect(1, "invalid.toml:1:1", s.cli(&["run", "-c", &invalid]));
+    expect(1, "no-telnet", s.cli(&["policy", "diff", &other]));
+    expect(1, "invalid.toml", s.cli(&["policy", "apply", &invalid]));
+    // The command line is wrong: an unknown name, a bad argument, a file that cannot be read.
+    expect(2, "nobody", s.cli(&["port", "del", "nobody"]));
+    expect(2, "tcp/5432", s.cli(&[&explain[..], &["tcp"]].concat()));
+    expect(2, "Usage", s.cli(&["status", "--frob"]));
+    for file in [&missing, &path(&lab.path("."))] {
+        expect(2, "name a file", s.cli(&["check", file]));
+        expect(2, "name a file", s.cli(&["check", file, "--json"]));
+        expect(2, "name a file", s.cli(&["run", "-c", file]));
+        expect(2, "name a file", s.cli(&["policy", "apply", file]));
+        expect(2, "name a file", s.cli(&["policy", "diff", file]));
+        expect(2, "name a file", s.cli(&["port", "add", "--file", file]));
+    }
+    // The daemon cannot be reached, is no daemon of ours, or goes away before it answers.
+    let at = |socket: &str| {
+        let mut command = process::command(switch::binary());
+        command.args(["--socket", socket, "status"]);
+        process::run(command, LIMIT)
+    };
+    expect(3, "vswitch run", at(&lab.path_str("nobody.sock")));
+    for (name, line, word) in [
+        ("other.sock", "hello\n", "another version"),
+        ("gone.sock", "", "closed the connection"),
+        (
+            "new.sock",
+            "{\"error\":{\"code\":\"version\",\"errors\":[\"speaks version 2\"]}}\n",
+            "version 2",
+        ),
+    ] {
+        impostor(&lab.path(name), line);
+        expect(3, word, at(&lab.path_str(name)));
+    }
+    let mut command = process::command(switch::binary());
+    let watch = ["--socket", &path(&s.socket().to_owned()), "watch", "--json"];
+    command.args(watch);
+    let mut watch = process::Process::spawn(&lab, "watch", command);
+    // It is connected once it was shown something.
+    let mut guest =
+        Guest::connect(&lab.path("web-1.sock"), GuestConfig::default()).expect("the port's guest");
+    let frame = datagram(53);
+    wait_for("an event", LIMIT, || {
+        assert!(watch.ended().is_none(), "{}", watch.log());
+        let queue = guest.queue(0).expect("one pair");
+        queue.send(&[(NetHdr::default(), &frame)]);
+        watch.log().contains("policy_default_deny").then_some(())
+    });
+    s.kill();
+    assert_eq!(watch.wait(LIMIT).code(), Some(3), "{}", watch.log());
+    assert!(
+        watch.log().contains("closed the connection"),
+        "{}",
+        watch.log()
+    );
+
+    // Those are all there are.
+    let page = include_str!("../docs/cli.md");
+    let (_, table) = page.split_once("| exit code |").expect("the table");
+    let rows = table.lines().skip(2).take_while(|l| l.starts_with('|'));
+    let listed: Vec<i32> = rows
+        .filter_map(|l| l.split('|').nth(1)?.trim().parse().ok())
+        .collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, listed);
+}
+
+#[test]
+fn the_connections_of_one_workload_are_counted_for_themselves() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let open = "[[rule]]\nname = \"open\"\nfrom = \"any\"\nto = \"any\"\naction = \"allow\"\n";
+    let toml = switch_toml(&lab) + &port(&lab, "web-2", 3, "tier:web");
+    let s = SwitchConfig::new(&lab, "sw", &toml, open).start();
+    let guest = |name: &str, ports: &[u16], from| {
+        let socket = lab.path(format!("{name}.sock"));
+        let mut guest = Guest::connect(&socket, GuestConfig::default()).expect("the port's guest");
+        let queue = guest.queue(0).expect("one pair");
+        for port in ports {
+            let frame = datagram_from(from, *port);
+            assert_eq!(queue.send(&[(NetHdr::default(), &frame)]), 1);
+        }
+        guest
+    };
+    let _guests = [guest("web-1", &[1, 2], 1), guest("web-2", &[1, 2, 3], 3)];
+    wait_for("five connections", LIMIT, || {
+        (s.cli_json(&["conn", "list"])["total"] == 5).then_some(())
+    });
+    for (name, total) in [("web-1", 2), ("web-2", 3), ("db-1", 5)] {
+        let list = ["conn", "list", "--workload", name, "--limit", "1"];
+        let json = s.cli_json(&list);
+        assert_eq!(
+            (&json["total"], &json["truncated"]),
+            (&total.into(), &true.into())
+        );
+        let said = s.cli_ok(&list);
+        assert!(said.contains(&format!("1 of {total} shown")), "{said}");
+    }
 }
 
 #[test]
@@ -525,9 +670,13 @@ fn an_unconfirmed_policy_goes_back_by_itself() {
 
 /// An Ethernet frame with a UDP datagram from workload 1 to workload 2.
 fn datagram(dport: u16) -> Vec<u8> {
+    datagram_from(1, dport)
+}
+
+fn datagram_from(from: u8, dport: u16) -> Vec<u8> {
     let mut frame = Vec::new();
-    etherparse::PacketBuilder::ethernet2([0x52, 0x54, 0, 0, 0, 1], [0x52, 0x54, 0, 0, 0, 2])
-        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+    etherparse::PacketBuilder::ethernet2([0x52, 0x54, 0, 0, 0, from], [0x52, 0x54, 0, 0, 0, 2])
+        .ipv4([10, 0, 0, from], [10, 0, 0, 2], 64)
         .udp(4000, dport)
         .write(&mut frame, b"watch me")
         .expect("a vector takes it");

@@ -1,5 +1,6 @@
 //! The client's end of the API socket, and what can go wrong for a command.
 
+use std::convert::Infallible;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,11 @@ pub(super) enum Failure {
     /// What answers is not our daemon, or went away.
     #[error("the daemon's answer cannot be understood: {0}; is it of another version?")]
     BadAnswer(String),
+    /// It ended, or closed this connection.
+    #[error(
+        "the daemon at {} closed the connection; if it ended, its log says why: start it again with `vswitch run -c switch.toml`", .0.display()
+    )]
+    Closed(PathBuf),
     /// The daemon said no.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -67,7 +73,7 @@ fn advice(e: &io::Error) -> &'static str {
 impl Failure {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Failure::Unreachable { .. } | Failure::BadAnswer(_) => 3,
+            Failure::Unreachable { .. } | Failure::BadAnswer(_) | Failure::Closed(_) => 3,
             Failure::Api(e) => match e.code {
                 ErrorCode::Usage => 2,
                 ErrorCode::Refused => 1,
@@ -124,15 +130,15 @@ impl Client {
         sent.map_err(|e| self.unreachable(e))
     }
 
-    /// The next line; `None` when the daemon closed the connection.
-    fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+    /// The next line.
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
         let mut line = String::new();
         let n = self.stream.read_line(&mut line);
         if n.map_err(|e| self.unreachable(e))? == 0 {
-            return Ok(None);
+            return Err(Failure::Closed(self.path.clone()));
         }
         match serde_json::from_str(&line) {
-            Ok(Reply::Ok(answer)) => Ok(Some(answer)),
+            Ok(Reply::Ok(answer)) => Ok(answer),
             Ok(Reply::Error(e)) => Err(e.into()),
             Err(e) => Err(Failure::BadAnswer(e.to_string())),
         }
@@ -141,22 +147,20 @@ impl Client {
     /// One request, one answer.
     pub(super) fn call<T: DeserializeOwned>(mut self, request: Request) -> Result<T, Failure> {
         self.send(request)?;
-        self.receive()?
-            .ok_or_else(|| Failure::BadAnswer("it closed the connection".to_owned()))
+        self.receive()
     }
 
-    /// One request, answers until the daemon ends.
+    /// One request, answers until the daemon ends or `see` fails: it has no other end.
     pub(super) fn stream<T: DeserializeOwned>(
         mut self,
         request: Request,
         mut see: impl FnMut(&T) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Infallible, Failure> {
         self.send(request)?;
         let unlimited = self.stream.get_ref().set_read_timeout(None);
         unlimited.map_err(|e| self.unreachable(e))?;
-        while let Some(item) = self.receive()? {
-            see(&item)?;
+        loop {
+            see(&self.receive()?)?;
         }
-        Ok(())
     }
 }

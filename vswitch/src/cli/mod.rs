@@ -414,6 +414,7 @@ fn policy(
 }
 
 fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
+    files::read(file)?;
     match crate::config::load(file) {
         Ok(desired) => {
             let workloads: usize = desired.ports.iter().map(|p| p.workloads.len()).sum();
@@ -451,7 +452,7 @@ fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
 }
 
 fn watch(client: Client, filter: WatchFilter, mut out: Out) -> Result<Answer, Failure> {
-    client.stream(Request::Watch(filter), |event: &WatchEvent| {
+    let end = client.stream(Request::Watch(filter), |event: &WatchEvent| {
         let line = if out.json {
             serde_json::to_string(event).unwrap_or_default()
         } else {
@@ -459,7 +460,7 @@ fn watch(client: Client, filter: WatchFilter, mut out: Out) -> Result<Answer, Fa
         };
         out.line(&line)
     })?;
-    Ok(Answer::Done)
+    match end {}
 }
 
 /// Standard output, in the form that was asked for.

@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::Answer;
 use super::client::Failure;
-use super::files::Files;
+use super::files::{self, Files};
 use crate::control::Switch;
 
 /// Logs to standard error; `VSWITCH_LOG` chooses what (tracing's filter syntax).
@@ -34,6 +34,8 @@ pub(super) fn run(config: &Path, socket: Option<PathBuf>) -> Result<Answer, Fail
     let system = |what| move |source| Failure::System { what, source };
     // Before anything is started, so that a signal is never missed.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("catch signals"))?;
+    // A file that is not there is the command line's mistake, not the configuration's.
+    files::read(config)?;
     let (files, desired) = Files::open(config, socket)?;
     let socket = desired.switch.socket.clone();
     let switch = Switch::builder()

@@ -265,7 +265,7 @@ pub struct SegmentInfo {
 /// Live connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConnList {
-    /// Connections in the table.
+    /// Connections that match: all in the table, or those of one workload.
     pub total: usize,
     /// More matched than were asked for.
     pub truncated: bool,

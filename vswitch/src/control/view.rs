@@ -259,7 +259,7 @@ impl Control {
         workload.map_or(Ok(()), |name| self.known(name))?;
         let limit = limit.min(MAX_CONNS);
         let mut list = ConnList {
-            total: self.shared.table.len(),
+            total: 0,
             truncated: false,
             connections: Vec::new(),
         };
@@ -272,6 +272,7 @@ impl Control {
             if !wanted {
                 return;
             }
+            list.total += 1;
             if list.connections.len() < limit {
                 list.connections.push(self.conn_info(&c, tick));
             } else {

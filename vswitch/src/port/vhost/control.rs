@@ -73,7 +73,7 @@ pub enum VhostError {
     #[error("{0} queue pairs; choose 1 to {QUEUE_PAIRS_MAX}")]
     BadQueues(u16),
     /// The kernel refused.
-    #[error("{what} {path}")]
+    #[error("{what} {path} ({})", advice(.source))]
     Io {
         /// What was tried.
         what: &'static str,
@@ -103,6 +103,26 @@ pub enum VhostError {
     /// The connection broke.
     #[error("connection failed")]
     Connection(#[source] io::Error),
+}
+
+/// What to do when the kernel refuses a socket, or what it needs.
+fn advice(e: &io::Error) -> &'static str {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run the switch as root, or choose a path and an `owner` that its user may give it"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a file stands where its directory should; choose another path"
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => {
+            "choose a path on another file system, as /run/vswitch"
+        }
+        _ => match e.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => "allow more open files: `ulimit -n`, LimitNOFILE=",
+            Some(libc::ENOMEM) => "free memory, or set fewer `queues`",
+            _ => "look at its directory, and choose another path if it cannot be mended",
+        },
+    }
 }
 
 /// What an operator wants to know about a port's attachment.

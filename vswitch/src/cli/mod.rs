@@ -17,8 +17,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::control::api::{
-    Applied, ConnList, DropInfo, ExplainQuery, Explanation, PolicyDiff, PolicyView, PortInfo,
-    Request, SegmentInfo, Stats, Status, WatchEvent, WatchFilter, WorkloadInfo,
+    ApiError, Applied, ConnList, DropInfo, ErrorCode, ExplainQuery, Explanation, PolicyDiff,
+    PolicyView, PortInfo, Request, SegmentInfo, Stats, Status, WatchEvent, WatchFilter,
+    WorkloadInfo,
 };
 #[cfg(feature = "demo")]
 use crate::demo;
@@ -131,6 +132,11 @@ enum Command {
 enum PortCommand {
     /// All ports.
     List,
+    /// One port: what it is, how it is attached, and why it is down.
+    Show {
+        /// Its name.
+        name: String,
+    },
     /// Add ports; they last until the daemon ends.
     Add(Box<PortAdd>),
     /// Remove a port.
@@ -300,6 +306,15 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         Command::Port(PortCommand::List) => {
             let ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
             out.print(&ports, |p| show::ports(p))
+        }
+        Command::Port(PortCommand::Show { name }) => {
+            let mut ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
+            ports.retain(|p| p.name == name);
+            let port = ports.pop().ok_or_else(|| {
+                let error = format!("there is no port {name}; `vswitch port list` shows them");
+                ApiError::new(ErrorCode::Usage, error)
+            })?;
+            out.print(&port, show::port)
         }
         Command::Port(PortCommand::Add(add)) => {
             let toml = add.toml()?;

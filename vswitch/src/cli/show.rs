@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::control::api::{
     Applied, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo, SegmentInfo,
-    Stats, Status, WatchEvent, WorkloadInfo,
+    Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
 };
 
 fn table(header: &[&str]) -> Table {
@@ -108,6 +108,7 @@ pub(super) fn ports(ports: &[PortInfo]) -> String {
         "KIND",
         "AT",
         "LINK",
+        "MODE",
         "VLAN",
         "WORKLOADS",
         "RX",
@@ -116,16 +117,13 @@ pub(super) fn ports(ports: &[PortInfo]) -> String {
         "CONNS",
     ]);
     for p in ports {
-        let workloads = if p.uplink {
-            "(outside)".to_owned()
-        } else {
-            list(&p.workloads)
-        };
+        let workloads = residents(p);
         t.add_row([
             p.name.clone(),
             p.kind.clone(),
             p.at.clone(),
-            if p.missing { "missing" } else { up(p.up) }.to_owned(),
+            link(p).to_owned(),
+            p.xdp.as_ref().map_or_else(|| "-".to_owned(), mode),
             p.vlan.to_string(),
             workloads,
             count(&p.counters, "rx_pkts").to_string(),
@@ -134,7 +132,76 @@ pub(super) fn ports(ports: &[PortInfo]) -> String {
             p.connections.to_string(),
         ]);
     }
-    text(&t, "no ports")
+    let mut out = text(&t, "no ports");
+    for p in ports {
+        if let Some(trouble) = &p.trouble {
+            let _ = write!(out, "\n{}: {}: {trouble}", p.name, link(p));
+        }
+    }
+    out
+}
+
+fn link(p: &PortInfo) -> &'static str {
+    if p.missing { "missing" } else { up(p.up) }
+}
+
+fn mode(x: &XdpInfo) -> String {
+    format!("{} {}", x.mode, x.copy)
+}
+
+fn residents(p: &PortInfo) -> String {
+    if p.uplink {
+        "(outside)".to_owned()
+    } else {
+        list(&p.workloads)
+    }
+}
+
+pub(super) fn port(p: &PortInfo) -> String {
+    let mut out = format!("port {}: {}\n", p.name, link(p));
+    let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        let _ = writeln!(out, "  {name:<12} {value}");
+    };
+    if let Some(trouble) = &p.trouble {
+        line("trouble", trouble);
+    }
+    line("kind", &p.kind);
+    line("at", &p.at);
+    if let Some(x) = &p.xdp {
+        line("xdp", &mode(x));
+        let long = if x.multi_buffer { "several" } else { "one" };
+        line(
+            "buffers",
+            &format_args!("{long} for a frame, MTU {}", x.mtu),
+        );
+        line("queues", &x.queues);
+    }
+    line("tenant", &p.tenant);
+    line("vlan", &p.vlan);
+    if !p.trunk.is_empty() {
+        let trunk: Vec<_> = p.trunk.iter().map(ToString::to_string).collect();
+        line("trunk", &trunk.join(" "));
+    }
+    line("guard", &if p.guard { "on" } else { "off" });
+    line("workloads", &residents(p));
+    if p.runtime {
+        line("added", &"by command; gone when the daemon ends");
+    }
+    line("connections", &p.connections);
+    if p.refused_connections > 0 {
+        line(
+            "refused",
+            &format_args!("{} connections to its socket", p.refused_connections),
+        );
+    }
+    for (name, value) in &p.counters {
+        line(name, value);
+    }
+    line(
+        "dropped",
+        &format_args!("{} (`vswitch drops` says why)", p.dropped),
+    );
+    out.trim_end().to_owned()
 }
 
 pub(super) fn workloads(workloads: &[WorkloadInfo]) -> String {

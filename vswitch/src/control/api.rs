@@ -195,6 +195,12 @@ pub struct PortInfo {
     pub up: bool,
     /// Its interface is not there; it is attached when it comes.
     pub missing: bool,
+    /// Why it is down, or what else is wrong, and what to do.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// How an af-xdp port is attached, while it is.
+    #[serde(default)]
+    pub xdp: Option<XdpInfo>,
     /// Owner.
     pub tenant: String,
     /// Access VLAN.
@@ -218,6 +224,21 @@ pub struct PortInfo {
     /// Connections to its socket refused since it was opened: by a second front-end, or by a user
     /// who may not attach.
     pub refused_connections: u64,
+}
+
+/// How frames get through an af-xdp port, as probing found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpInfo {
+    /// `native`: in the driver; `generic`: in the kernel's receive path, on socket buffers (skb).
+    pub mode: String,
+    /// `zero-copy`, or `copy` by the kernel.
+    pub copy: String,
+    /// Whether frames longer than one buffer pass.
+    pub multi_buffer: bool,
+    /// Queues in use.
+    pub queues: u32,
+    /// The interface's MTU, bytes.
+    pub mtu: u32,
 }
 
 /// One workload.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tracing::{info, warn};
 
+use super::api::XdpInfo;
 use super::apply::ApplyError;
 use super::state::{PortConfig, PortKind};
 use crate::counters::{Counters, PortValues};
@@ -16,7 +17,7 @@ use crate::port::pcap::{self, PcapConfig, PcapError};
 use crate::port::tap::{self, TapConfig, TapControl, TapError};
 use crate::port::vhost::{self, VhostConfig, VhostControl, VhostError};
 use crate::port::{Port, PortId};
-use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::netlink::{Netlink, NetlinkError, XdpMode};
 use crate::sys::netns::NetNs;
 use crate::sys::time::monotonic_ns;
 
@@ -65,7 +66,9 @@ pub(super) struct OpenPort {
     /// The namespace a tap's device was moved into.
     netns: Option<(u64, u64)>,
     /// Why the interface that came could not be used, so that it is said once.
-    pub(super) trouble: Option<String>,
+    not_renewed: Option<String>,
+    /// What an af-xdp port's interface was when it was looked at last.
+    health: Option<Health>,
     /// What the counters of its number said when it was opened: numbers are reused.
     baseline: Totals,
 }
@@ -103,6 +106,7 @@ impl OpenPort {
         counters: &[Arc<Counters>],
     ) -> Result<Self, PortError> {
         let name = &config.name;
+        let mut health = None;
         let (port, control) = match &config.kind {
             PortKind::Mem => {
                 let (port, end) = mem::open(id, name, &MemConfig::default())?;
@@ -117,7 +121,7 @@ impl OpenPort {
                     outlive: !config.uplink,
                 };
                 let (port, mut control) = afxdp::open(id, name, &config)?;
-                control.check();
+                health = Some(control.check());
                 (port, PortControl::AfXdp(Box::new(control)))
             }
             PortKind::VhostUser {
@@ -173,7 +177,8 @@ impl OpenPort {
             control,
             orphaned: false,
             netns: Self::namespace(config),
-            trouble: None,
+            not_renewed: None,
+            health,
             baseline: Totals::read(counters, id),
         })
     }
@@ -203,7 +208,8 @@ impl OpenPort {
             control: PortControl::Absent,
             orphaned: true,
             netns: None,
-            trouble: None,
+            not_renewed: None,
+            health: None,
             baseline: Totals::read(counters, id),
         })
     }
@@ -235,13 +241,85 @@ impl OpenPort {
     /// Says why an interface that is back cannot be attached.
     pub(super) fn not_renewed(&mut self, error: &ApplyError) {
         let text = error.to_string();
-        if self.trouble.as_ref() != Some(&text) {
+        if self.not_renewed.as_ref() != Some(&text) {
             warn!(
                 port = self.config.name,
                 "its interface is there but cannot be attached; tried again every second: {text}"
             );
         }
-        self.trouble = Some(text);
+        self.not_renewed = Some(text);
+    }
+
+    /// Why the port is down, or what else is wrong, and what to do; `None` when nothing is.
+    pub(super) fn trouble(&self) -> Option<String> {
+        if self.orphaned {
+            return Some(self.orphan_trouble());
+        }
+        if let PortControl::Vhost(c) = &self.control {
+            return c.trouble();
+        }
+        if self.port.is_up() {
+            return None;
+        }
+        let text = match (&self.config.kind, &self.health) {
+            (PortKind::AfXdp { interface }, Some(Health::ProgramLost)) => format!(
+                "somebody took the switch's XDP program off {interface}, or replaced it; remove \
+                 theirs (`ip link set dev {interface} xdp off`), then remove and add the port"
+            ),
+            (PortKind::AfXdp { interface }, _) => format!(
+                "{interface} has no carrier or is set down; set it and its peer up \
+                 (`ip link set dev {interface} up`)"
+            ),
+            (PortKind::Tap { interface, netns }, _) => {
+                let namespace = netns
+                    .as_ref()
+                    .map_or_else(String::new, |n| format!(" -n {n}"));
+                format!(
+                    "{interface} is set down or was deleted; set it up \
+                     (`ip{namespace} link set dev {interface} up`), or remove and add the port"
+                )
+            }
+            (PortKind::Mem, _) => "the program's end of it is closed".to_owned(),
+            (PortKind::Pcap { .. } | PortKind::VhostUser { .. }, _) => "it is closed".to_owned(),
+        };
+        Some(text)
+    }
+
+    /// What a port without its interface waits for.
+    fn orphan_trouble(&self) -> String {
+        match (&self.config.kind, &self.not_renewed) {
+            (_, Some(why)) if self.interface_is_back() => {
+                format!(
+                    "its interface is there but cannot be attached, tried again every second: {why}"
+                )
+            }
+            (PortKind::Tap { netns: Some(n), .. }, _) => format!(
+                "there is no network namespace {n}; the port is attached when it comes (`ip netns` shows those there are)"
+            ),
+            (PortKind::AfXdp { interface } | PortKind::Tap { interface, .. }, _) => format!(
+                "there is no interface {interface}; the port is attached when it comes (`ip link` shows those there are)"
+            ),
+            _ => "it waits for its interface".to_owned(),
+        }
+    }
+
+    /// How an af-xdp port is attached, while it is.
+    pub(super) fn xdp(&self) -> Option<XdpInfo> {
+        let PortControl::AfXdp(c) = &self.control else {
+            return None;
+        };
+        let info = c.info();
+        (!self.orphaned).then(|| XdpInfo {
+            mode: match info.mode {
+                XdpMode::Native => "native",
+                XdpMode::Generic => "generic",
+            }
+            .to_owned(),
+            copy: if info.zero_copy { "zero-copy" } else { "copy" }.to_owned(),
+            multi_buffer: info.multi_buffer,
+            queues: info.queues,
+            mtu: info.mtu,
+        })
     }
 
     /// The descriptor that is readable when [`OpenPort::ready`] has something to do.
@@ -266,7 +344,9 @@ impl OpenPort {
             }
             PortControl::AfXdp(c) => {
                 let was_up = self.port.is_up();
-                match c.check() {
+                let health = c.check();
+                self.health = Some(health.clone());
+                match health {
                     Health::Up | Health::NoCarrier if was_up == self.port.is_up() => {}
                     Health::Gone | Health::Renamed(_) if self.orphaned => {}
                     health @ (Health::Gone | Health::Renamed(_)) => {

@@ -117,6 +117,8 @@ impl Control {
                 at,
                 up: p.port.is_up(),
                 missing: p.orphaned,
+                trouble: p.trouble(),
+                xdp: p.xdp(),
                 tenant: p.config.tenant.clone(),
                 vlan: p.config.vlan,
                 trunk: p.config.trunk.clone(),

@@ -99,6 +99,15 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Whether the file at our path is the one we made.
+    ///
+    /// # Errors
+    /// `NotFound`: there is none any more.
+    pub fn is_in_place(&self) -> io::Result<bool> {
+        let meta = self.path.symlink_metadata()?;
+        Ok((meta.dev(), meta.ino()) == self.file)
+    }
+
     /// The next connection, non-blocking.
     ///
     /// # Errors
@@ -118,11 +127,7 @@ impl AsRawFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = self
-            .path
-            .symlink_metadata()
-            .is_ok_and(|m| (m.dev(), m.ino()) == self.file);
-        if ours {
+        if self.is_in_place().is_ok_and(|ours| ours) {
             // If it cannot be removed, the next one replaces it as that of a dead process.
             let _ = std::fs::remove_file(&self.path);
         }

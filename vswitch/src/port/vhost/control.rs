@@ -275,6 +275,14 @@ fn listen(path: &Path, owner: Option<u32>) -> Result<Listener, VhostError> {
     })
 }
 
+/// An error and what the kernel said, in one line.
+fn with_cause(error: &VhostError) -> String {
+    match error {
+        VhostError::Connection(source) => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}
+
 impl VhostControl {
     /// Readable when [`VhostControl::ready`] has something to do; never changes.
     #[must_use]
@@ -330,6 +338,45 @@ impl VhostControl {
         status
     }
 
+    /// Why no frame can pass, or not by every ring, and what to do; `None` when nothing is wrong.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let status = self.status();
+        let at = self.config.socket.display();
+        let last = |what: &str| {
+            let error = status.last_error.as_ref();
+            error.map_or_else(String::new, |e| format!("; {what}: {e}"))
+        };
+        if let Some(error) = &status.broken_reason {
+            return Some(format!(
+                "{} of the guest's rings broken: {error}; restart the guest's network driver",
+                status.broken_vrings
+            ));
+        }
+        if status.connected {
+            return (status.live_queue_pairs == 0)
+                .then(|| "a guest is connected, and its driver is not ready yet".to_owned());
+        }
+        let Some(listener) = &self.listener else {
+            return Some(format!(
+                "no guest listens at {at}; start it, it is tried again every second{}",
+                last("the last try")
+            ));
+        };
+        Some(match listener.is_in_place() {
+            Ok(true) => format!(
+                "no guest is connected to {at}; start it{}",
+                last("the last connection ended")
+            ),
+            Ok(false) => format!(
+                "{at} was taken by another process; stop that, then restart the switch or remove and add the port"
+            ),
+            Err(e) => format!(
+                "{at} cannot be found any more ({e}); restart the switch, or remove and add the port"
+            ),
+        })
+    }
+
     fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
             let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) else {
@@ -364,7 +411,7 @@ impl VhostControl {
                 self.back_off_ns = BACK_OFF_FIRST_NS;
             }
             Err(e) => {
-                self.status.last_error = Some(e.to_string());
+                self.status.last_error = Some(with_cause(&e));
                 self.retry_at_ns = Some(now_ns.saturating_add(self.back_off_ns));
                 self.back_off_ns = (self.back_off_ns * 2).min(BACK_OFF_LAST_NS);
             }
@@ -415,7 +462,7 @@ impl VhostControl {
 
     fn note(&mut self, error: &VhostError) {
         tracing::info!(port = %self.config.name, %error, "vhost-user connection ended");
-        self.status.last_error = Some(error.to_string());
+        self.status.last_error = Some(with_cause(error));
     }
 
     fn refresh_link(&self) {

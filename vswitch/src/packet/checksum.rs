@@ -115,6 +115,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 256 }))]
+
         #[test]
         fn equals_the_definition(data in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert_eq!(fold(sum(&data, 0)), slow(&data));

@@ -430,10 +430,15 @@ impl Worker {
         // from now on raises its descriptor.
         let mut waiting = false;
         for rxq in &self.rxqs {
-            let gate = snapshot
+            // What is not polled is not waited for either: its frames would keep us awake for
+            // ever. The control thread wakes us when the peer takes more queues into use.
+            let Some(view) = snapshot
                 .port(rxq.port)
-                .and_then(|v| v.port.rxqs.get(rxq.queue));
-            match gate.and_then(|g| g.enter()) {
+                .filter(|v| rxq.queue < v.port.live())
+            else {
+                continue;
+            };
+            match view.port.rxqs.get(rxq.queue).and_then(|g| g.enter()) {
                 Some(mut queue) => {
                     waiting |= queue.arm();
                     if let Some(fd) = queue.wake_fd() {
@@ -479,4 +484,69 @@ impl Worker {
 #[must_use]
 pub fn tick(now_ns: u64) -> u32 {
     u32::try_from(now_ns / 1_000_000_000).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::snapshot::{PortInput, SnapshotInput};
+    use crate::policy::TenantId;
+    use crate::port::mem::{self, MemConfig};
+    use crate::port::{Port, PortId};
+
+    /// A frame in a queue that the peer does not use keeps no worker awake; in use, it does.
+    #[test]
+    fn a_queue_out_of_use_is_not_waited_for() {
+        let shared = Shared::new(1, 4, flowtable::Config::default()).unwrap();
+        let config = WorkerConfig {
+            index: 0,
+            core: None,
+            poll: PollMode::Adaptive,
+        };
+        let wake = Arc::new(EventFd::new().unwrap());
+        let mut worker = Worker::new(Arc::clone(&shared), config, Arc::clone(&wake)).unwrap();
+        let (mut rxqs, mut txqs) = (Vec::new(), Vec::new());
+        for frames in 0..2 {
+            let (port, mut end) = mem::open(PortId(0), "a", &MemConfig::default()).unwrap();
+            for _ in 0..frames {
+                end.send(&[0; 64]).unwrap();
+            }
+            let port = Arc::into_inner(port).unwrap();
+            rxqs.extend(port.rxqs);
+            txqs.extend(port.txqs);
+        }
+        let port = Arc::new(Port::new(PortId(0), "a", rxqs, txqs));
+        shared.publish(Snapshot::build(SnapshotInput {
+            ports: vec![PortInput {
+                port: Arc::clone(&port),
+                tenant: TenantId(0),
+                vlan: 0,
+                trunk: Vec::new(),
+                uplink: false,
+                guard: true,
+                routes: Vec::new(),
+                mtu: 1500,
+                max_connections: 1,
+                attachment: AttachmentId(0),
+                workloads: Vec::new(),
+            }],
+            classifier: None,
+            workers: 1,
+        }));
+
+        let blocks = |worker: &mut Worker| {
+            // Signalled already, so that a worker that waits returns.
+            wake.signal();
+            let before = worker.counters.worker.blocked.get();
+            worker.block(0);
+            worker.counters.worker.blocked.get() > before
+        };
+        port.live_txqs.store(1, Ordering::Relaxed);
+        assert!(!worker.step(0), "polled");
+        assert!(blocks(&mut worker));
+        port.live_txqs.store(2, Ordering::Relaxed);
+        assert!(!blocks(&mut worker));
+        assert!(worker.step(0), "polled now");
+        assert!(blocks(&mut worker));
+    }
 }

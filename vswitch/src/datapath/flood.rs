@@ -45,7 +45,7 @@ impl Budget {
 
 /// Whether the message only manages multicast membership (MLD, RFC 3810: types 130-132 and 143;
 /// IGMP): the switch delivers per receiver and needs none of it.
-fn is_membership(p: &Parsed) -> bool {
+pub(crate) fn is_membership(p: &Parsed) -> bool {
     const IGMP: u8 = 2;
     p.protocol == IGMP || p.protocol == proto::ICMPV6 && matches!(p.icmp_type, 130..=132 | 143)
 }

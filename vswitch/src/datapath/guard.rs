@@ -5,7 +5,9 @@
 //! behind an uplink may use any but a local workload's.
 
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
+use crate::datapath::{flood, neighbour};
 use crate::drop_reason::DropReason;
+use crate::packet::parse::icmp_type;
 use crate::packet::{Addr, L3, Mac, Parsed, proto};
 
 /// The VLAN identifier in a TCI (802.1Q: the low 12 bits).
@@ -135,7 +137,10 @@ fn source_address(
         // DHCP discovery (RFC 2131 section 4.1), duplicate address detection and router
         // solicitation (RFC 4861 sections 4.1 and 4.3), MLD before an address is valid (RFC 3590).
         let dhcp = p.protocol == proto::UDP && p.sport == 68 && p.dport == 67;
-        return if dhcp || is_link_scope(p) {
+        let solicits = p.protocol == proto::ICMPV6
+            && p.icmp_type == icmp_type::ROUTER_SOLICITATION
+            && p.dst_mac.is_group();
+        return if dhcp || solicits || ends_here(p) {
             Ok(())
         } else {
             Err(DropReason::SpoofedIp)
@@ -145,7 +150,7 @@ fn source_address(
         // The EUI-64 address of its own MAC is the workload's by construction. Any other link-local
         // address may be used only for what the switch itself answers or consumes: ND and MLD.
         let own = p.src == eui64_link_local(p.src_mac);
-        return if own || is_link_scope(p) {
+        return if own || ends_here(p) {
             Ok(())
         } else {
             Err(DropReason::SpoofedIp)
@@ -158,10 +163,10 @@ fn source_address(
     Err(DropReason::SpoofedIp)
 }
 
-/// Neighbour discovery (RFC 4861: 133-136) and MLD (RFC 2710, RFC 3810: 130-132, 143): what a host
-/// says on its link before and beside its own addresses.
-fn is_link_scope(p: &Parsed) -> bool {
-    p.protocol == proto::ICMPV6 && matches!(p.icmp_type, 130..=136 | 143)
+/// Whether it is of what the switch itself answers or consumes: neighbour discovery, and reports to
+/// a group about groups. To one host they would be delivered like any other packet.
+fn ends_here(p: &Parsed) -> bool {
+    neighbour::is_discovery(p) || p.dst_mac.is_group() && flood::is_membership(p)
 }
 
 /// Whether `owner` at `port` may be sent a packet for `addr`.

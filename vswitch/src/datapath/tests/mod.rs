@@ -4,4 +4,5 @@ mod counted;
 mod forwarding;
 mod identity;
 mod limits;
+mod neighbours;
 mod rig;

@@ -420,6 +420,21 @@ impl Talk {
         }
     }
 
+    /// An ICMPv6 message with the hop limit that shows it came through no router.
+    pub(super) fn icmp6(&self, kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+        let (Ok(src), Ok(dst)) = (self.src.parse(), self.dst.parse()) else {
+            panic!("not IPv6")
+        };
+        let (src, dst): (std::net::Ipv6Addr, std::net::Ipv6Addr) = (src, dst);
+        let mut out = Vec::new();
+        PacketBuilder::ethernet2(mac(self.src_mac).0, self.dst_mac.0)
+            .ipv6(src.octets(), dst.octets(), 255)
+            .icmpv6_raw(kind, 0, [flags, 0, 0, 0])
+            .write(&mut out, body)
+            .unwrap();
+        out
+    }
+
     pub(super) fn udp(&self, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
         let b = self.ip().udp(sport, dport);
         let mut out = Vec::new();

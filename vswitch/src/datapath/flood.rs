@@ -30,7 +30,7 @@ impl Budget {
     }
 
     /// Takes one copy for `port` in second `tick`.
-    fn take(&mut self, port: PortId, tick: u32) -> bool {
+    pub(crate) fn take(&mut self, port: PortId, tick: u32) -> bool {
         let Some((second, spent)) = self.spent.get_mut(port.0 as usize) else {
             return false;
         };

@@ -73,7 +73,7 @@ pub fn sender<'s>(
             outside = Some((idx, owner));
         } else if owner.macs.contains(&p.src_mac) {
             if port.guard {
-                source_address(snapshot, port, owner, domain, p)?;
+                source_address(snapshot, port, (idx, owner), domain, p)?;
             } else if is_ip(p) && is_of_another(snapshot, domain, idx, &p.src) {
                 return Err(DropReason::SpoofedIp);
             }
@@ -111,8 +111,13 @@ pub fn sender<'s>(
     }
 }
 
-/// Whether somebody else declared `addr`: not even a port without a guard may send from it.
-fn is_of_another(snapshot: &Snapshot, domain: DomainId, sender: OwnerIdx, addr: &Addr) -> bool {
+/// Whether `addr` is somebody else's: not even a port without a guard may send from it.
+pub(crate) fn is_of_another(
+    snapshot: &Snapshot,
+    domain: DomainId,
+    sender: OwnerIdx,
+    addr: &Addr,
+) -> bool {
     let owner = snapshot.by_addr(domain, *addr);
     owner.is_some_and(|owner| owner != sender)
 }
@@ -126,7 +131,7 @@ fn is_ip(p: &Parsed) -> bool {
 fn source_address(
     snapshot: &Snapshot,
     port: &PortView,
-    owner: &Owner,
+    (idx, owner): (OwnerIdx, &Owner),
     domain: DomainId,
     p: &Parsed,
 ) -> Result<(), DropReason> {
@@ -147,10 +152,10 @@ fn source_address(
         };
     }
     if is_link_local_v6(&p.src) {
-        // The EUI-64 address of its own MAC is the workload's by construction. Any other link-local
-        // address may be used only for what the switch itself answers or consumes: ND and MLD.
-        let own = p.src == eui64_link_local(p.src_mac);
-        return if own || ends_here(p) {
+        // The EUI-64 address of a MAC is its workload's by construction. A link-local address that is
+        // nobody's may be used only for what the switch itself answers or consumes: ND and MLD.
+        let holder = snapshot.by_addr(domain, p.src);
+        return if holder == Some(idx) || holder.is_none() && ends_here(p) {
             Ok(())
         } else {
             Err(DropReason::SpoofedIp)

@@ -2,10 +2,11 @@
 //!
 //! Requests never reach another workload and need no rule; what a message claims is checked
 //! against the bindings. A request for an address nobody local has goes to the uplinks; an answer
-//! from there goes to the workload it is for, and to nobody else.
+//! from there goes to the workload it is for, and to nobody else. Since no rule judges them, they
+//! carry no payload: what goes on is written anew from what was judged.
 
 use crate::datapath::decision::Decisions;
-use crate::datapath::guard::{eui64_link_local, is_link_local_v6, is_unspecified};
+use crate::datapath::guard::{eui64_link_local, is_link_local_v6, is_of_another, is_unspecified};
 use crate::datapath::process::{Ctx, Place, in_cell, send};
 use crate::datapath::snapshot::{Owner, OwnerIdx};
 use crate::drop_reason::DropReason;
@@ -68,13 +69,12 @@ fn consume(ctx: &Ctx<'_>) {
     }
 }
 
-/// Whether `owner` may say that `addr` is at `mac`.
+/// Whether `owner` may say that `addr`, which is nobody else's, is at `mac`.
 fn owns(owner: &Owner, addr: &Addr, mac: Option<Mac>, src_mac: Mac) -> bool {
     let mac_fits = mac.is_none_or(|m| m == src_mac);
     let addr_fits = is_unspecified(addr)
         || owner.ips.contains(addr)
-        || *addr == eui64_link_local(src_mac)
-        // A link-local address of any other form is answered for by nobody but its user.
+        // Made of its MAC, or of any other form: answered for by nobody but its user.
         || is_link_local_v6(addr);
     mac_fits && addr_fits
 }
@@ -99,46 +99,61 @@ pub(crate) fn handle(
         return Err(DropReason::VlanNotAllowed);
     }
     let sender = snapshot.owner(at.src).ok_or(DropReason::UnknownSender)?;
-    let local = |addr: &Addr| snapshot.by_addr(at.domain, *addr);
-    if sender.outside {
-        let claims_local_mac = message
+    let of_another = is_of_another(snapshot, at.domain, at.src, &message.sender)
+        || message
             .sender_mac
-            .is_some_and(|m| snapshot.by_mac(at.domain, m).is_some());
-        if claims_local_mac || local(&message.sender).is_some() {
+            .and_then(|m| snapshot.by_mac(at.domain, m))
+            .is_some_and(|holder| holder != at.src);
+    let guarded = snapshot.port(ctx.in_port).is_some_and(|v| v.guard);
+    if sender.outside {
+        if of_another {
             return Err(DropReason::SpoofedFromUplink);
         }
-    } else if snapshot.port(ctx.in_port).is_some_and(|v| v.guard)
-        && !owns(sender, &message.sender, message.sender_mac, p.src_mac)
+    } else if of_another || guarded && !owns(sender, &message.sender, message.sender_mac, p.src_mac)
     {
         return Err(DropReason::SpoofedArp);
     }
 
     if !message.request {
-        return deliver(ctx, burst, slot, at, sender, out);
+        return deliver(ctx, burst, slot, at, (sender, &wire), out);
     }
-    match local(&message.target) {
+    match snapshot.by_addr(at.domain, message.target) {
         Some(idx) if idx == at.src => {
             // A probe or announcement of its own address.
             consume(ctx);
             Ok(())
         }
-        Some(idx) => answer(ctx, burst, slot, at, (idx, &wire), out),
+        Some(idx) => answer(ctx, burst, slot, at, (idx, &message.target, &wire), out),
         None if sender.outside || message.target == message.sender => {
             consume(ctx);
             Ok(())
         }
-        None => to_uplinks(ctx, slot, at, out),
+        None => to_uplinks(ctx, burst, slot, at, &wire, out),
     }
+}
+
+/// Writes the message anew, so that nothing but what was judged goes with it: neither what stood in
+/// fields without meaning and in other options, nor what followed.
+fn restate(burst: &mut Burst, slot: usize, wire: &Wire) -> Result<(), DropReason> {
+    let frame = burst.frame_mut(slot).ok_or(DropReason::Runt)?;
+    let p = frame.parsed;
+    let bytes = frame.refill();
+    let len = match wire {
+        Wire::Arp(message) => arp::restate(bytes, message, p.dst_mac),
+        Wire::Nd(message) => nd::restate(bytes, message, &p),
+    };
+    frame.set_head_len(len);
+    Ok(())
 }
 
 /// An advertisement or ARP reply. The switch answers for workloads, so only what comes from the
 /// outside for one workload is of use to anybody.
 fn deliver(
     ctx: &Ctx<'_>,
-    burst: &Burst,
+    burst: &mut Burst,
     slot: usize,
     at: Place,
-    sender: &Owner,
+    (sender, wire): (&Owner, &Wire),
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
     let dst_mac = burst.frame(slot).ok_or(DropReason::Runt)?.parsed.dst_mac;
@@ -147,31 +162,41 @@ fn deliver(
         .by_mac(at.domain, dst_mac)
         .filter(|_| sender.outside)
     {
-        Some(idx) => send(ctx, slot, idx, out),
+        Some(idx) => {
+            restate(burst, slot, wire)?;
+            send(ctx, slot, idx, out);
+        }
         None => consume(ctx),
     }
     Ok(())
 }
 
+/// Asks the outside. Each question spends of the sender's budget of copies, as a broadcast does.
 fn to_uplinks(
-    ctx: &Ctx<'_>,
+    ctx: &mut Ctx<'_>,
+    burst: &mut Burst,
     slot: usize,
     at: Place,
+    wire: &Wire,
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
-    let uplinks = ctx
-        .snapshot
-        .domain(at.domain)
-        .map_or(&[][..], |d| &d.uplinks);
-    let Some((first, others)) = uplinks.split_first() else {
+    let snapshot = ctx.snapshot;
+    let uplinks = snapshot.domain(at.domain).map_or(&[][..], |d| &d.uplinks);
+    if uplinks.is_empty() {
         return Err(DropReason::UnknownNeighbour);
-    };
-    send(ctx, slot, *first, out);
-    for idx in others {
-        send(ctx, slot, *idx, out);
     }
+    restate(burst, slot, wire)?;
+    let mut copies = 0u64;
+    for idx in uplinks {
+        if !ctx.budget.take(ctx.in_port, ctx.tick) {
+            break;
+        }
+        send(ctx, slot, *idx, out);
+        copies += 1;
+    }
+    let extra = copies.checked_sub(1).ok_or(DropReason::FloodBudget)?;
     if let Some(cell) = in_cell(ctx) {
-        cell.pkts.copies_pkts.add(others.len() as u64);
+        cell.pkts.copies_pkts.add(extra);
     }
     Ok(())
 }
@@ -182,14 +207,20 @@ fn answer(
     burst: &mut Burst,
     slot: usize,
     at: Place,
-    (idx, wire): (OwnerIdx, &Wire),
+    (idx, target, wire): (OwnerIdx, &Addr, &Wire),
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
     let owner = ctx
         .snapshot
         .owner(idx)
         .ok_or(DropReason::UnknownNeighbour)?;
-    let mac = *owner.macs.first().ok_or(DropReason::UnknownNeighbour)?;
+    let made_of = |mac: &&Mac| eui64_link_local(**mac) == *target;
+    let mac = *owner
+        .macs
+        .iter()
+        .find(made_of)
+        .or(owner.macs.first())
+        .ok_or(DropReason::UnknownNeighbour)?;
     let parsed = burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
     let router = ctx
         .snapshot

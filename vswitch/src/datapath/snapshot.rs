@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::datapath::frozen::FrozenMap;
+use crate::datapath::guard::eui64_link_local;
 use crate::datapath::quota::Quota;
 use crate::packet::{Addr, Cidr, Mac};
 use crate::policy::{Classifier, Party, TenantId};
@@ -234,7 +235,8 @@ impl Snapshot {
         self.macs.get(&mac_key(domain, mac)).map(OwnerIdx)
     }
 
-    /// Who declared this address in this domain.
+    /// Whose this address is in this domain: who declared it, or has the MAC a link-local one is
+    /// made of.
     #[inline]
     #[must_use]
     pub fn by_addr(&self, domain: DomainId, addr: Addr) -> Option<OwnerIdx> {
@@ -416,6 +418,11 @@ impl Builder {
             macs.extend(o.macs.iter().map(|m| (mac_key(o.domain, *m), i)));
             neighbours.extend(o.ips.iter().map(|a| ((o.domain.0, *a), i)));
             by_attachment.push((u64::from(o.attachment.0), i));
+        }
+        // Behind all that was declared, which comes first.
+        for (i, o) in (0..).zip(&self.owners) {
+            let made = o.macs.iter().map(|m| (o.domain.0, eui64_link_local(*m)));
+            neighbours.extend(made.map(|key| (key, i)));
         }
         let workers = input.workers.max(1);
         let mut assignments = vec![Vec::new(); workers];

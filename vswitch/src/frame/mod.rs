@@ -157,6 +157,13 @@ impl Frame {
             .unwrap_or_else(|| unreachable!())
     }
 
+    /// As [`Frame::fill`], for a received frame that is written anew: nothing of it stays, neither
+    /// tail nor offload request.
+    pub fn refill(&mut self) -> &mut [u8; HEAD_CAP] {
+        self.reset();
+        self.fill()
+    }
+
     /// Says how many bytes were filled, at most [`HEAD_CAP`].
     #[inline]
     pub fn set_head_len(&mut self, len: usize) {

@@ -84,6 +84,17 @@ pub fn request(out: &mut [u8; 256], sha: Mac, spa: Addr, tpa: Addr) -> usize {
     write(out, Mac::BROADCAST, &question)
 }
 
+/// Writes a message anew, for the host at `dst` or, if that is a group, for all: what it says and
+/// nothing more. Returns the frame's length.
+pub fn restate(out: &mut [u8; 256], arp: &Arp, dst: Mac) -> usize {
+    let dst = if dst.is_group() { Mac::BROADCAST } else { dst };
+    let tha = match arp.op {
+        ArpOp::Request => Mac::default(),
+        ArpOp::Reply => dst,
+    };
+    write(out, dst, &Arp { tha, ..*arp })
+}
+
 fn write(out: &mut [u8; 256], dst: Mac, arp: &Arp) -> usize {
     let mut w = Writer::new(out);
     w.ethernet(dst, arp.sha, ethertype::ARP);

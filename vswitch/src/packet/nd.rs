@@ -39,7 +39,16 @@ pub struct Nd {
     /// The link-layer address it gives: the target's in an advertisement or redirect, else the
     /// sender's. Never a group.
     pub lladdr: Option<Mac>,
+    /// An advertisement's flags: [`ROUTER`], [`SOLICITED`], [`OVERRIDE`]; else 0.
+    pub flags: u8,
 }
+
+/// The target is a router (RFC 4861 section 4.4, as the next two).
+pub const ROUTER: u8 = 0x80;
+/// The advertisement answers a solicitation.
+pub const SOLICITED: u8 = 0x40;
+/// What was known of the target before does not count.
+pub const OVERRIDE: u8 = 0x20;
 
 /// Reads and verifies the message of a head for which [`Parsed::is_nd`] holds: hop limit, code,
 /// length, checksum, addresses and options (RFC 4861 sections 6.1, 7.1 and 8.1). A message longer
@@ -86,7 +95,13 @@ pub fn parse(head: &[u8], p: &Parsed) -> Result<Nd, DropReason> {
     let lladdr = lladdr(m.get(fixed..).ok_or(BAD)?, wanted)?;
 
     let nameless = p.src == UNSPECIFIED;
-    let solicited = m.get(4).is_some_and(|flags| flags & 0x40 != 0);
+    let flags = match kind {
+        NdKind::NeighbourAdvertisement => {
+            m.get(4).map_or(0, |f| f & (ROUTER | SOLICITED | OVERRIDE))
+        }
+        _ => 0,
+    };
+    let solicited = flags & SOLICITED != 0;
     let lawful = !is_multicast(&target)
         && match kind {
             NdKind::RouterSolicitation => !nameless || lladdr.is_none(),
@@ -103,6 +118,7 @@ pub fn parse(head: &[u8], p: &Parsed) -> Result<Nd, DropReason> {
         kind,
         target,
         lladdr,
+        flags,
     })
 }
 
@@ -152,26 +168,65 @@ fn is_solicited_node(a: &Addr) -> bool {
 /// an advertisement without it takes a router out of its hearers' list (RFC 4861 section 7.2.5).
 /// Returns the frame's length.
 pub fn advertisement(out: &mut [u8; 256], nd: &Nd, p: &Parsed, mac: Mac, router: bool) -> usize {
-    const OVERRIDE: u8 = 0x20;
     let (dst, dst_mac, solicited) = if p.src == UNSPECIFIED {
         (ALL_NODES, ALL_NODES_MAC, 0)
     } else {
-        (p.src, p.src_mac, 0x40)
+        (p.src, p.src_mac, SOLICITED)
     };
-    let router = if router { 0x80 } else { 0 };
+    let answer = Nd {
+        kind: NdKind::NeighbourAdvertisement,
+        target: nd.target,
+        lladdr: Some(mac),
+        flags: OVERRIDE | solicited | if router { ROUTER } else { 0 },
+    };
+    write(out, &answer, (mac, nd.target), (dst_mac, dst))
+}
+
+/// Writes the solicitation or advertisement `nd` of the frame `p` anew, as RFC 4861 has it: what it
+/// says and nothing more, without further options and headers. A solicitation goes to the target, or
+/// to the target's group. Returns the frame's length.
+pub fn restate(out: &mut [u8; 256], nd: &Nd, p: &Parsed) -> usize {
+    let group = is_multicast(&p.dst) || p.dst_mac.is_group();
+    let to = match (nd.kind, group) {
+        (NdKind::NeighbourAdvertisement, _) => (p.dst_mac, p.dst),
+        (_, false) => (p.dst_mac, nd.target),
+        (_, true) => solicited_node(&nd.target),
+    };
+    write(out, nd, (p.src_mac, p.src), to)
+}
+
+/// ff02::1:ffXX:XXXX with the target's last three bytes, and its MAC (RFC 4291 section 2.7.1, RFC 2464
+/// section 7).
+fn solicited_node(&Addr([.., a, b, c]): &Addr) -> (Mac, Addr) {
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c];
+    (Mac([0x33, 0x33, 0xff, a, b, c]), Addr(group))
+}
+
+/// Writes a solicitation, or else an advertisement.
+fn write(
+    out: &mut [u8; 256],
+    nd: &Nd,
+    (src_mac, src): (Mac, Addr),
+    (dst_mac, dst): (Mac, Addr),
+) -> usize {
+    let (kind, option) = match nd.kind {
+        NdKind::NeighbourSolicitation => (icmp_type::NEIGHBOUR_SOLICITATION, SOURCE_LLADDR),
+        _ => (icmp_type::NEIGHBOUR_ADVERTISEMENT, TARGET_LLADDR),
+    };
     let ip = Ip {
         hop_limit: 255,
-        ..Ip::new(L3::V6, &nd.target, &dst, proto::ICMPV6)
+        ..Ip::new(L3::V6, &src, &dst, proto::ICMPV6)
     };
     let mut w = Writer::new(out);
-    w.ethernet(dst_mac, mac, ethertype::IPV6);
-    w.ip(&ip, 32);
+    w.ethernet(dst_mac, src_mac, ethertype::IPV6);
+    w.ip(&ip, if nd.lladdr.is_some() { 32 } else { 24 });
     let start = w.len();
-    w.put(&[icmp_type::NEIGHBOUR_ADVERTISEMENT, 0, 0, 0]);
-    w.put(&[router | solicited | OVERRIDE, 0, 0, 0]);
+    w.put(&[kind, 0, 0, 0, nd.flags, 0, 0, 0]);
     w.put(&nd.target.0);
-    w.put(&[TARGET_LLADDR, 1]);
-    w.put(&mac.0);
+    if let Some(mac) = nd.lladdr {
+        w.put(&[option, 1]);
+        w.put(&mac.0);
+    }
     w.transport_checksum(&ip, start, 2);
     w.len()
 }
@@ -230,6 +285,7 @@ mod tests {
             kind: NdKind::NeighbourSolicitation,
             target,
             lladdr: Some(A),
+            flags: 0,
         };
         assert_eq!(asked, want);
 
@@ -246,6 +302,7 @@ mod tests {
             kind: NdKind::NeighbourAdvertisement,
             target,
             lladdr: Some(B),
+            flags: ROUTER | SOLICITED | OVERRIDE,
         };
         assert_eq!(parse(na, &q), Ok(want));
         let theirs = etherparse::PacketHeaders::from_ethernet_slice(na).unwrap();

@@ -97,3 +97,194 @@ fn a_link_local_address_that_is_not_its_own_serves_neighbour_discovery_and_membe
             .dropped(R::SpoofedIp);
     }
 }
+
+/// An ARP message; `tail` stands behind it.
+fn arp(
+    op: u8,
+    dst: Mac,
+    sender: (u8, [u8; 4]),
+    target: ([u8; 6], [u8; 4]),
+    tail: &[u8],
+) -> Vec<u8> {
+    let mut f = [dst.0, mac(sender.0).0].concat();
+    f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, op]);
+    f.extend([&mac(sender.0).0[..], &sender.1, &target.0, &target.1, tail].concat());
+    f
+}
+
+const WEB: (u8, [u8; 4]) = (1, [10, 0, 0, 1]);
+const GATEWAY: (u8, [u8; 4]) = (200, [10, 0, 0, 254]);
+const FAR: [u8; 4] = [10, 0, 0, 99];
+
+/// The options of a message about `mac`: source (1) or target (2) link-layer address.
+fn lladdr(option: u8, last: u8) -> Vec<u8> {
+    [&[option, 1][..], &mac(last).0].concat()
+}
+
+#[test]
+fn what_is_forwarded_of_arp_is_what_it_says_and_nothing_more() {
+    let mut r = rig();
+    for dst in [Mac::BROADCAST, mac(200)] {
+        let plain = arp(1, dst, WEB, ([0; 6], FAR), b"");
+        assert_eq!(r.send("web", &plain).one("up"), plain);
+        for tail in [&[0; 18][..], &[7; 18], &[7; 1400]] {
+            let loaded = arp(1, dst, WEB, (*b"secret", FAR), tail);
+            assert_eq!(r.send("web", &loaded).one("up"), plain);
+        }
+    }
+    // Any other group is a word, too.
+    let group = Mac([1, 2, 3, 4, 5, 6]);
+    let to_all = arp(1, Mac::BROADCAST, WEB, ([0; 6], FAR), b"");
+    let to_group = arp(1, group, WEB, ([0; 6], FAR), b"");
+    assert_eq!(r.send("web", &to_group).one("up"), to_all);
+    // The way in.
+    let plain = arp(2, mac(1), GATEWAY, (mac(1).0, WEB.1), b"");
+    let loaded = arp(2, mac(1), GATEWAY, (*b"secret", WEB.1), &[7; 1400]);
+    assert_eq!(r.send("up", &loaded).one("web"), plain);
+}
+
+#[test]
+fn what_is_forwarded_of_neighbour_discovery_is_what_it_says_and_nothing_more() {
+    let mut r = rig();
+    let far = octets("fd00::99");
+    let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
+    let to_group = Talk {
+        dst_mac: group([0xff, 0, 0, 0x99]),
+        ..talk(1, "fd00::1", 0, "ff02::1:ff00:99")
+    };
+    let asks = [&far[..], &lladdr(1, 1)].concat();
+    let plain = to_group.icmp6(135, 0, &asks);
+    assert_eq!(r.send("web", &plain).one("up"), plain);
+    // Another option, reserved bits, a flow label, Ethernet padding, another group.
+    let mut label = plain.clone();
+    label[15..18].copy_from_slice(b"\x01\x02\x03");
+    let mut padded = plain.clone();
+    padded.extend([7; 1400]);
+    let elsewhere = Talk {
+        dst_mac: group(*b"word"),
+        dst: "ff02::6:7:8",
+        ..to_group
+    };
+    for loaded in [
+        to_group.icmp6(135, 0, &[&asks[..], &nonce].concat()),
+        to_group.icmp6(135, 0xff, &asks),
+        elsewhere.icmp6(135, 0, &asks),
+        label,
+        padded,
+    ] {
+        assert_eq!(r.send("web", &loaded).one("up"), plain);
+    }
+    // To one host: for the target, or it is no question for it.
+    let to_one = Talk {
+        dst_mac: mac(200),
+        dst: "fd00::99",
+        ..to_group
+    };
+    let plain = to_one.icmp6(135, 0, &asks);
+    let astray = Talk {
+        dst: "fd00::abcd",
+        ..to_one
+    };
+    for t in [to_one, astray] {
+        assert_eq!(r.send("web", &t.icmp6(135, 0, &asks)).one("up"), plain);
+    }
+    // The way in.
+    let answers = [&far[..], &lladdr(2, 200)].concat();
+    let back = talk(200, "fd00::99", 1, "fd00::1");
+    let plain = back.icmp6(136, 0xe0, &answers);
+    let loaded = back.icmp6(136, 0xff, &[&answers[..], &nonce].concat());
+    assert_eq!(r.send("up", &loaded).one("web"), plain);
+}
+
+/// With the guard off a port may say anything, but not that it is somebody else.
+#[test]
+fn nobody_claims_what_is_anothers() {
+    let mut open = layout();
+    open[0].guard_off = true;
+    for (mut r, guarded) in [(rig(), true), (Rig::new(open, &policy()), false)] {
+        let says = |op, sender| arp(op, Mac::BROADCAST, sender, ([0; 6], FAR), b"");
+        // The database's address, then its MAC; asked by and answered.
+        for op in [1, 2] {
+            r.send("web", &says(op, (1, [10, 0, 0, 2])))
+                .dropped(R::SpoofedArp);
+            let mut mac_of_db = says(op, WEB);
+            mac_of_db[22..28].copy_from_slice(&mac(2).0);
+            r.send("web", &mac_of_db).dropped(R::SpoofedArp);
+        }
+        let of = |src, dst| Talk {
+            dst_mac: mac(200),
+            ..talk(1, src, 0, dst)
+        };
+        let asks = |mac| [&octets("fd00::99")[..], &lladdr(1, mac)].concat();
+        let answers = |target, mac| [&octets(target)[..], &lladdr(2, mac)].concat();
+        let db = ["fd00::2", "fe80::5054:ff:fe00:2"];
+        for addr in db {
+            let t = of(addr, "fd00::99");
+            r.send("web", &t.icmp6(135, 0, &asks(1)))
+                .dropped(R::SpoofedIp);
+            r.send("web", &t.udp(1, 53, b"")).dropped(R::SpoofedIp);
+            let t = of("fd00::1", "fd00::99");
+            r.send("web", &t.icmp6(136, 0x20, &answers(addr, 1)))
+                .dropped(R::SpoofedArp);
+            // Nor from outside.
+            let t = talk(200, "fd00::99", 1, "fd00::1");
+            r.send("up", &t.icmp6(136, 0x20, &answers(addr, 200)))
+                .dropped(R::SpoofedFromUplink);
+            let t = talk(200, addr, 1, "fd00::1");
+            r.send("up", &t.udp(1, 53, b""))
+                .dropped(R::SpoofedFromUplink);
+        }
+        let t = of("fd00::1", "fd00::99");
+        r.send("web", &t.icmp6(135, 0, &asks(2)))
+            .dropped(R::SpoofedArp);
+        r.send("web", &t.icmp6(136, 0x20, &answers("fd00::1", 2)))
+            .dropped(R::SpoofedArp);
+
+        // What nobody has.
+        let undeclared = says(1, (1, [10, 0, 0, 77]));
+        let out = r.send("web", &undeclared);
+        if guarded {
+            out.dropped(R::SpoofedArp);
+        } else {
+            assert_eq!(out.one("up"), undeclared);
+        }
+    }
+}
+
+#[test]
+fn the_address_made_of_a_mac_is_answered_for() {
+    let mut r = rig();
+    let t = Talk {
+        dst_mac: group([0xff, 0, 0, 2]),
+        ..talk(1, "fd00::1", 0, "ff02::1:ff00:2")
+    };
+    let target = octets("fe80::5054:ff:fe00:2");
+    let body = [&target[..], &lladdr(1, 1)].concat();
+    let out = r.send("web", &t.icmp6(135, 0, &body));
+    let expect = talk(2, "fe80::5054:ff:fe00:2", 1, "fd00::1");
+    let body = [&target[..], &lladdr(2, 2)].concat();
+    assert_eq!(out.one("web"), expect.icmp6(136, 0x60, &body));
+}
+
+/// As broadcast frames do, questions for the outside spend of the sender's budget.
+#[test]
+fn a_storm_of_questions_costs_its_sender() {
+    let mut ports = layout();
+    ports.push(RigPort {
+        uplink: true,
+        ..port("up2", vec![])
+    });
+    let mut r = Rig::new(ports, &policy());
+    let asks = |last| arp(1, Mac::BROADCAST, WEB, ([0; 6], [10, 0, 0, last]), b"");
+    // Two uplinks: two copies each.
+    for _ in 0..10_000 {
+        assert_eq!(r.send("web", &asks(99)).got.len(), 2);
+    }
+    r.send("web", &asks(99)).dropped(R::FloodBudget);
+    // The switch's own answers go on, and a neighbour has his own budget.
+    assert_eq!(r.send("web", &asks(2)).got.len(), 1);
+    let of_db = arp(1, Mac::BROADCAST, (2, [10, 0, 0, 2]), ([0; 6], FAR), b"");
+    assert_eq!(r.send("db", &of_db).got.len(), 2);
+    r.now_ns += 1_000_000_000;
+    assert_eq!(r.send("web", &asks(99)).got.len(), 2);
+}

@@ -480,7 +480,10 @@ impl AfXdpControl {
             }
         }
         let up = health == Health::Up && !self.stopped;
-        self.port.link_up.store(up, Ordering::Relaxed);
+        let was_up = self.port.link_up.swap(up, Ordering::Relaxed);
+        if up && !was_up {
+            self.each_tx(Tx::resume);
+        }
         health
     }
 

@@ -244,6 +244,81 @@ fn a_gone_or_renamed_interface_takes_the_port_down() {
     bed.open(0, true).unwrap();
 }
 
+/// Frames of 60 bytes that end in these numbers.
+fn send(port: &Port, cell: &PortCell, numbers: &[u8]) {
+    let mut burst = Burst::new();
+    let mut items = Vec::new();
+    for (slot, number) in (0..).zip(numbers) {
+        let frame = burst.push().unwrap();
+        let mut bytes = [0xff; 60];
+        // A local experimental EtherType (IEEE 802): the kernel sends none of its own.
+        bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
+        bytes[59] = *number;
+        frame.fill()[..60].copy_from_slice(&bytes);
+        frame.set_head_len(60);
+        items.push(OutItem { slot, tag: None });
+    }
+    port.txqs[0].enter().unwrap().tx_burst(&burst, &items, cell);
+}
+
+/// Waits for the next `n` such frames.
+fn receive(port: &Port, n: usize) -> Vec<u8> {
+    let mut rxq = port.rxqs[0].enter().unwrap();
+    let poll = Epoll::new().unwrap();
+    poll.add(rxq.wake_fd().unwrap(), 0, Interest::READ).unwrap();
+    let (mut burst, mut got) = (Burst::new(), Vec::new());
+    while got.len() < n {
+        assert_eq!(poll.wait(&mut [Event::EMPTY], 30_000).unwrap(), 1);
+        rxq.rx_burst(&mut burst, &PortCell::default());
+        let ours = |f: &&crate::frame::Frame| f.head()[12..14] == [0x88, 0xb5];
+        got.extend(burst.frames().iter().filter(ours).map(|f| f.head()[59]));
+        rxq.complete(&burst);
+        burst.clear();
+    }
+    got
+}
+
+/// No frame is lost that is sent after the interface is up, however soon, and none stays behind.
+#[test]
+fn an_interface_that_comes_up_again_sends_at_once() {
+    let Some(bed) = bed(1500, 1) else { return };
+    let (port, mut control) = bed.open(0, true).unwrap();
+    let (peer, _peer_control) = bed
+        .a
+        .run(|| open(PortId(1), "peer", &config("eth0", false)))
+        .unwrap()
+        .unwrap();
+    let mut netlink = Netlink::in_netns(&bed.switch).unwrap();
+    let index = netlink.link(ENDS[0]).unwrap().index;
+    let cell = PortCell::default();
+    send(&port, &cell, &[1]);
+    assert_eq!(receive(&peer, 1), [1]);
+
+    // The control thread sees nothing of it.
+    netlink.set_up(index, false).unwrap();
+    send(&port, &cell, &[2]);
+    send(&port, &cell, &[3, 4]);
+    assert_eq!(cell.drops.get(DropReason::TxNotReady), 2);
+    let pending = || match &*port.txqs[0].enter().unwrap() {
+        TxQueue::AfXdp(tx) => tx.is_pending(),
+        _ => unreachable!(),
+    };
+    assert!(!pending(), "a worker may sleep meanwhile");
+    netlink.set_up(index, true).unwrap();
+    send(&port, &cell, &[5]);
+    assert_eq!(receive(&peer, 2), [2, 5]);
+
+    // It sees all of it, and nobody sends anything more.
+    netlink.set_up(index, false).unwrap();
+    send(&port, &cell, &[6]);
+    assert_eq!(control.check(), Health::NoCarrier);
+    netlink.set_up(index, true).unwrap();
+    assert_eq!(control.check(), Health::Up);
+    assert_eq!(receive(&peer, 1), [6]);
+    assert_eq!(cell.drops.get(DropReason::TxNotReady), 2);
+    assert_eq!(cell.pkts.tx_pkts.get(), 4);
+}
+
 /// Not a test of its own: the process that [`a_killed_switch_leaves_containers_cut_off`] kills.
 #[test]
 fn the_switch_that_is_killed() {

@@ -13,9 +13,6 @@ use crate::drop_reason::DropReason;
 use crate::frame::{Burst, OutItem, Scratch, TxCaps};
 use crate::offload::{self, Out};
 
-/// While the interface is down, the kernel is asked again once in so many iterations.
-const DOWN_RETRY: u32 = 1024;
-
 /// A transmit queue.
 #[derive(Debug)]
 pub struct Tx {
@@ -26,8 +23,8 @@ pub struct Tx {
     caps: TxCaps,
     scratch: Scratch,
     stopped: bool,
-    /// Iterations since the kernel said that the interface is down; 0: it is not.
-    down: u32,
+    /// What the kernel said last: the interface is down. What it had not taken stays in the ring.
+    down: bool,
     /// The kernel has frames that need another call.
     pending: bool,
 }
@@ -47,7 +44,7 @@ impl Tx {
             caps,
             scratch: Scratch::default(),
             stopped: false,
-            down: 0,
+            down: false,
             pending: false,
         }
     }
@@ -55,6 +52,11 @@ impl Tx {
     /// The interface is no longer the one that was opened: nothing is sent any more.
     pub(super) fn stop(&mut self, stopped: bool) {
         self.stopped = stopped;
+    }
+
+    /// The interface is up again: what waits in the ring is sent.
+    pub(super) fn resume(&mut self) {
+        self.kick();
     }
 
     pub(super) fn set_max_frame_bytes(&mut self, bytes: u32) {
@@ -65,7 +67,12 @@ impl Tx {
         if items.is_empty() {
             return;
         }
-        if self.stopped || self.down > 0 {
+        // Asked anew with each burst: the first one after the interface went up again passes,
+        // whether or not the control thread has seen that it was down.
+        if self.down && !self.stopped {
+            self.kick();
+        }
+        if self.stopped || self.down {
             cell.drops.add(DropReason::TxNotReady, items.len() as u64);
             return;
         }
@@ -93,31 +100,26 @@ impl Tx {
 
     pub(crate) fn maintain(&mut self) {
         self.reap();
-        if self.down > 0 {
-            self.down += 1;
-            if self.down > DOWN_RETRY {
-                self.down = 0;
-                self.kick();
-            }
-        } else if self.pending {
+        if self.pending && !self.down {
             self.kick();
         }
     }
 
     /// Frames wait for another call of [`Tx::maintain`].
     pub(crate) fn is_pending(&self) -> bool {
-        self.pending && self.down == 0
+        self.pending && !self.down
     }
 
     #[inline]
     fn kick(&mut self) {
         self.pending = self.ring.is_pending();
+        self.down = false;
         if !self.pending || !self.ring.needs_wakeup() {
             return;
         }
         match self.socket.kick_tx() {
             Kick::Done | Kick::Again => self.pending = self.ring.is_pending(),
-            Kick::Down => self.down = 1,
+            Kick::Down => self.down = true,
         }
     }
 

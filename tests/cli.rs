@@ -4,7 +4,7 @@
 mod common;
 
 use common::switch::{self, Switch, SwitchConfig};
-use common::{Lab, Need, is_root, process, wait_for};
+use common::{Lab, process, wait_for};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -428,44 +428,6 @@ fn a_port_that_cannot_open_stops_the_start_with_advice() {
             "nothing is left behind"
         );
     }
-}
-
-#[test]
-fn without_privileges_the_error_names_the_capability() {
-    let needs: &[Need] = if is_root() {
-        &[Need::Program("setpriv")]
-    } else {
-        &[]
-    };
-    let Some(lab) = Lab::open(needs) else {
-        return;
-    };
-    let toml = "policy = \"policy.toml\"\n[[port]]\nname = \"t\"\nkind = \"tap\"\ninterface = \"vst-tap0\"\n\
-                [[port.workload]]\nname = \"t\"\nmac = [\"52:54:00:00:00:03\"]\n";
-    lab.file("switch.toml", toml);
-    lab.file("policy.toml", POLICY);
-    let mut command = if is_root() {
-        // Where that user can read it: the build may lie in a private directory.
-        let copy = lab.path("vswitch");
-        std::fs::copy(switch::binary(), &copy).expect("the lab has room");
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(lab.path("."), open).expect("our own directory");
-        let mut command = process::command("setpriv");
-        command
-            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
-            .arg(copy);
-        command
-    } else {
-        process::command(switch::binary())
-    };
-    command
-        .args(["--socket", &lab.path_str("api.sock")])
-        .args(["run", "-c", "switch.toml"])
-        .current_dir(lab.path("."));
-    let output = process::run(command, LIMIT);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("needs CAP_"), "{said}");
 }
 
 /// A worker with nothing to do blocks, and `stats` counts it.

@@ -183,10 +183,11 @@ fn a_running_transfer_survives_every_policy_that_allows_it_and_no_other() {
     };
     assert!(has("other") && !has("renamed"));
 
-    // Without its rule it is cut: what it sends again and again is dropped, and nothing arrives.
+    // Without its rule it is cut: the first frame of either end is denied by policy, what it sends
+    // again and again opens no connection, and nothing arrives.
     std::fs::write(&file, policy(&[])).expect("the lab is writable");
     let cut = |n: u64| {
-        let denied = || dropped(&switch, "a", "policy_default_deny");
+        let denied = || dropped(&switch, "a", "tcp_not_syn");
         wait_for("the transfer to be cut", LIMIT, || {
             (denied() >= n).then(denied)
         })
@@ -197,6 +198,7 @@ fn a_running_transfer_survives_every_policy_that_allows_it_and_no_other() {
     let stopped_at = transfer.received();
     cut(denied + 1);
     assert_eq!(transfer.received(), stopped_at, "it goes on");
+    assert_eq!(switch.dropped("policy_default_deny"), 1);
     let e = a.connect((b.v4(), 5000), ATTEMPT).expect_err("denied");
     assert_eq!(e.kind(), ErrorKind::TimedOut, "{e}");
 
@@ -235,7 +237,7 @@ fn a_policy_on_probation_is_reverted_and_connections_are_judged_again() {
         (!waits(&switch)).then_some(())
     });
     // The connection that the trial let in is judged by what came back; the other was allowed all along.
-    wait_dropped(&switch, "a", "policy_default_deny", 1);
+    wait_dropped(&switch, "a", "tcp_not_syn", 1);
     a.connect((b.v6(), 5000), ATTEMPT).expect_err("denied");
     stays.moves_on();
     drop(goes);

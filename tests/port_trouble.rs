@@ -19,12 +19,14 @@ fn said(s: &Switch<'_>, name: &str) -> (bool, Option<String>) {
     let list = s.cli_json(&["port", "list"]);
     let mut ports = list.as_array().expect("a list").iter();
     let listed = ports.find(|p| p["name"] == name).expect("it is listed");
-    // Between two questions it may only have come up or gone down.
-    if listed["trouble"] == shown["trouble"] {
-        let (table, page) = (
-            s.cli_ok(&["port", "list"]),
-            s.cli_ok(&["port", "show", name]),
-        );
+    let (table, page) = (
+        s.cli_ok(&["port", "list"]),
+        s.cli_ok(&["port", "show", name]),
+    );
+    // A port comes up, goes down or meets another trouble by itself: the texts are compared with an answer that held from
+    // before them until after them.
+    let after = s.cli_json(&["port", "show", name]);
+    if listed["trouble"] == shown["trouble"] && after["trouble"] == shown["trouble"] {
         let at = shown["at"].as_str().expect("a text");
         assert!(table.contains(at) && page.contains(at), "{table}{page}");
         if let Some(text) = &trouble {

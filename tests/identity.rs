@@ -224,9 +224,12 @@ impl Site {
             d.port("guard = \"off\"", "tags = [\"friend\"]"),
             uplink.to_owned(),
         ];
-        SwitchConfig::new(lab, "switch", &ports.concat(), POLICY)
+        let switch = SwitchConfig::new(lab, "switch", &ports.concat(), POLICY)
             .in_netns(&self.host)
-            .start()
+            .start();
+        // The kernel may say only after a while that an interface has a carrier; a frame before that is lost.
+        switch.wait_ports_up(5);
+        switch
     }
 
     /// `from` sends `frame`, which holds `text`. It is dropped for `reason`, nothing else is, and nobody receives it.

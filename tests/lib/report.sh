@@ -1,7 +1,8 @@
 # Running checks and counting what they came to; sourced by tests/run and tests/deep.
 #
 # A check's output goes to the terminal and, for counting, to a file. Tests that cannot run here say so in the file that
-# VSWITCH_TEST_SKIPS names (tests/common/skip.rs): a runner takes them for passed, so they are taken off again here.
+# VSWITCH_TEST_SKIPS names (tests/common/skip.rs): a runner takes them for passed, so they are taken off again here. A test
+# that ran, but not on all it could, says so in the file that VSWITCH_TEST_NOTES names: that is reported, and counts for nothing.
 
 passed=0
 failed=0
@@ -17,9 +18,11 @@ target=$(cd "$target" && pwd)
 output=$target/test-output
 export CARGO_TARGET_DIR=$target
 export VSWITCH_TEST_SKIPS=$target/test-skips
+export VSWITCH_TEST_NOTES=$target/test-notes
 export VSWITCH_TEST_ASSETS=$target/test-assets
 export CARGO_TERM_COLOR=never NEXTEST_HIDE_PROGRESS_BAR=1
 : > "$VSWITCH_TEST_SKIPS"
+: > "$VSWITCH_TEST_NOTES"
 
 title() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
@@ -74,6 +77,7 @@ finish() {
     n=${#reasons[@]}
     title "result"
     printf '%s\n' "${tiers[@]}"
+    [ ! -s "$VSWITCH_TEST_NOTES" ] || { echo "Notes:"; sort -u "$VSWITCH_TEST_NOTES" | sed 's/^/  /'; }
     [ "$n" -eq 0 ] || { echo "Skipped:"; printf '  %s\n' "${reasons[@]}" | sort | uniq -c; }
     [ ${#failures[@]} -eq 0 ] || { echo "Failed:"; printf '  %s\n' "${failures[@]}"; }
     [ "$n" -eq 0 ] || [ "$1" != strict ] || echo "Nothing may be skipped here: that is a failure."

@@ -35,19 +35,19 @@ pub fn run(input: &[u8]) {
     match config::parse(NAMES, &switch, &policy) {
         Ok(desired) => accepted(&desired, &policy),
         Err(errors) => {
-            assert!(!errors.0.is_empty(), "refused without a reason");
+            assert!(!errors.shown.is_empty(), "refused without a reason");
             errors
-                .0
+                .shown
                 .iter()
                 .for_each(|e| well_formed(e, &switch, &policy));
         }
     }
     // The other ways in: a policy by itself, ports by themselves.
     if let Err(errors) = config::parse_policy(NAMES.1, &policy) {
-        errors.0.iter().for_each(|e| well_formed(e, "", &policy));
+        errors.shown.iter().for_each(|e| well_formed(e, "", &policy));
     }
     if let Err(errors) = config::parse_ports(NAMES.0, &switch) {
-        errors.0.iter().for_each(|e| well_formed(e, &switch, ""));
+        errors.shown.iter().for_each(|e| well_formed(e, &switch, ""));
     }
 }
 

@@ -66,13 +66,9 @@ impl Files {
     }
 }
 
-fn lines(errors: &config::Errors) -> Vec<String> {
-    errors.0.iter().map(ToString::to_string).collect()
-}
-
 impl Loader for Files {
     fn load(&self) -> Result<Desired, Vec<String>> {
-        self.read().map_err(|e| lines(&e))
+        self.read().map_err(|e| e.lines())
     }
 
     fn policy_source(&self) -> String {
@@ -84,10 +80,10 @@ impl Loader for Files {
     }
 
     fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {
-        config::parse_policy_for(source, text, desired).map_err(|e| lines(&e))
+        config::parse_policy_for(source, text, desired).map_err(|e| e.lines())
     }
 
     fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
-        config::parse_ports("port add", text).map_err(|e| lines(&e))
+        config::parse_ports("port add", text).map_err(|e| e.lines())
     }
 }

@@ -453,12 +453,16 @@ fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
         }
         Err(errors) => {
             if out.json {
-                let bad = serde_json::json!({ "valid": false, "errors": errors });
+                let bad = serde_json::json!({
+                    "valid": false,
+                    "errors": errors.shown,
+                    "more": errors.more,
+                });
                 out.print(&bad, |_| String::new())?;
             } else {
                 // Like a compiler, so that editors find the place.
                 eprintln!("{errors}");
-                let n = errors.0.len();
+                let n = errors.shown.len() + errors.more;
                 eprintln!("vswitch: {n} error{}", if n == 1 { "" } else { "s" });
             }
             Ok(Answer::No)

@@ -30,19 +30,19 @@ pub fn load(path: &Path) -> Result<Desired, Errors> {
     let text = read_file(path)?;
     let document = Document::new(&file, &text);
     let Some(table) = document.parse() else {
-        return Err(Errors(document.errors()));
+        return Err(Errors::new(document.errors()));
     };
     let machine = switch::read(document.root(&table));
     if machine.policy.as_os_str().is_empty() {
-        return Err(Errors(document.errors()));
+        return Err(Errors::new(document.errors()));
     }
     let policy_path = path.parent().unwrap_or(Path::new("")).join(&machine.policy);
     let policy_text = match read_file(&policy_path) {
         Ok(text) => text,
         Err(unreadable) => {
             let mut errors = document.errors();
-            errors.extend(unreadable.0);
-            return Err(Errors(errors));
+            errors.extend(unreadable.shown);
+            return Err(Errors::new(errors));
         }
     };
     let policy_file = policy_path.display().to_string();
@@ -65,7 +65,7 @@ pub fn policy_path(path: &Path) -> Result<PathBuf, Errors> {
         Some(m) if !m.policy.as_os_str().is_empty() => {
             Ok(path.parent().unwrap_or(Path::new("")).join(m.policy))
         }
-        _ => Err(Errors(document.errors())),
+        _ => Err(Errors::new(document.errors())),
     }
 }
 
@@ -109,7 +109,7 @@ pub fn parse_ports(name: &str, text: &str) -> Result<Vec<PortConfig>, Errors> {
     }
     match machine {
         Some(machine) if errors.is_empty() => Ok(machine.ports),
-        _ => Err(Errors(errors)),
+        _ => Err(Errors::new(errors)),
     }
 }
 
@@ -126,7 +126,7 @@ pub fn parse(names: (&str, &str), switch: &str, policy: &str) -> Result<Desired,
             policy.parse();
             let mut errors = document.errors();
             errors.extend(policy.errors());
-            Err(Errors(errors))
+            Err(Errors::new(errors))
         }
     }
 }
@@ -174,7 +174,7 @@ fn finish(machine: Machine, switch: Document<'_>, policy: Document<'_>) -> Resul
     if errors.is_empty() {
         Ok(desired)
     } else {
-        Err(Errors(errors))
+        Err(Errors::new(errors))
     }
 }
 
@@ -186,7 +186,7 @@ fn read_file(path: &Path) -> Result<String, Errors> {
             std::io::ErrorKind::InvalidData => "save it as UTF-8",
             _ => "see that the path names a file",
         };
-        Errors(vec![Error {
+        Errors::new(vec![Error {
             file: path.display().to_string(),
             line: None,
             column: None,

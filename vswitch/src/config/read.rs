@@ -10,7 +10,7 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::errors::{Error, position};
+use super::errors::{Error, Positions};
 use crate::policy::{FieldError, FieldPath, nearest};
 
 /// A file's text and all that was found in it.
@@ -20,9 +20,17 @@ pub(super) struct Document<'t> {
     found: RefCell<Found>,
 }
 
+/// An error, by its place in the text.
+#[derive(PartialEq, Eq)]
+struct Fault {
+    offset: usize,
+    what: String,
+    todo: String,
+}
+
 #[derive(Default)]
 struct Found {
-    errors: Vec<Error>,
+    faults: Vec<Fault>,
     /// Where each field stands, by [`FieldPath::by_position`].
     spans: HashMap<String, Range<usize>>,
     /// Fields with an error at or below them.
@@ -53,11 +61,7 @@ impl<'t> Document<'t> {
     /// Reads the root table.
     pub(super) fn root<'d>(&'d self, table: &'d Spanned<DeTable<'d>>) -> Section<'d> {
         Section {
-            document: Source {
-                file: self.file,
-                text: self.text,
-                found: &self.found,
-            },
+            document: Source { found: &self.found },
             table: table.get_ref(),
             span: 0..0,
             at: FieldPath::root(),
@@ -66,11 +70,7 @@ impl<'t> Document<'t> {
     }
 
     fn push(&self, span: Range<usize>, what: impl Into<String>, todo: impl Into<String>) {
-        let source = Source {
-            file: self.file,
-            text: self.text,
-            found: &self.found,
-        };
+        let source = Source { found: &self.found };
         source.push(span, what.into(), todo.into());
     }
 
@@ -89,11 +89,8 @@ impl<'t> Document<'t> {
             }
             at = path.parent();
         };
-        let (line, column) = position(self.text, span.start);
-        found.errors.push(Error {
-            file: self.file.to_owned(),
-            line: Some(line),
-            column: Some(column),
+        found.faults.push(Fault {
+            offset: span.start,
             what: error.what.clone(),
             todo: error.todo.clone(),
         });
@@ -106,27 +103,33 @@ impl<'t> Document<'t> {
 
     /// All errors, in the order of the file.
     pub(super) fn errors(self) -> Vec<Error> {
-        let mut errors = self.found.into_inner().errors;
-        errors.sort_by_key(|error| (error.line, error.column));
-        errors.dedup();
-        errors
+        let mut faults = self.found.into_inner().faults;
+        faults.sort_by_key(|fault| fault.offset);
+        faults.dedup();
+        let mut positions = Positions::new(self.text);
+        let errors = faults.into_iter().map(|fault| {
+            let (line, column) = positions.at(fault.offset);
+            Error {
+                file: self.file.to_owned(),
+                line: Some(line),
+                column: Some(column),
+                what: fault.what,
+                todo: fault.todo,
+            }
+        });
+        errors.collect()
     }
 }
 
 #[derive(Clone, Copy)]
 struct Source<'d> {
-    file: &'d str,
-    text: &'d str,
     found: &'d RefCell<Found>,
 }
 
 impl Source<'_> {
     fn push(&self, span: Range<usize>, what: String, todo: String) {
-        let (line, column) = position(self.text, span.start);
-        self.found.borrow_mut().errors.push(Error {
-            file: self.file.to_owned(),
-            line: Some(line),
-            column: Some(column),
+        self.found.borrow_mut().faults.push(Fault {
+            offset: span.start,
             what,
             todo,
         });

@@ -106,7 +106,7 @@ stage = "staged"
 fn errors(switch: &str, policy: &str) -> Vec<String> {
     match parse(("switch.toml", "policy.toml"), switch, policy) {
         Ok(_) => Vec::new(),
-        Err(errors) => errors.0.iter().map(ToString::to_string).collect(),
+        Err(errors) => errors.lines(),
     }
 }
 
@@ -498,9 +498,26 @@ fn all_errors_come_at_once_in_file_order() {
 }
 
 #[test]
+fn of_very_many_errors_the_first_are_shown_and_the_others_counted() {
+    // The places are found in one pass: with a search from the start for each this takes an hour.
+    let bad = "[[rule]]\nname = \"r\"\nfrom = \"nobody\"\nto = \"any\"\naction = \"alow\"\n";
+    let errors = parse_policy("p.toml", &bad.repeat(50_000)).unwrap_err();
+    // Two in the first rule, three in the others: their name is a duplicate.
+    assert_eq!((errors.shown.len(), errors.more), (1000, 149_999 - 1000));
+    assert_eq!(
+        errors.shown[999].to_string(),
+        "p.toml:1668:8: error: unknown segment \"nobody\"; declare it with [[segment]]"
+    );
+    assert_eq!(
+        errors.to_string().lines().last(),
+        Some("148999 more errors; correct these first")
+    );
+}
+
+#[test]
 fn errors_are_data_for_programs() {
     let errors = parse_policy("p.toml", "x = 1\n").unwrap_err();
-    let json = serde_json::to_value(&errors).unwrap();
+    let json = serde_json::to_value(&errors.shown).unwrap();
     assert_eq!(json[0]["file"], "p.toml");
     assert_eq!(
         (&json[0]["line"], &json[0]["column"]),

@@ -14,13 +14,9 @@ pub(super) struct PolicyFile {
     pub(super) desired: Desired,
 }
 
-fn lines(errors: &config::Errors) -> Vec<String> {
-    errors.0.iter().map(ToString::to_string).collect()
-}
-
 impl Loader for PolicyFile {
     fn load(&self) -> Result<Desired, Vec<String>> {
-        let policy = config::load_policy(&self.path, &self.desired).map_err(|e| lines(&e))?;
+        let policy = config::load_policy(&self.path, &self.desired).map_err(|e| e.lines())?;
         Ok(Desired {
             policy,
             ..self.desired.clone()
@@ -36,10 +32,10 @@ impl Loader for PolicyFile {
     }
 
     fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {
-        config::parse_policy_for(source, text, desired).map_err(|e| lines(&e))
+        config::parse_policy_for(source, text, desired).map_err(|e| e.lines())
     }
 
     fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
-        config::parse_ports("port add", text).map_err(|e| lines(&e))
+        config::parse_ports("port add", text).map_err(|e| e.lines())
     }
 }

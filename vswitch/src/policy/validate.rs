@@ -14,6 +14,7 @@ const MAX_NAME_LEN: usize = 63;
 pub fn validate(policy: &Policy) -> Vec<FieldError> {
     let mut check = Check {
         errors: Vec::new(),
+        suggested: 0,
         tenants: HashSet::from([DEFAULT_TENANT]),
         segments: HashSet::new(),
     };
@@ -77,8 +78,14 @@ pub(crate) fn bad_cidr(cidr: &Cidr) -> Option<(String, String)> {
     })
 }
 
+/// Unknown names of a policy for which the nearest known one is looked for: that takes a look at
+/// every name there is.
+const MAX_SUGGESTIONS: usize = 100;
+
 struct Check<'a> {
     errors: Vec<FieldError>,
+    /// Suggestions made so far.
+    suggested: usize,
     tenants: HashSet<&'a str>,
     segments: HashSet<(&'a str, &'a str)>,
 }
@@ -135,15 +142,14 @@ impl<'a> Check<'a> {
 
     fn tenant(&mut self, at: &FieldPath, tenant: &str) {
         if !self.tenants.contains(tenant) {
-            self.error(
-                at.key("tenant"),
-                format!("unknown tenant {tenant:?}"),
-                unknown_todo(
-                    tenant,
-                    self.tenants.iter().copied(),
-                    "declare it with [[tenant]]",
-                ),
+            let known = self.tenants.iter().copied();
+            let todo = suggest(
+                &mut self.suggested,
+                tenant,
+                known,
+                "declare it with [[tenant]]",
             );
+            self.error(at.key("tenant"), format!("unknown tenant {tenant:?}"), todo);
         }
     }
 
@@ -227,9 +233,11 @@ impl<'a> Check<'a> {
     fn reference(&mut self, at: FieldPath, tenant: &str, segment: &SegmentRef) {
         let owner = segment.tenant.as_deref().unwrap_or(tenant);
         if !self.tenants.contains(owner) {
-            let todo = unknown_todo(
+            let known = self.tenants.iter().copied();
+            let todo = suggest(
+                &mut self.suggested,
                 owner,
-                self.tenants.iter().copied(),
+                known,
                 "declare it with [[tenant]]",
             );
             self.error(at, format!("unknown tenant {owner:?}"), todo);
@@ -240,7 +248,8 @@ impl<'a> Check<'a> {
                 .filter(|(t, _)| *t == owner)
                 .map(|(_, name)| *name)
                 .chain([ANY]);
-            let todo = unknown_todo(&segment.name, known, "declare it with [[segment]]");
+            let otherwise = "declare it with [[segment]]";
+            let todo = suggest(&mut self.suggested, &segment.name, known, otherwise);
             self.error(
                 at,
                 format!("unknown segment {:?}", segment.to_string()),
@@ -309,8 +318,16 @@ impl<'a> Check<'a> {
     }
 }
 
-fn unknown_todo<'a>(wrong: &str, known: impl Iterator<Item = &'a str>, otherwise: &str) -> String {
-    match nearest(wrong, known) {
+/// What to do about an unknown name.
+fn suggest<'a>(
+    suggested: &mut usize,
+    wrong: &str,
+    known: impl Iterator<Item = &'a str>,
+    otherwise: &str,
+) -> String {
+    *suggested += 1;
+    let looked_for = *suggested <= MAX_SUGGESTIONS;
+    match looked_for.then(|| nearest(wrong, known)).flatten() {
         Some(name) => format!("did you mean {name:?}?"),
         None => otherwise.to_owned(),
     }

@@ -141,7 +141,11 @@ fn bad_input_is_refused_and_the_switch_untouched() {
         ),
         (vec!["policy", "confirm"], 2, &["no policy waits"]),
         (vec!["port", "del", "nobody"], 2, &["nobody", "port list"]),
-        (add("web-1", "vhost-user", &fresh), 1, &["web-1", "already"]),
+        (
+            add("web-1", "vhost-user", &fresh),
+            1,
+            &["web-1", "duplicate"],
+        ),
         (
             add("c", "vhost-user", &taken),
             1,

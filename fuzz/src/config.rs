@@ -46,7 +46,7 @@ pub fn run(input: &[u8]) {
     if let Err(errors) = config::parse_policy(NAMES.1, &policy) {
         errors.shown.iter().for_each(|e| well_formed(e, "", &policy));
     }
-    if let Err(errors) = config::parse_ports(NAMES.0, &switch) {
+    if let Err(errors) = config::parse_ports_for(Some(NAMES.0), &switch, &Desired::default()) {
         errors.shown.iter().for_each(|e| well_formed(e, &switch, ""));
     }
 }

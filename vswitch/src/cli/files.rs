@@ -7,6 +7,7 @@ use super::client::Failure;
 use crate::config;
 use crate::control::Loader;
 use crate::control::state::{Desired, PortConfig};
+use crate::policy::FieldError;
 use crate::policy::model::Policy;
 
 /// A file's text, and its absolute path for the daemon's messages.
@@ -71,6 +72,10 @@ impl Loader for Files {
         self.read().map_err(|e| e.lines())
     }
 
+    fn located(&self, errors: Vec<FieldError>) -> Vec<String> {
+        config::locate(&self.switch, errors).lines()
+    }
+
     fn policy_source(&self) -> String {
         self.policy_path().display().to_string()
     }
@@ -83,7 +88,12 @@ impl Loader for Files {
         config::parse_policy_for(source, text, desired).map_err(|e| e.lines())
     }
 
-    fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
-        config::parse_ports("port add", text).map_err(|e| e.lines())
+    fn ports(
+        &self,
+        text: &str,
+        source: Option<&str>,
+        desired: &Desired,
+    ) -> Result<Vec<PortConfig>, Vec<String>> {
+        config::parse_ports_for(source, text, desired).map_err(|e| e.lines())
     }
 }

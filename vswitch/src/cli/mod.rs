@@ -317,8 +317,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
             out.print(&port, show::port)
         }
         Command::Port(PortCommand::Add(add)) => {
-            let toml = add.toml()?;
-            out.applied(&client()?.call(Request::PortAdd { toml })?)
+            let (toml, source) = add.toml()?;
+            out.applied(&client()?.call(Request::PortAdd { toml, source })?)
         }
         Command::Port(PortCommand::Del { name }) => {
             out.applied(&client()?.call(Request::PortDel { name })?)
@@ -514,10 +514,11 @@ impl Out {
 }
 
 impl PortAdd {
-    /// The `[[port]]` table the arguments stand for.
-    fn toml(self) -> Result<String, Failure> {
+    /// The `[[port]]` tables of the file, with its path, or the one the arguments stand for.
+    fn toml(self) -> Result<(String, Option<String>), Failure> {
         if let Some(file) = &self.file {
-            return Ok(files::read(file)?.0);
+            let (toml, source) = files::read(file)?;
+            return Ok((toml, Some(source)));
         }
         use toml::Value;
         let strings = |list: Vec<String>| Value::Array(list.into_iter().map(Value::from).collect());
@@ -552,7 +553,7 @@ impl PortAdd {
         }
         let mut root = toml::Table::new();
         root.insert("port".into(), Value::Array(vec![port.into()]));
-        Ok(root.to_string())
+        Ok((root.to_string(), None))
     }
 }
 

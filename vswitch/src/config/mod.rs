@@ -17,6 +17,7 @@ pub use switch::Machine;
 
 use crate::control::state::{Desired, PortConfig};
 use crate::control::validate::validate;
+use crate::policy::FieldError;
 use crate::policy::model::Policy;
 use read::Document;
 
@@ -26,6 +27,33 @@ use read::Document;
 /// Everything wrong with either file: unreadable, not TOML, unknown keys, wrong values, and what
 /// does not fit together.
 pub fn load(path: &Path) -> Result<Desired, Errors> {
+    load_and(path, validate)
+}
+
+/// What a running switch found wrong with a state that [`load`] returned, at its place in the
+/// files. Ports go by their names: their numbers are those of the switch, which may have more.
+#[must_use]
+pub fn locate(path: &Path, found: Vec<FieldError>) -> Errors {
+    let located = load_and(path, |desired| {
+        let of_file = |_: usize, name: &str| desired.ports.iter().position(|p| p.name == name);
+        let found = found.into_iter().map(|error| FieldError {
+            at: error.at.renumbered("port", of_file),
+            ..error
+        });
+        found.collect()
+    });
+    match located {
+        Err(errors) => errors,
+        // Nothing was found.
+        Ok(_) => Errors::new(Vec::new()),
+    }
+}
+
+/// Reads both files and asks `check` about the whole.
+fn load_and(
+    path: &Path,
+    check: impl FnOnce(&Desired) -> Vec<FieldError>,
+) -> Result<Desired, Errors> {
     let file = path.display().to_string();
     let text = read_file(path)?;
     let document = Document::new(&file, &text);
@@ -47,7 +75,7 @@ pub fn load(path: &Path) -> Result<Desired, Errors> {
     };
     let policy_file = policy_path.display().to_string();
     let policy = Document::new(&policy_file, &policy_text);
-    finish(machine, document, policy)
+    finish(machine, document, policy, check)
 }
 
 /// Where the policy of this `switch.toml` is.
@@ -89,27 +117,45 @@ pub fn parse_policy_for(name: &str, text: &str, desired: &Desired) -> Result<Pol
         ports: desired.ports.clone(),
     };
     let document = Document::new(name, text);
-    finish(machine, Document::new("", ""), document).map(|desired| desired.policy)
+    finish(machine, Document::new("", ""), document, validate).map(|desired| desired.policy)
 }
 
-/// The `[[port]]` tables of a string that holds nothing else.
+/// The `[[port]]` tables of a string that holds nothing else, to be added to the ports of
+/// `desired`. Errors are at their lines in `source`; without one the text is nobody's file, and a
+/// line of it means nothing to anybody.
 ///
 /// # Errors
-/// Everything wrong with the string by itself; not what does not fit other ports.
-pub fn parse_ports(name: &str, text: &str) -> Result<Vec<PortConfig>, Errors> {
-    // The reader wants a whole machine: the line before the text names a policy.
-    let whole = format!("policy = \"none\"\n{text}");
-    let document = Document::new(name, &whole);
-    let machine = document
-        .parse()
-        .map(|table| switch::read(document.root(&table)));
-    let mut errors = document.errors();
-    for line in errors.iter_mut().filter_map(|e| e.line.as_mut()) {
-        *line = line.saturating_sub(1);
+/// Everything wrong with the ports, by themselves and beside the others.
+pub fn parse_ports_for(
+    source: Option<&str>,
+    text: &str,
+    desired: &Desired,
+) -> Result<Vec<PortConfig>, Errors> {
+    let file = source.unwrap_or("port add");
+    let document = Document::new(file, text);
+    let Some(table) = document.parse() else {
+        return Err(Errors::new(document.errors()));
+    };
+    let ports = switch::read_ports(document.root(&table));
+    let mut whole = desired.clone();
+    whole.ports.extend(ports.iter().cloned());
+    let mut found = validate(&whole);
+    for error in &mut found {
+        let to = |index: usize, _: &str| index.checked_sub(desired.ports.len());
+        error.at = std::mem::take(&mut error.at).renumbered("port", to);
     }
-    match machine {
-        Some(machine) if errors.is_empty() => Ok(machine.ports),
-        _ => Err(Errors::new(errors)),
+    let elsewhere = place(found, &[&document], file);
+    let mut errors = document.errors();
+    errors.extend(elsewhere);
+    if source.is_none() {
+        errors
+            .iter_mut()
+            .for_each(|e| (e.line, e.column) = (None, None));
+    }
+    if errors.is_empty() {
+        Ok(ports)
+    } else {
+        Err(Errors::new(errors))
     }
 }
 
@@ -121,7 +167,12 @@ pub fn parse(names: (&str, &str), switch: &str, policy: &str) -> Result<Desired,
     let document = Document::new(names.0, switch);
     let policy = Document::new(names.1, policy);
     match document.parse() {
-        Some(table) => finish(switch::read(document.root(&table)), document, policy),
+        Some(table) => finish(
+            switch::read(document.root(&table)),
+            document,
+            policy,
+            validate,
+        ),
         None => {
             policy.parse();
             let mut errors = document.errors();
@@ -142,40 +193,54 @@ pub fn parse_policy(name: &str, text: &str) -> Result<Policy, Errors> {
         ports: Vec::new(),
     };
     let document = Document::new(name, text);
-    finish(machine, Document::new("", ""), document).map(|desired| desired.policy)
+    finish(machine, Document::new("", ""), document, validate).map(|desired| desired.policy)
 }
 
-/// Reads the policy and checks that the two fit together.
-fn finish(machine: Machine, switch: Document<'_>, policy: Document<'_>) -> Result<Desired, Errors> {
+/// Reads the policy and asks `check` whether the two fit together.
+fn finish(
+    machine: Machine,
+    switch: Document<'_>,
+    policy: Document<'_>,
+    check: impl FnOnce(&Desired) -> Vec<FieldError>,
+) -> Result<Desired, Errors> {
     let mut desired = Desired {
         switch: machine.switch,
         ports: machine.ports,
         policy: Policy::default(),
     };
-    let mut nowhere = Vec::new();
+    let mut elsewhere = Vec::new();
     if let Some(table) = policy.parse() {
         desired.policy = policy::read(policy.root(&table));
-        for error in validate(&desired) {
-            if !switch.semantic(&error) && !policy.semantic(&error) {
-                // About what neither file says: a default, or the machine a policy is checked for.
-                nowhere.push(Error {
-                    file: policy.name().to_owned(),
-                    line: None,
-                    column: None,
-                    what: format!("{}: {}", error.at, error.what),
-                    todo: error.todo,
-                });
-            }
-        }
+        let names = [switch.name(), policy.name()];
+        let file = names.into_iter().find(|name| !name.is_empty());
+        let file = file.unwrap_or_default();
+        elsewhere = place(check(&desired), &[&switch, &policy], file);
     }
     let mut errors = switch.errors();
     errors.extend(policy.errors());
-    errors.extend(nowhere);
+    errors.extend(elsewhere);
     if errors.is_empty() {
         Ok(desired)
     } else {
         Err(Errors::new(errors))
     }
+}
+
+/// Adds what was found by looking at the whole to the document it is about. What none of them says
+/// (a default, the machine a policy is checked for, a port added by command) comes back as errors
+/// of `file`.
+fn place(found: Vec<FieldError>, documents: &[&Document<'_>], file: &str) -> Vec<Error> {
+    let elsewhere = found
+        .into_iter()
+        .filter(|error| !documents.iter().any(|d| d.semantic(error)));
+    let elsewhere = elsewhere.map(|error| Error {
+        file: file.to_owned(),
+        line: None,
+        column: None,
+        what: format!("{}: {}", error.at, error.what),
+        todo: error.todo,
+    });
+    elsewhere.collect()
 }
 
 fn read_file(path: &Path) -> Result<String, Errors> {

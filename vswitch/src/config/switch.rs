@@ -34,6 +34,13 @@ pub(super) fn read(mut root: Section<'_>) -> Machine {
     machine
 }
 
+/// Reads a text that holds ports only; errors are in the document.
+pub(super) fn read_ports(mut root: Section<'_>) -> Vec<PortConfig> {
+    let ports = root.tables("port").into_iter().map(port).collect();
+    root.finish();
+    ports
+}
+
 /// Highest core number the kernel's affinity masks hold (`CPU_SETSIZE` less one).
 const MAX_CORE: u64 = 1023;
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::state::{Poll, PortKind};
 use crate::packet::Mac;
+use crate::policy::FieldPath;
 use crate::policy::model::{Action, Limit, Otherwise, ServiceSpec, Tier};
 
 const SWITCH: &str = r#"policy = "policy.toml"
@@ -561,6 +562,77 @@ fn a_policy_is_checked_for_the_machine_it_is_for() {
             "{file}: error: port[web-1].tenant: unknown tenant \"b\"; \
              declare it with [[tenant]] in the policy"
         )
+    );
+}
+
+#[test]
+fn added_ports_are_checked_beside_the_others_at_their_own_lines() {
+    let desired = parse(("s", "p"), SWITCH, POLICY).unwrap();
+    let port = |name: &str, workload: &str, mac: u8| {
+        format!(
+            "[[port]]\nname = \"{name}\"\nkind = \"mem\"\n[[port.workload]]\nname = \"{workload}\"\n\
+             mac = [\"52:54:00:00:00:{mac:02}\"]\n"
+        )
+    };
+    let good = parse_ports_for(Some("p.toml"), &port("new", "new", 9), &desired).unwrap();
+    assert_eq!(good[0].name, "new");
+    let bad = port("web-1", "new", 1) + "wrong = 1\n[switch]\nconnections = 5\n";
+    let lines = |source| parse_ports_for(source, &bad, &desired).unwrap_err().lines();
+    let mac = "52:54:00:00:00:01 already belongs to workload \"web-1\"; \
+               give each workload of a VLAN a MAC of its own";
+    assert_eq!(
+        lines(Some("p.toml")),
+        [
+            "p.toml:2:8: error: duplicate port \"web-1\"; rename one; a port is known by its name",
+            &mac.replace("52:54", "p.toml:6:8: error: 52:54"),
+            "p.toml:7:1: error: unknown key \"wrong\"; known here: ip, mac, name, tags, vlan",
+            "p.toml:8:2: error: unknown key \"switch\"; known here: port",
+        ]
+    );
+    // Ports from arguments: nobody has seen a text with lines.
+    assert_eq!(
+        lines(None)[0],
+        "port add: error: duplicate port \"web-1\"; rename one; a port is known by its name"
+    );
+    // About the switch, not about any line here.
+    let many: String = (10..30)
+        .map(|n| port(&n.to_string(), &n.to_string(), n))
+        .collect();
+    assert_eq!(
+        parse_ports_for(Some("p.toml"), &many, &desired)
+            .unwrap_err()
+            .to_string(),
+        "p.toml: error: switch.max_ports: 24 ports do not fit into max_ports = 16; \
+         raise max_ports or remove ports"
+    );
+}
+
+#[test]
+fn what_a_running_switch_found_is_located_in_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let switch = dir.path().join("switch.toml");
+    std::fs::write(&switch, SWITCH).unwrap();
+    std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
+    let root = FieldPath::root;
+    // Numbers are the switch's, which has other ports as well: names count.
+    let paths = [
+        root().key("switch"),
+        root().item("port", 7, "db-1"),
+        root().item("port", 0, "added").key("name"),
+        root().item("rule", 1, "ask").key("log"),
+    ];
+    let found = paths.map(|at| FieldError::new(at, "bad", "mend it"));
+    let lines = locate(&switch, found.to_vec()).to_string();
+    let dir = format!("{}/", dir.path().display());
+    let lines: Vec<_> = lines.lines().map(|l| l.replace(&dir, "")).collect();
+    assert_eq!(
+        lines,
+        [
+            "switch.toml:2:1: error: bad; mend it",
+            "switch.toml:27:1: error: bad; mend it",
+            "policy.toml:37:7: error: bad; mend it",
+            "switch.toml: error: port[added].name: bad; mend it",
+        ]
     );
 }
 

@@ -33,6 +33,8 @@ pub enum Request {
     PortAdd {
         /// `switch.toml` text holding only `[[port]]` tables.
         toml: String,
+        /// The file it came from, for messages; absent when it is none.
+        source: Option<String>,
     },
     /// Removes a port. [`Applied`].
     PortDel {

@@ -28,9 +28,8 @@ use super::validate;
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
-use crate::policy::FieldError;
 use crate::policy::model::{Action, Policy};
-use crate::policy::{Classifier, RuleId, diff};
+use crate::policy::{Classifier, FieldError, FieldPath, RuleId, diff};
 use crate::port::PortId;
 use crate::port::mem::MemEnd;
 
@@ -45,7 +44,7 @@ const RENEW_NS: u64 = 1_000_000_000;
 /// Why a change was not made. Except for [`ApplyError::NotSettled`], nothing was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The desired state cannot stand.
+    /// The desired state cannot stand, or cannot be reached from the one there is.
     #[error("{}", lines(.0))]
     Invalid(Vec<FieldError>),
     /// A port could not be opened.
@@ -57,17 +56,9 @@ pub enum ApplyError {
         #[source]
         source: PortError,
     },
-    /// An open port cannot change like this in place.
-    #[error(
-        "port {0}: its queues, MTU or mode cannot change while it is open; remove the port, apply, then add it again"
-    )]
-    InPlace(String),
     /// More ports than the switch was made for.
     #[error("more than {0} ports; raise max_ports in [switch] and restart the daemon")]
     TooManyPorts(usize),
-    /// `[switch]` differs from what the switch was started with.
-    #[error("[switch] cannot change while the switch runs; restart the daemon to change it")]
-    SwitchChanged,
     /// No such port.
     #[error("there is no port {0}; `vswitch port list` shows them")]
     NoSuchPort(String),
@@ -173,6 +164,7 @@ pub(super) fn plan(
         keep: Vec::new(),
         close: Vec::new(),
     };
+    let mut errors = Vec::new();
     for (index, config) in desired.iter().enumerate() {
         let usable = |o: &OpenPort| renew != Some(&o.config.name);
         let same = open
@@ -183,9 +175,16 @@ pub(super) fn plan(
             continue;
         }
         if open.iter().any(|o| usable(o) && o.collides(config)) {
-            return Err(ApplyError::InPlace(config.name.clone()));
+            errors.push(FieldError::new(
+                FieldPath::root().item("port", index, &config.name),
+                "its queues, MTU or mode cannot change while it is open",
+                "remove the port, apply, then add it again",
+            ));
         }
         plan.open.push(index);
+    }
+    if !errors.is_empty() {
+        return Err(ApplyError::Invalid(errors));
     }
     plan.close = open
         .iter()
@@ -290,7 +289,11 @@ impl Control {
     /// Makes a whole desired state true. Ports and tags changed by command stay as they are.
     pub(crate) fn apply(&mut self, desired: Desired, source: &str) -> Result<Applied, ApplyError> {
         if desired.switch != self.desired.switch {
-            return Err(ApplyError::SwitchChanged);
+            return Err(ApplyError::Invalid(vec![FieldError::new(
+                FieldPath::root().key("switch"),
+                "[switch] cannot change while the switch runs",
+                "restart the daemon to change it",
+            )]));
         }
         let applied = self.change(desired, self.overlay.clone())?;
         source.clone_into(&mut self.policy_source);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::state::{Desired, PortConfig};
+use crate::policy::FieldError;
 use crate::policy::model::Policy;
 
 /// Reads configuration. Errors come back all at once, one line each: what, where, what to do.
@@ -13,6 +14,9 @@ pub trait Loader: Send {
     /// # Errors
     /// Everything wrong with the files.
     fn load(&self) -> Result<Desired, Vec<String>>;
+
+    /// The lines for what the switch found wrong with a state that [`Loader::load`] returned.
+    fn located(&self, errors: Vec<FieldError>) -> Vec<String>;
 
     /// What the policy in the files is called in `status` and `policy show`.
     fn policy_source(&self) -> String;
@@ -26,9 +30,15 @@ pub trait Loader: Send {
     /// Everything wrong with the text.
     fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>>;
 
-    /// Ports from a text that holds only `[[port]]` tables.
+    /// Ports from a text that holds only `[[port]]` tables, to be added to those of `desired`;
+    /// `source` is the file it came from, if it is one.
     ///
     /// # Errors
     /// Everything wrong with the text.
-    fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>>;
+    fn ports(
+        &self,
+        text: &str,
+        source: Option<&str>,
+        desired: &Desired,
+    ) -> Result<Vec<PortConfig>, Vec<String>>;
 }

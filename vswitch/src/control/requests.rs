@@ -21,9 +21,7 @@ impl From<ApplyError> for ApiError {
             E::NoSuchPort(_) | E::NoSuchWorkload(_) | E::NothingToConfirm => ErrorCode::Usage,
             E::Invalid(_)
             | E::Port { .. }
-            | E::InPlace(_)
             | E::TooManyPorts(_)
-            | E::SwitchChanged
             | E::PortExists(_)
             | E::NotSettled(_) => ErrorCode::Refused,
         };
@@ -175,8 +173,11 @@ fn enact(
             Ok(control.apply_policy(policy, &source, confirm_ns, now_ns)?)
         }
         Request::PolicyConfirm => Ok(control.confirm()?),
-        Request::PortAdd { toml } => {
-            let ports = loader.ok_or_else(no_files)?.ports(&toml).map_err(refused)?;
+        Request::PortAdd { toml, source } => {
+            let ports = loader
+                .ok_or_else(no_files)?
+                .ports(&toml, source.as_deref(), &control.desired)
+                .map_err(refused)?;
             Ok(control.add_ports(ports)?)
         }
         Request::PortDel { name } => Ok(control.remove_port(&name)?),
@@ -195,7 +196,10 @@ fn enact(
 pub(super) fn reload(control: &mut Control, loader: &dyn Loader) -> Result<Applied, ApiError> {
     let result = loader.load().map_err(refused).and_then(|desired| {
         let source = loader.policy_source();
-        control.apply(desired, &source).map_err(ApiError::from)
+        control.apply(desired, &source).map_err(|e| match e {
+            ApplyError::Invalid(errors) => refused(loader.located(errors)),
+            other => other.into(),
+        })
     });
     if let Err(e) = &result {
         control.refused.clone_from(&e.errors);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config;
 use crate::control::Loader;
 use crate::control::state::{Desired, PortConfig};
+use crate::policy::FieldError;
 use crate::policy::model::Policy;
 
 /// Ports from the program, policy from a file.
@@ -23,6 +24,10 @@ impl Loader for PolicyFile {
         })
     }
 
+    fn located(&self, errors: Vec<FieldError>) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
     fn policy_source(&self) -> String {
         self.path.display().to_string()
     }
@@ -35,7 +40,12 @@ impl Loader for PolicyFile {
         config::parse_policy_for(source, text, desired).map_err(|e| e.lines())
     }
 
-    fn ports(&self, text: &str) -> Result<Vec<PortConfig>, Vec<String>> {
-        config::parse_ports("port add", text).map_err(|e| e.lines())
+    fn ports(
+        &self,
+        text: &str,
+        source: Option<&str>,
+        desired: &Desired,
+    ) -> Result<Vec<PortConfig>, Vec<String>> {
+        config::parse_ports_for(source, text, desired).map_err(|e| e.lines())
     }
 }

@@ -53,6 +53,23 @@ impl FieldPath {
         Some(FieldPath(rest.to_vec()))
     }
 
+    /// The path with its first step, when that is an item of the list `key`, at the number that
+    /// `to` makes of its number and name; `None`: at one that no item has.
+    #[must_use]
+    pub(crate) fn renumbered(
+        mut self,
+        key: &str,
+        to: impl FnOnce(usize, &str) -> Option<usize>,
+    ) -> Self {
+        if let Some(first) = self.0.first_mut()
+            && first.key == key
+            && let Some(index) = first.index
+        {
+            first.index = to(index, &first.name).or(Some(usize::MAX));
+        }
+        self
+    }
+
     /// The path by position only, which names one field even among items of the same name.
     #[must_use]
     pub fn by_position(&self) -> String {
@@ -137,5 +154,8 @@ mod tests {
             Some("port[web-1].workload[0]")
         );
         assert_eq!(FieldPath::root().parent(), None);
+        let moved = |key| at.clone().renumbered(key, |index, _| index.checked_sub(2));
+        assert_eq!(moved("port").by_position(), "port[1].workload[0].mac[1]");
+        assert_eq!(moved("workload"), at);
     }
 }

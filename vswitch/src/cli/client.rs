@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::control::SwitchError;
-use crate::control::api::{ApiError, Envelope, ErrorCode, Reply, Request, VERSION};
+use crate::control::api::{
+    ApiError, Envelope, ErrorCode, MAX_REQUEST_BYTES, Reply, Request, VERSION,
+};
 
 /// How long an answer may take: a policy of 100,000 rules compiles in seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -32,6 +34,11 @@ pub(super) enum Failure {
         "the daemon at {} closed the connection; if it ended, its log says why: start it again with `vswitch run -c switch.toml`", .0.display()
     )]
     Closed(PathBuf),
+    /// The daemon would drop us.
+    #[error(
+        "the request is longer than {} MiB, the most the daemon takes; use fewer rules, or let the daemon read the file itself: name it as `policy` in switch.toml", MAX_REQUEST_BYTES >> 20
+    )]
+    TooLong,
     /// The daemon said no.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -80,7 +87,8 @@ impl Failure {
                 ErrorCode::Version => 3,
             },
             Failure::File { .. } => 2,
-            Failure::Config(_)
+            Failure::TooLong
+            | Failure::Config(_)
             | Failure::Start(_)
             | Failure::System { .. }
             | Failure::Output(_) => 1,
@@ -126,6 +134,9 @@ impl Client {
         // Plain values with string keys: serialising them cannot fail.
         let mut line = serde_json::to_string(&envelope).unwrap_or_default();
         line.push('\n');
+        if line.len() > MAX_REQUEST_BYTES {
+            return Err(Failure::TooLong);
+        }
         let sent = self.stream.get_mut().write_all(line.as_bytes());
         sent.map_err(|e| self.unreachable(e))
     }

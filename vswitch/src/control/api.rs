@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// The protocol's version; a daemon refuses another one and says so.
 pub const VERSION: u32 = 1;
 
+/// Longest request line, bytes. A policy of 100,000 rules is about 15 MB of TOML.
+pub const MAX_REQUEST_BYTES: usize = 32 << 20;
+
 /// A request with its protocol version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Envelope {

@@ -15,12 +15,10 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, warn};
 
-use super::api::WatchFilter;
+use super::api::{MAX_REQUEST_BYTES, WatchFilter};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::peer;
 
-/// Longest request. A policy of 100,000 rules is about 15 MB of TOML.
-const MAX_LINE_BYTES: usize = 32 << 20;
 /// Clients at once; a person and a few scripts need a handful. Guess.
 const MAX_CLIENTS: usize = 64;
 /// What may wait for a client that watches: about 10,000 events. A reply may be larger.
@@ -318,8 +316,8 @@ impl Client {
                     return false;
                 }
             }
-            if self.input.len() > MAX_LINE_BYTES {
-                warn!("API client dropped: its request is longer than {MAX_LINE_BYTES} bytes");
+            if self.input.len() > MAX_REQUEST_BYTES {
+                warn!("API client dropped: its request is longer than {MAX_REQUEST_BYTES} bytes");
                 return false;
             }
         }

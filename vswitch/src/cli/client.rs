@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::progress;
 use crate::control::SwitchError;
 use crate::control::api::{
     ApiError, Envelope, ErrorCode, MAX_REQUEST_BYTES, Reply, Request, VERSION,
 };
 
-/// How long an answer may take: a policy of 100,000 rules compiles in seconds.
+/// How long an answer may take: a policy of 100,000 rules is read in seconds (and compiled in less
+/// than one), on a machine that has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why a command failed; the exit code follows.
@@ -157,8 +159,10 @@ impl Client {
 
     /// One request, one answer.
     pub(super) fn call<T: DeserializeOwned>(mut self, request: Request) -> Result<T, Failure> {
-        self.send(request)?;
-        self.receive()
+        progress::during("waiting for the daemon", || {
+            self.send(request)?;
+            self.receive()
+        })
     }
 
     /// One request, answers until the daemon ends or `see` fails: it has no other end.

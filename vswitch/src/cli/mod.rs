@@ -5,6 +5,7 @@
 
 mod client;
 mod files;
+mod progress;
 mod run;
 mod show;
 
@@ -430,7 +431,8 @@ fn policy(
 
 fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
     files::read(file)?;
-    match crate::config::load(file) {
+    let reading = format!("checking {}", file.display());
+    match progress::during(&reading, || crate::config::load(file)) {
         Ok(desired) => {
             let workloads: usize = desired.ports.iter().map(|p| p.workloads.len()).sum();
             let good = serde_json::json!({

@@ -10,6 +10,7 @@ use tracing::info;
 use super::Answer;
 use super::client::Failure;
 use super::files::{self, Files};
+use super::progress;
 use crate::control::Switch;
 
 /// Logs to standard error; `VSWITCH_LOG` chooses what (tracing's filter syntax).
@@ -36,7 +37,8 @@ pub(super) fn run(config: &Path, socket: Option<PathBuf>) -> Result<Answer, Fail
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("catch signals"))?;
     // A file that is not there is the command line's mistake, not the configuration's.
     files::read(config)?;
-    let (files, desired) = Files::open(config, socket)?;
+    let reading = format!("reading {}", config.display());
+    let (files, desired) = progress::during(&reading, || Files::open(config, socket))?;
     let socket = desired.switch.socket.clone();
     let switch = Switch::builder()
         .desired(desired)

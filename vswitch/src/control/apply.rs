@@ -4,8 +4,8 @@
 //! a request, the library) ends in [`Control::enact`]:
 //!
 //! 1. the desired state is validated *whole*; every error is reported, not the first;
-//! 2. what to do about ports is worked out as data ([`plan`]);
-//! 3. the policy is compiled, off the data path;
+//! 2. in the same pass the policy is compiled, off the data path;
+//! 3. what to do about ports is worked out as data ([`plan`]);
 //! 4. new ports are opened; if one fails, the others are closed again and nothing was touched (an
 //!    `optional` one whose interface is not there yet waits instead);
 //! 5. **one** snapshot is built and published;
@@ -434,10 +434,6 @@ impl Control {
 
     /// See the module documentation.
     fn enact(&mut self, desired: Desired, renew: Option<&str>) -> Result<Applied, ApplyError> {
-        let errors = validate::validate(&desired);
-        if !errors.is_empty() {
-            return Err(ApplyError::Invalid(errors));
-        }
         self.reap();
         if renew.is_none() && desired == self.desired && self.classifier().is_some() {
             // Nothing to enforce, so nothing to judge again.
@@ -448,11 +444,9 @@ impl Control {
                 confirm_s: None,
             });
         }
+        let previous = self.classifier().map(Arc::as_ref);
+        let compiled = validate::compile(&desired, previous).map_err(ApplyError::Invalid)?;
         let plan = plan(&self.ports, &desired.ports, renew)?;
-        let facts = validate::workloads(&desired);
-        let previous = self.classifier().map(Arc::clone);
-        let compiled = Classifier::compile(&desired.policy, &facts, previous.as_deref())
-            .map_err(ApplyError::Invalid)?;
 
         let opened = self.open(&plan, &desired.ports)?;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::state::{Desired, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::{
-    Classifier, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
+    Classifier, Compiled, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
 };
 
 /// Largest VLAN number (IEEE 802.1Q: 12 bits, 4095 reserved).
@@ -32,6 +32,15 @@ const MAX_PORTS: usize = 65_535;
 /// Everything wrong with a desired state; empty when it can be applied.
 #[must_use]
 pub fn validate(desired: &Desired) -> Vec<FieldError> {
+    compile(desired, None).err().unwrap_or_default()
+}
+
+/// Validates a desired state and compiles its policy, which is half of validating it; `previous` is
+/// the classifier it replaces.
+pub(super) fn compile(
+    desired: &Desired,
+    previous: Option<&Classifier>,
+) -> Result<Compiled, Vec<FieldError>> {
     let mut check = Check {
         desired,
         errors: Vec::new(),
@@ -43,10 +52,12 @@ pub fn validate(desired: &Desired) -> Vec<FieldError> {
         check.port(&at, port);
     }
     let mut errors = check.errors;
-    if let Err(policy) = Classifier::compile(&desired.policy, &workloads(desired), None) {
-        errors.extend(policy);
+    match Classifier::compile(&desired.policy, &workloads(desired), previous) {
+        Ok(compiled) if errors.is_empty() => return Ok(compiled),
+        Ok(_) => {}
+        Err(policy) => errors.extend(policy),
     }
-    errors
+    Err(errors)
 }
 
 /// What policy needs to know of every workload, in port order. A workload whose tenant the policy

@@ -122,6 +122,8 @@ drop_reasons! {
     TcpBadState => "tcp_bad_state",
     /// A TCP segment to a broadcast or multicast address, where no connection can be (RFC 9293, MUST-57).
     TcpToGroup => "tcp_to_group",
+    /// A fragment to a broadcast or multicast address, where nothing remembers what its first one was allowed.
+    FragmentToGroup => "fragment_to_group",
     /// An ICMP error about no connection we know.
     IcmpUnrelated => "icmp_unrelated",
     /// A reply (for example an echo reply) without its request.

@@ -60,6 +60,8 @@ struct Ip {
     protocol: u8,
     src: [u8; 16],
     dst: [u8; 16],
+    /// A part of a packet.
+    fragment: bool,
     /// Not the first fragment: no ports.
     later: bool,
     /// The transport header's first bytes.
@@ -165,6 +167,7 @@ fn read(frame: &[u8]) -> Seen {
                 protocol: ip[9],
                 src: v4(&ip[12..16]),
                 dst: v4(&ip[16..20]),
+                fragment: be16(ip, 6) & 0x3fff != 0,
                 later: be16(ip, 6) & 0x1fff != 0,
                 l4,
             })
@@ -180,12 +183,13 @@ fn read(frame: &[u8]) -> Seen {
 }
 
 fn ipv6(ip: &[u8]) -> Ip {
-    let (mut protocol, mut at, mut later) = (ip[6], 40, false);
+    let (mut protocol, mut at, mut fragment, mut later) = (ip[6], 40, false, false);
     loop {
         let len = match protocol {
             0 | 43 | 60 => 8 + usize::from(ip[at + 1]) * 8,
             51 => 8 + usize::from(ip[at + 1]) * 4,
             44 => {
+                fragment |= be16(ip, at + 2) & 0xfff9 != 0;
                 later |= be16(ip, at + 2) & 0xfff8 != 0;
                 8
             }
@@ -205,6 +209,7 @@ fn ipv6(ip: &[u8]) -> Ip {
         protocol,
         src: ip[8..24].try_into().expect("16 bytes"),
         dst: ip[24..40].try_into().expect("16 bytes"),
+        fragment,
         later,
         l4,
     }
@@ -392,6 +397,7 @@ impl Expect {
             dport,
         };
         assert!(!group || ip.protocol != 6, "TCP to a group: {told}");
+        assert!(!group || !ip.fragment, "a fragment to a group: {told}");
         let allowed = if ip.later {
             may_open(from, to, None) || may_open(to, from, None) && before(to)
         } else if ip.is_error() {

@@ -7,7 +7,7 @@ use crate::datapath::guard;
 use crate::datapath::process::{Ctx, Place, in_cell, judge_frame};
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, OutItem};
-use crate::packet::{Parsed, proto};
+use crate::packet::{Fragment, Parsed, proto};
 use crate::port::PortId;
 
 /// Copies per port, worker and second. A /24 of talkative hosts stays far below it; a storm costs
@@ -63,6 +63,10 @@ pub(crate) fn flood(
 ) -> Result<(), DropReason> {
     let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     let p = &frame.parsed;
+    // A later fragment does not say what it asks for, and no receiver's verdict on the first is kept.
+    if p.fragment != Fragment::No {
+        return Err(DropReason::FragmentToGroup);
+    }
     if is_membership(p) {
         if let Some(cell) = in_cell(ctx) {
             cell.pkts.consumed_pkts.add(1);

@@ -295,6 +295,10 @@ fn provoke(reason: R) -> Option<AtAPort> {
             "web",
             changed(WEB_DB().tcp((1, 5432), "S", 1, 0, b""), 0, &[0xff; 6]),
         ),
+        R::FragmentToGroup => (
+            "web",
+            changed(fragment(7, 8, false, &[0; 8]), 0, &[0xff; 6]),
+        ),
         R::IcmpUnrelated => ("db", WEB_DB().back().unreachable(&q)),
         R::ReplyWithoutRequest => ("web", WEB_DB().ping(7, true)),
         R::ConnTableFull => {

@@ -460,6 +460,31 @@ fn what_belongs_to_a_connection_does_not_go_to_a_group() {
     assert_eq!(r.shared.table.len(), 0);
 }
 
+/// A later fragment has no ports: what a rule says about them must not be guessed, whichever way.
+#[test]
+fn no_fragment_goes_to_a_group() {
+    let mut p = policy();
+    p.rules = vec![
+        rule("not-mdns", "web", "db", &["udp/5353"], Action::Deny),
+        rule("udp", "web", "db", &["udp"], Action::Allow),
+    ];
+    let mut r = Rig::new(layout(), &p);
+    for dst_mac in [Mac::BROADCAST, Mac([1, 0, 0x5e, 0, 0, 0xfb])] {
+        let group = Talk {
+            dst_mac,
+            dst: "224.0.0.251",
+            ..WEB_DB()
+        };
+        for dport in [53, 5353] {
+            for piece in fragments(&group.udp(1000, dport, &[0; 24]), 7) {
+                r.send("web", &piece).dropped(R::FragmentToGroup);
+            }
+        }
+        let whole = group.udp(1000, 53, &[0; 24]);
+        r.send("web", &whole).reached("db", &whole);
+    }
+}
+
 #[test]
 fn other_ethertypes_are_denied_by_name() {
     let mut p = policy();

@@ -78,6 +78,8 @@ counter_set! {
         extra_segments_pkts,
         /// Frames the switch itself consumed (ARP and ND requests it answered).
         consumed_pkts,
+        /// Stations of the outside that appeared here and had been behind another uplink.
+        macs_moved,
     }
 }
 

@@ -7,9 +7,10 @@
 //!
 //! *Thread-safety.* Shared by all workers. A slot is two words written one after the other; a
 //! reader that catches a slot half-written sees the key of one station with the place of another,
-//! which is the harmless wrong entry above.
+//! which is the harmless wrong entry above. Whoever replaces a place by compare-and-swap counts for
+//! both ports, so that the counts stay right whoever comes in between.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::datapath::snapshot::{DomainId, mac_key};
 use crate::packet::Mac;
@@ -24,13 +25,11 @@ const WAYS: usize = 8;
 const PER_PORT_MAX: u32 = 1024;
 /// An entry unused for this long is free (IEEE 802.1Q-2018 table 8-6 recommends 300 s).
 pub const AGEING_TICKS: u32 = 300;
-/// Ports that can learn; matches `PortId`'s use as an index.
-const PORTS: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Slot {
     key: AtomicU64,
-    /// Port (16 bits) over tick (32 bits).
+    /// Port plus one over tick (32 bits); 0: empty.
     place: AtomicU64,
 }
 
@@ -38,103 +37,132 @@ struct Slot {
 #[derive(Debug)]
 pub struct Learned {
     slots: Box<[Slot]>,
+    /// Slots each port holds, aged ones included until they are given to another.
     per_port: Box<[AtomicU32]>,
+    /// Where a port at its limit looks next for slots that have aged.
+    hand: AtomicUsize,
 }
 
 fn pack(port: PortId, tick: u32) -> u64 {
-    u64::from(port.0) << 32 | u64::from(tick)
+    (u64::from(port.0) + 1) << 32 | u64::from(tick)
 }
 
 #[allow(clippy::cast_possible_truncation)] // two fields of the word
-fn unpack(place: u64) -> (PortId, u32) {
-    (PortId((place >> 32) as u16), place as u32)
+fn port_of(place: u64) -> Option<PortId> {
+    Some(PortId(((place >> 32) as u16).wrapping_sub(1))).filter(|_| place != 0)
 }
 
-impl Default for Learned {
-    fn default() -> Self {
-        Learned {
-            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
-            per_port: (0..PORTS).map(|_| AtomicU32::new(0)).collect(),
-        }
-    }
+/// Whether a place holds a station that was seen lately. Workers read the clock each for itself:
+/// a tick from the future is now.
+#[allow(clippy::cast_possible_truncation)] // a field of the word
+fn is_live(place: u64, tick: u32) -> bool {
+    place != 0 && tick.saturating_sub(place as u32) <= AGEING_TICKS
 }
 
 impl Learned {
-    fn ways(&self, key: u64) -> &[Slot] {
-        let h = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        #[allow(clippy::cast_possible_truncation)] // masked
-        let first = (h as usize & (SLOTS - 1)) & !(WAYS - 1);
+    /// An empty table for `ports` ports.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        Learned {
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            per_port: (0..ports).map(|_| AtomicU32::new(0)).collect(),
+            hand: AtomicUsize::new(0),
+        }
+    }
+
+    /// The bucket with this number; a larger number wraps.
+    fn bucket(&self, number: usize) -> &[Slot] {
+        let first = number % (SLOTS / WAYS) * WAYS;
         self.slots.get(first..first + WAYS).unwrap_or(&[])
     }
 
-    /// Notes that `mac` was seen in `domain` behind `port`. Bounded, no allocation; a full bucket
-    /// or a port at its limit learns nothing (frames for it then go to every uplink).
-    pub fn learn(&self, domain: DomainId, mac: Mac, port: PortId, tick: u32) {
+    fn ways(&self, key: u64) -> &[Slot] {
+        #[allow(clippy::cast_possible_truncation)] // any bits will do
+        self.bucket((key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize / WAYS)
+    }
+
+    /// Notes that `mac` was seen in `domain` behind `port`, and says whether it was behind another
+    /// before. Bounded, no allocation; with a full bucket, or from a port at its limit, nothing is
+    /// learned: frames for a station unknown go to the domain's first uplink, and one that moved is
+    /// looked for where it was until that has aged.
+    pub fn learn(&self, domain: DomainId, mac: Mac, port: PortId, tick: u32) -> bool {
         let key = mac_key(domain, mac);
         let mut free = None;
         for slot in self.ways(key) {
-            let seen = slot.key.load(Ordering::Relaxed);
-            let (old_port, old_tick) = unpack(slot.place.load(Ordering::Relaxed));
-            if seen == key {
-                if (old_port, old_tick) != (port, tick) {
-                    slot.place.store(pack(port, tick), Ordering::Relaxed);
-                    if old_port != port {
-                        self.count(old_port, false);
-                        self.count(port, true);
-                    }
-                }
-                return;
-            }
-            if free.is_none() && (seen == 0 || tick.wrapping_sub(old_tick) > AGEING_TICKS) {
-                free = Some((slot, seen, old_port));
+            let seen = slot.place.load(Relaxed);
+            if !is_live(seen, tick) {
+                free = free.or(Some((slot, seen)));
+            } else if slot.key.load(Relaxed) == key {
+                let moved = port_of(seen) != Some(port);
+                let noted = seen != pack(port, tick) && self.replace(slot, seen, port, tick);
+                return noted && moved;
             }
         }
-        let Some((slot, seen, old_port)) = free else {
-            return;
-        };
-        let used = self
-            .per_port
-            .get(port.0 as usize)
-            .map_or(u32::MAX, |c| c.load(Ordering::Relaxed));
-        if used >= PER_PORT_MAX {
-            return;
-        }
-        if slot
-            .key
-            .compare_exchange(seen, key, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
+        if let Some((slot, seen)) = free
+            && self.replace(slot, seen, port, tick)
         {
-            slot.place.store(pack(port, tick), Ordering::Relaxed);
-            if seen != 0 {
-                self.count(old_port, false);
-            }
-            self.count(port, true);
+            slot.key.store(key, Relaxed);
         }
+        false
     }
 
-    fn count(&self, port: PortId, up: bool) {
-        if let Some(c) = self.per_port.get(port.0 as usize) {
-            let step = |n: u32| {
-                Some(if up {
-                    n.saturating_add(1)
-                } else {
-                    n.saturating_sub(1)
-                })
-            };
-            // `step` always returns a value, so the update cannot fail.
-            let _ = c.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    /// Writes a slot in which `seen` stood, unless that makes `port` hold more than it may or
+    /// another worker was faster.
+    fn replace(&self, slot: &Slot, seen: u64, port: PortId, tick: u32) -> bool {
+        let more = port_of(seen) != Some(port);
+        if more && !self.has_room(port, tick) {
+            return false;
+        }
+        let place = pack(port, tick);
+        let done = slot.place.compare_exchange(seen, place, Relaxed, Relaxed);
+        if more && done.is_ok() {
+            self.release(seen);
+            if let Some(count) = self.per_port.get(port.0 as usize) {
+                count.fetch_add(1, Relaxed);
+            }
+        }
+        done.is_ok()
+    }
+
+    /// Whether `port` may have one more station. At its limit, what has aged is given up first: one
+    /// bucket at each attempt, so that an attempt costs the same whatever the table holds.
+    fn has_room(&self, port: PortId, tick: u32) -> bool {
+        let Some(count) = self.per_port.get(port.0 as usize) else {
+            return false;
+        };
+        if count.load(Relaxed) >= PER_PORT_MAX {
+            for slot in self.bucket(self.hand.fetch_add(1, Relaxed)) {
+                let seen = slot.place.load(Relaxed);
+                let aged = seen != 0 && !is_live(seen, tick);
+                if aged
+                    && slot
+                        .place
+                        .compare_exchange(seen, 0, Relaxed, Relaxed)
+                        .is_ok()
+                {
+                    self.release(seen);
+                }
+            }
+        }
+        count.load(Relaxed) < PER_PORT_MAX
+    }
+
+    /// A place is no longer in the table.
+    fn release(&self, place: u64) {
+        let count = port_of(place).and_then(|port| self.per_port.get(port.0 as usize));
+        if let Some(count) = count {
+            count.fetch_sub(1, Relaxed);
         }
     }
 
     /// The port `mac` was last seen behind, not longer than [`AGEING_TICKS`] ago.
     pub fn find(&self, domain: DomainId, mac: Mac, tick: u32) -> Option<PortId> {
         let key = mac_key(domain, mac);
-        let slot = self
-            .ways(key)
-            .iter()
-            .find(|s| s.key.load(Ordering::Relaxed) == key)?;
-        let (port, then) = unpack(slot.place.load(Ordering::Relaxed));
-        (tick.wrapping_sub(then) <= AGEING_TICKS).then_some(port)
+        let places = self.ways(key).iter().filter_map(|slot| {
+            let place = slot.place.load(Relaxed);
+            (slot.key.load(Relaxed) == key && is_live(place, tick)).then_some(place)
+        });
+        places.map(port_of).next().flatten()
     }
 }
 
@@ -143,34 +171,101 @@ mod tests {
     use super::*;
 
     const D: DomainId = DomainId(1);
+    const A: PortId = PortId(1);
+    const B: PortId = PortId(2);
 
     fn mac(i: u32) -> Mac {
         let [a, b, c, d] = i.to_be_bytes();
         Mac([2, 0, a, b, c, d])
     }
 
+    fn table() -> Learned {
+        Learned::new(3)
+    }
+
+    /// Makes `port` use up its limit, from station `first` on.
+    fn fill(t: &Learned, port: PortId, first: u32, tick: u32) {
+        for i in first..first + 5_000 {
+            t.learn(D, mac(i), port, tick);
+        }
+        assert_eq!(held(t, port), PER_PORT_MAX);
+    }
+
+    fn held(t: &Learned, port: PortId) -> u32 {
+        t.per_port[port.0 as usize].load(Relaxed)
+    }
+
     #[test]
     fn learns_moves_and_ages() {
-        let t = Learned::default();
-        t.learn(D, mac(1), PortId(3), 10);
-        assert_eq!(t.find(D, mac(1), 10), Some(PortId(3)));
+        let t = table();
+        assert!(!t.learn(D, mac(1), A, 10));
+        assert_eq!(t.find(D, mac(1), 10), Some(A));
         assert_eq!(t.find(DomainId(2), mac(1), 10), None);
-        t.learn(D, mac(1), PortId(4), 11);
-        assert_eq!(t.find(D, mac(1), 11 + AGEING_TICKS), Some(PortId(4)));
+        assert!(t.learn(D, mac(1), B, 11), "moved");
+        assert!(!t.learn(D, mac(1), B, 11), "once");
+        assert_eq!((held(&t, A), held(&t, B)), (0, 1));
+        assert_eq!(t.find(D, mac(1), 11 + AGEING_TICKS), Some(B));
         assert_eq!(t.find(D, mac(1), 12 + AGEING_TICKS), None);
+        // A worker whose clock is a second behind sees it all the same.
+        assert_eq!(t.find(D, mac(1), 10), Some(B));
+        assert!(!t.learn(D, mac(2), PortId(3), 1), "no such port");
+        assert_eq!(t.find(D, mac(2), 1), None);
     }
 
     #[test]
     fn one_port_cannot_take_the_whole_table() {
-        let t = Learned::default();
-        for i in 0..100_000 {
-            t.learn(D, mac(i), PortId(1), 1);
+        let t = table();
+        fill(&t, A, 0, 1);
+        let found = (0..5_000).filter(|i| t.find(D, mac(*i), 1).is_some());
+        assert_eq!(found.count(), PER_PORT_MAX as usize);
+        t.learn(D, mac(200_001), B, 1);
+        assert_eq!(t.find(D, mac(200_001), 1), Some(B));
+    }
+
+    /// Nor by saying that it is everybody else.
+    #[test]
+    fn a_move_is_bound_by_the_limit() {
+        let t = table();
+        fill(&t, A, 0, 1);
+        t.learn(D, mac(200_001), B, 1);
+        assert!(!t.learn(D, mac(200_001), A, 1));
+        assert_eq!(t.find(D, mac(200_001), 1), Some(B));
+        assert_eq!((held(&t, A), held(&t, B)), (PER_PORT_MAX, 1));
+    }
+
+    #[test]
+    fn what_has_aged_makes_room() {
+        let t = table();
+        fill(&t, A, 0, 1);
+        let later = 2 + AGEING_TICKS;
+        // One try a bucket, at worst.
+        for _ in 0..SLOTS / WAYS {
+            t.learn(D, mac(200_001), A, later);
         }
-        let held = (0..100_000)
-            .filter(|i| t.find(D, mac(*i), 1).is_some())
-            .count();
-        assert_eq!(held, PER_PORT_MAX as usize);
-        t.learn(D, mac(200_001), PortId(2), 1);
-        assert_eq!(t.find(D, mac(200_001), 1), Some(PortId(2)));
+        assert_eq!(t.find(D, mac(200_001), later), Some(A));
+        fill(&t, A, 300_000, later);
+        // And another port's stations take the place of aged ones, which their port is rid of.
+        fill(&t, B, 500_000, later + later);
+        assert!(held(&t, A) < PER_PORT_MAX);
+    }
+
+    #[test]
+    fn workers_at_once_count_right() {
+        let t = table();
+        std::thread::scope(|s| {
+            for port in [A, B] {
+                let t = &t;
+                s.spawn(move || {
+                    for i in 0..20_000u32 {
+                        t.learn(D, mac(i % 600), port, i * AGEING_TICKS / 2000);
+                    }
+                });
+            }
+        });
+        for port in [A, B] {
+            let places = t.slots.iter().map(|s| port_of(s.place.load(Relaxed)));
+            let there = places.filter(|p| *p == Some(port)).count();
+            assert_eq!(held(&t, port) as usize, there);
+        }
     }
 }

@@ -196,8 +196,11 @@ fn locate(
     }
     let (domain, tag) = guard::domain(snapshot, port, tci)?;
     let (src, sender) = guard::sender(snapshot, port, domain, tag, p)?;
-    if sender.outside {
-        ctx.learned.learn(domain, p.src_mac, ctx.in_port, ctx.tick);
+    if sender.outside
+        && ctx.learned.learn(domain, p.src_mac, ctx.in_port, ctx.tick)
+        && let Some(cell) = in_cell(ctx)
+    {
+        cell.pkts.macs_moved.add(1);
     }
     let at = Place { domain, tag, src };
     if p.l3 == L3::Arp || neighbour::is_discovery(p) {

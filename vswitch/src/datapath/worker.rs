@@ -99,7 +99,7 @@ impl Shared {
             snapshots: Publisher::new(Snapshot::empty(workers)),
             table: Arc::new(Table::new(table)?),
             quotas: Quotas::default(),
-            learned: Learned::default(),
+            learned: Learned::new(max_ports),
             counters: (0..workers)
                 .map(|_| Arc::new(Counters::new(max_ports)))
                 .collect(),

@@ -379,6 +379,10 @@ fn every_number_moves() {
     p.rules.insert(0, web_out);
     let mut ports = layout();
     ports[0].max_connections = Some(2);
+    ports.push(RigPort {
+        uplink: true,
+        ..port("up-2", vec![])
+    });
     let mut r = Rig::new(ports, &p);
     let q = question();
     let bytes = q.len() as u64;
@@ -391,7 +395,7 @@ fn every_number_moves() {
     r.apply(&p);
     r.send("web", &q).reached("db", &q);
 
-    // Answered by the switch; a flood to two; a frame cut in three.
+    // Answered by the switch; a flood to three; a frame cut in three; a station at one uplink, then at the other.
     r.send("web", &arp(1, [10, 0, 0, 1], [10, 0, 0, 2]))
         .one("web");
     let all = Talk {
@@ -400,7 +404,7 @@ fn every_number_moves() {
         ..WEB_DB()
     };
     let flood = r.send("web", &all.udp(5353, 5353, b""));
-    assert_eq!(flood.got.len(), 2);
+    assert_eq!(flood.got.len(), 3);
     connect(&mut r, 1);
     let request = Offload {
         csum: Csum::Partial,
@@ -409,6 +413,10 @@ fn every_number_moves() {
     };
     let long = WEB_DB().tcp((1, 5432), "A", 101, 501, &[0; 300]);
     assert_eq!(r.send_all("web", &[long], request).got["db"].len(), 3);
+    for uplink in ["up", "up-2"] {
+        let station = talk(200, "198.51.100.1", 1, "10.0.0.1").udp(1, 53, b"");
+        r.send(uplink, &station).dropped(R::PolicyDefaultDeny);
+    }
     let PortValues {
         rx_pkts,
         rx_bytes,
@@ -418,11 +426,13 @@ fn every_number_moves() {
         copies_pkts,
         extra_segments_pkts,
         consumed_pkts,
+        macs_moved,
     } = r.totals();
-    assert_eq!((rx_pkts, tx_pkts), (9, 12));
+    assert_eq!((rx_pkts, tx_pkts), (11, 13));
     assert!(tx_bytes > rx_bytes && rx_bytes > first.rx_bytes);
     assert_eq!((originated_pkts, consumed_pkts), (1, 1));
-    assert_eq!((copies_pkts, extra_segments_pkts), (1, 2));
+    assert_eq!((copies_pkts, extra_segments_pkts), (2, 2));
+    assert_eq!(macs_moved, 1);
 
     // The port's third connection takes the place of the half-open first one; one ends, one is cut, one is forgotten.
     let third = WEB_DB().udp(2000, 53, b"");
@@ -451,7 +461,8 @@ fn every_number_moves() {
         // A worker that is stepped by hand never blocks: `tests/cli.rs` sees it.
         blocked: _,
     } = r.worker_values();
-    assert_eq!((conn_insert, conn_miss), (4, 4));
+    // The two from outside miss, too.
+    assert_eq!((conn_insert, conn_miss), (4, 6));
     // The second question; of TCP all but the SYN.
     assert_eq!(conn_hit, 5);
     assert_eq!(conn_stale, 2);

@@ -2,6 +2,7 @@
 //! attempt is refused with a reason of its own.
 
 use super::rig::*;
+use crate::datapath::l2::AGEING_TICKS;
 use crate::drop_reason::DropReason as R;
 use crate::packet::Mac;
 use crate::policy::model::{Action, Policy};
@@ -186,6 +187,34 @@ fn an_unknown_destination_goes_to_the_uplink_only() {
     no_uplink.pop();
     let mut r = Rig::new(no_uplink, &policy());
     r.send("web", &out).dropped(R::UnknownDestination);
+}
+
+#[test]
+fn of_two_uplinks_the_one_a_station_was_seen_behind_is_chosen() {
+    let mut ports = layout();
+    ports.push(RigPort {
+        uplink: true,
+        ..port("up-2", vec![])
+    });
+    let mut r = Rig::new(ports, &policy());
+    let mut sport = 0;
+    let mut goes_by = |r: &mut Rig, station: u8, uplink: &str| {
+        // Each time another connection: an open one stays with its uplink.
+        sport += 1;
+        let out = talk(1, "10.0.0.1", station, "198.51.100.1").udp(sport, 443, b"");
+        r.send("web", &out).reached(uplink, &out);
+    };
+    let seen = talk(200, "198.51.100.1", 1, "10.0.0.1").udp(1, 80, b"");
+    goes_by(&mut r, 200, "up");
+    r.send("up-2", &seen).reached("web", &seen);
+    goes_by(&mut r, 200, "up-2");
+    goes_by(&mut r, 201, "up");
+    r.send("up", &seen).reached("web", &seen);
+    goes_by(&mut r, 200, "up");
+    r.send("up-2", &seen).reached("web", &seen);
+    assert_eq!(r.totals().macs_moved, 2);
+    r.now_ns += (u64::from(AGEING_TICKS) + 1) * 1_000_000_000;
+    goes_by(&mut r, 200, "up");
 }
 
 #[test]

@@ -266,7 +266,7 @@ fn sends_from(who: &Who, ip: &Ip) -> bool {
     if who.name == "outside" {
         return !local(who.domain, &ip.src);
     }
-    // Membership is consumed.
+    // Membership from an address that is nobody's is consumed.
     let discovery = ip.icmp(&[], &[135, 136]);
     let unspecified = ip.src == [0; 16] || ip.src == v4(&[0; 4]);
     let dhcp = ip.protocol == 17 && ip.ports() == (68, 67);
@@ -397,6 +397,12 @@ impl Expect {
             dport,
         };
         assert!(!group || ip.protocol != 6, "TCP to a group: {told}");
+        let membership = ip.protocol == 2 || ip.icmp(&[], &[130, 131, 132, 143]);
+        let forwards = |who: &Who| matches!(who.name, "outside" | "router");
+        assert!(
+            !group || !membership || forwards(from) || forwards(to),
+            "membership between neighbours: {told}"
+        );
         assert!(!group || !ip.fragment, "a fragment to a group: {told}");
         let allowed = if ip.later {
             may_open(from, to, None) || may_open(to, from, None) && before(to)

@@ -100,6 +100,12 @@ to = ["db", "a", "outside"]
 service = "udp/5353"
 action = "allow"
 [[rule]]
+name = "listens"
+from = "web"
+to = "outside"
+service = ["icmpv6/143", "ip/2"]
+action = "allow"
+[[rule]]
 name = "web-to-a"
 from = "web"
 to = "a"
@@ -215,7 +221,7 @@ pub(super) const WHO: [Who; 12] = [
 pub(super) const ANY: u8 = 255;
 
 /// Who may open what to whom: protocol and destination ports (ICMP: type and code).
-pub(super) const MAY_OPEN: [(&str, &str, u8, u16, u16); 27] = [
+pub(super) const MAY_OPEN: [(&str, &str, u8, u16, u16); 29] = [
     ("web", "db", 6, 5432, 5432),
     ("web", "db", 17, 53, 53),
     ("web", "db", 17, 55, 55),
@@ -224,6 +230,8 @@ pub(super) const MAY_OPEN: [(&str, &str, u8, u16, u16); 27] = [
     ("web", "db", 17, 5353, 5353),
     ("web", "a", 17, 5353, 5353),
     ("web", "outside", 17, 5353, 5353),
+    ("web", "outside", 58, 0x8f00, 0x8fff),
+    ("web", "outside", 2, 0, 0),
     ("web", "a", 6, 0, 22),
     ("web", "a", 6, 24, 65535),
     ("web", "outside", 17, 53, 53),

@@ -63,7 +63,8 @@ fn read(frame: &Frame) -> Result<(Message, Wire), DropReason> {
     Ok((message, Wire::Nd(n)))
 }
 
-fn consume(ctx: &Ctx<'_>) {
+/// The frame ends here, and nobody misses it.
+pub(crate) fn consume(ctx: &Ctx<'_>) {
     if let Some(cell) = in_cell(ctx) {
         cell.pkts.consumed_pkts.add(1);
     }
@@ -222,10 +223,7 @@ fn answer(
         .or(owner.macs.first())
         .ok_or(DropReason::UnknownNeighbour)?;
     let parsed = burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
-    let router = ctx
-        .snapshot
-        .port(owner.port)
-        .is_some_and(|v| !v.routes.is_empty());
+    let router = ctx.snapshot.is_router(owner);
     let mut bytes = [0u8; HEAD_CAP];
     let len = match wire {
         Wire::Arp(request) => arp::reply(&mut bytes, request, mac),

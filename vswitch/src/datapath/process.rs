@@ -589,14 +589,24 @@ pub(crate) fn judge_frame(
     src: &Owner,
     dst: &Owner,
 ) -> Result<(), DropReason> {
-    let p = &frame.parsed;
-    let query = Query {
-        from: ctx.snapshot.party(classifier, src, &p.src),
-        to: ctx.snapshot.party(classifier, dst, &p.dst),
-        service: service(p),
-    };
+    let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
     let j = classifier.classify(&query);
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
+}
+
+/// May `src` send this packet to `dst`?
+pub(crate) fn question(
+    snapshot: &Snapshot,
+    classifier: &Classifier,
+    p: &Parsed,
+    src: &Owner,
+    dst: &Owner,
+) -> Query {
+    Query {
+        from: snapshot.party(classifier, src, &p.src),
+        to: snapshot.party(classifier, dst, &p.dst),
+        service: service(p),
+    }
 }
 
 /// Turns a judgement into a rule that allows, or a reason to drop; counts the hit, spends the

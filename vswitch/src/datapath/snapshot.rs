@@ -249,6 +249,12 @@ impl Snapshot {
         self.owner(OwnerIdx(self.by_attachment.get(&u64::from(id.0))?))
     }
 
+    /// Whether `owner` forwards for networks behind its port.
+    #[must_use]
+    pub fn is_router(&self, owner: &Owner) -> bool {
+        self.port(owner.port).is_some_and(|v| !v.routes.is_empty())
+    }
+
     /// The highest attachment in it; `None` when it is empty.
     #[must_use]
     pub fn last_attachment(&self) -> Option<AttachmentId> {

@@ -98,6 +98,96 @@ fn a_link_local_address_that_is_not_its_own_serves_neighbour_discovery_and_membe
     }
 }
 
+/// The switch needs no membership messages; a network that snoops does.
+#[test]
+fn membership_passes_between_workloads_and_declared_routers_only() {
+    let mut ports = layout();
+    ports.push(RigPort {
+        routes: vec![crate::packet::Cidr {
+            addr: "fd01::".parse().unwrap(),
+            len: 16,
+        }],
+        ..port("router", vec![guest("router", 8, &["fd00::8"], "router")])
+    });
+    // Rules and no rules of the operator's: the same.
+    let mut declared = Policy::default();
+    let routers = ["fe80::99", "fd00::8"].map(|ip| ip.parse().unwrap());
+    declared.infrastructure.routers = routers.to_vec();
+    let mut r = Rig::new(ports, &declared);
+    let to_group = |src_mac, src, dst| Talk {
+        dst_mac: group([0, 0, 0, octets(dst)[15]]),
+        ..talk(src_mac, src, 0, dst)
+    };
+    let own = "fe80::5054:ff:fe00:1";
+    let report = to_group(1, own, "ff02::16").icmp6(143, 0, &[0; 16]);
+    let out = r.send("web", &report);
+    assert_eq!(out.got.keys().collect::<Vec<_>>(), [&"router", &"up"]);
+    assert_eq!(out.one("up"), report);
+    let query = to_group(200, "fe80::99", "ff02::1").icmp6(130, 0, &[0; 20]);
+    let out = r.send("up", &query);
+    assert_eq!(
+        out.got.keys().collect::<Vec<_>>(),
+        [&"db", &"router", &"web"]
+    );
+    let query = to_group(8, "fd00::8", "ff02::1").icmp6(130, 0, &[0; 20]);
+    let out = r.send("router", &query);
+    assert_eq!(out.got.keys().collect::<Vec<_>>(), [&"db", &"web"]);
+
+    // Of anybody else's it does not hear: no query from a stranger or a workload, no report to a
+    // neighbour or to another group, nothing of IGMP.
+    for (from, frame) in [
+        (
+            "up",
+            to_group(200, "fe80::98", "ff02::1").icmp6(130, 0, &[0; 20]),
+        ),
+        (
+            "up",
+            to_group(200, "::", "ff02::16").icmp6(143, 0, &[0; 16]),
+        ),
+        ("web", to_group(1, own, "ff02::1").icmp6(130, 0, &[0; 20])),
+        ("web", to_group(1, "::", "ff02::16").icmp6(143, 0, &[0; 16])),
+        (
+            "web",
+            to_group(1, "fe80::77", "ff02::16").icmp6(143, 0, &[0; 16]),
+        ),
+        ("web", igmp()),
+    ] {
+        consumed(&r.send(from, &frame));
+    }
+    assert!(r.events().is_empty());
+    r.apply(&Policy::default());
+    consumed(&r.send("web", &report));
+
+    // A rule that says so refuses it like anything else.
+    let mut denied = policy();
+    denied.segments.push(segment("router", "router"));
+    let to = &["icmpv6/143", "ip/2"];
+    denied.rules = vec![
+        rule("out", "web", "outside", to, Action::Deny),
+        rule("over", "web", "router", to, Action::Allow),
+    ];
+    r.apply(&denied);
+    r.send("web", &report).reached("router", &report);
+    denied.rules.pop();
+    r.apply(&denied);
+    r.send("web", &report).dropped(R::PolicyDeny);
+    r.send("web", &igmp()).dropped(R::PolicyDeny);
+}
+
+/// An IGMPv3 report of `web` (RFC 3376 section 4.2).
+fn igmp() -> Vec<u8> {
+    let mut out = Vec::new();
+    etherparse::PacketBuilder::ethernet2(mac(1).0, [1, 0, 0x5e, 0, 0, 0x16])
+        .ipv4([10, 0, 0, 1], [224, 0, 0, 22], 1)
+        .write(
+            &mut out,
+            etherparse::IpNumber(2),
+            &[0x22, 0, 0, 0, 0, 0, 0, 0],
+        )
+        .unwrap();
+    out
+}
+
 /// An ARP message; `tail` stands behind it.
 fn arp(
     op: u8,

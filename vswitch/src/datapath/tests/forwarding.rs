@@ -346,6 +346,31 @@ fn a_full_table_is_a_counted_drop() {
     out.dropped(R::ConnTableFull);
 }
 
+/// The sender's oldest half-open connection makes room, for its next try: this one's memory is free
+/// when the worker has quiesced.
+#[test]
+fn in_a_full_table_a_port_loses_its_own_half_open_connections() {
+    // One bucket has room for as many.
+    let mut r = Rig::with_capacity(layout(), &policy(), 4);
+    let t = WEB_DB();
+    for sport in 1..=4 {
+        let ask = t.udp(sport, 53, b"q");
+        r.send("web", &ask).reached("db", &ask);
+    }
+    let answer = |sport| t.back().udp(53, sport, b"a");
+    r.send("db", &answer(1)).reached("web", &answer(1));
+    let next = t.udp(5, 53, b"q");
+    r.send("web", &next).dropped(R::ConnTableFull);
+    assert_eq!(r.worker_values().conn_evicted, 1);
+    assert_eq!(r.open_connections("web"), 3);
+    r.send("web", &next).reached("db", &next);
+    assert_eq!(r.worker_values().conn_evicted, 1);
+    for sport in [1, 3, 4, 5] {
+        r.send("db", &answer(sport)).reached("web", &answer(sport));
+    }
+    r.send("db", &answer(2)).dropped(R::PolicyDefaultDeny);
+}
+
 #[test]
 fn limits_and_staged_rules() {
     let mut p = policy();

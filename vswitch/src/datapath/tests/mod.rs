@@ -3,6 +3,7 @@
 mod counted;
 mod forwarding;
 mod identity;
+mod infrastructure;
 mod limits;
 mod neighbours;
 mod rig;

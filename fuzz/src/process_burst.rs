@@ -13,6 +13,7 @@ use vswitch::config;
 use vswitch::control::state::Desired;
 use vswitch::control::validate::workloads;
 use vswitch::counters::PortValues;
+use vswitch::datapath::quota::Groups;
 use vswitch::datapath::snapshot::{
     AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput,
 };
@@ -85,6 +86,7 @@ struct Rig<'w> {
     worker: Worker,
     wires: &'w mut Wires,
     now_ns: u64,
+    groups: Groups,
     expect: Expect,
 }
 
@@ -108,6 +110,7 @@ impl<'w> Rig<'w> {
             worker,
             wires,
             now_ns: 1_000_000_000_000,
+            groups: Groups::default(),
             expect: Expect::default(),
         }
     }
@@ -117,7 +120,8 @@ impl<'w> Rig<'w> {
         let desired = &DESIRED[usize::from(which != 0)];
         let compiled = Classifier::compile(&desired.policy, &workloads(desired), None);
         let compiled = compiled.expect("valid");
-        let mut parties = compiled.parties.into_iter();
+        let (groups, segments) = self.groups.assign(&desired.policy, &workloads(desired));
+        let mut residents = compiled.parties.into_iter().zip(groups);
         let mut attachment = 100;
         let inputs = desired
             .ports
@@ -127,10 +131,12 @@ impl<'w> Rig<'w> {
                 assert_eq!(config.name, port.name);
                 let workloads = config.workloads.iter().map(|w| {
                     attachment += 1;
+                    let (party, group) = residents.next().expect("one each");
                     WorkloadInput {
                         attachment: AttachmentId(attachment),
                         name: w.name.clone(),
-                        party: parties.next().expect("one each"),
+                        party,
+                        group,
                         macs: w.mac.clone(),
                         ips: w.ip.clone(),
                         vlan: w.vlan,
@@ -153,6 +159,7 @@ impl<'w> Rig<'w> {
         let input = SnapshotInput {
             ports: inputs.collect(),
             classifier: (which < 2).then(|| Arc::new(compiled.classifier)),
+            segments,
             workers: 1,
         };
         self.shared.publish(Snapshot::build(input));

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use vswitch::datapath::quota::GroupId;
 use vswitch::datapath::snapshot::{
     AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput,
 };
@@ -78,6 +79,7 @@ impl Pair {
                     attachment: AttachmentId(10 + u32::from(i)),
                     name: name.to_owned(),
                     party,
+                    group: GroupId::NONE,
                     macs: vec![mac(i + 1)],
                     ips: vec![[10, 0, 0, i + 1].into()],
                     vlan: None,
@@ -88,6 +90,7 @@ impl Pair {
         shared.publish(Snapshot::build(SnapshotInput {
             ports,
             classifier,
+            segments: Vec::new(),
             workers: 1,
         }));
         Pair {

@@ -130,7 +130,7 @@ drop_reasons! {
     ReplyWithoutRequest => "reply_without_request",
     /// The connection table is full.
     ConnTableFull => "conn_table_full",
-    /// The sending port's quota of connections is used up.
+    /// The quota of connections of the sending port, or of a segment of the sender's, is used up.
     ConnQuota => "conn_quota",
     /// A fragment before its first fragment, or after it was refused.
     FragmentWithoutFirst => "fragment_without_first",

@@ -68,7 +68,7 @@ tenant = [{ name = "t" }]
 segment = [
     { name = "web", names = ["web"] },
     { name = "db", names = ["db"] },
-    { name = "a", names = ["a"] },
+    { name = "a", names = ["a"], max_connections = 3 },
     { name = "b", names = ["b"] },
     { name = "c", names = ["c"] },
     { name = "v20", names = ["v20"] },

@@ -78,6 +78,7 @@ fn segment(mut table: Section<'_>) -> Segment {
         names: texts(table.strings("names")),
         cidr: table.parsed::<Cidr>("cidr", "write a network, such as \"10.0.0.0/8\""),
         loose: table.boolean("loose").unwrap_or(false),
+        max_connections: table.integer("max_connections", 0, u64::from(u32::MAX)),
     };
     table.finish();
     segment

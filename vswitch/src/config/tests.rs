@@ -174,6 +174,14 @@ fn right_files_become_the_desired_state() {
 }
 
 #[test]
+fn a_segment_may_have_a_limit() {
+    let limited = POLICY.replace("loose = true", "max_connections = 5_000");
+    let desired = parse(("s", "p"), SWITCH, &limited).unwrap_or_else(|e| panic!("{e}"));
+    let limits = desired.policy.segments.iter().map(|s| s.max_connections);
+    assert_eq!(limits.collect::<Vec<_>>(), [Some(5000), None, None]);
+}
+
+#[test]
 fn each_error_stands_at_its_line_and_column() {
     let mut wrong = String::new();
     for (old, new, line) in [
@@ -357,6 +365,16 @@ fn each_error_stands_at_its_line_and_column() {
             "loose = true",
             "loose = \"yes\"",
             "policy.toml:15:9: error: expected a boolean, found a string; write true or false",
+        ),
+        (
+            "loose = true",
+            "max_connections = 0",
+            "policy.toml:15:19: error: a segment that may open 0 connections opens none; deny by a rule instead, or leave it out for no limit",
+        ),
+        (
+            "cidr = [\"0.0.0.0/0\", \"::/0\"]",
+            "cidr = [\"0.0.0.0/0\"]\nmax_connections = 5",
+            "policy.toml:23:19: error: it limits workloads, and the segment selects none; set it on the uplink's port, or give the segment `tags` or `names`",
         ),
         (
             "name = \"db\"",

@@ -25,6 +25,7 @@ use super::api::Applied;
 use super::ports::{OpenPort, PortControl, PortError};
 use super::state::{Desired, PortConfig, SwitchConfig};
 use super::validate;
+use crate::datapath::quota::Groups;
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
@@ -211,6 +212,7 @@ pub(crate) struct Control {
     /// Ports out of every snapshot from that generation on.
     closing: Vec<(u64, OpenPort)>,
     pub(super) attachments: Attachments,
+    groups: Groups,
     /// The last policies, newest last.
     remembered: VecDeque<Remembered>,
     probation: Option<Probation>,
@@ -278,6 +280,7 @@ impl Control {
             ports: Vec::new(),
             closing: Vec::new(),
             attachments: Attachments::default(),
+            groups: Groups::default(),
             remembered: VecDeque::new(),
             probation: None,
             refused: Vec::new(),
@@ -451,7 +454,9 @@ impl Control {
         let opened = self.open(&plan, &desired.ports)?;
 
         let classifier = Arc::new(compiled.classifier);
-        let mut parties = compiled.parties.into_iter();
+        let facts = validate::workloads(&desired);
+        let (groups, segments) = self.groups.assign(&desired.policy, &facts);
+        let mut residents = compiled.parties.into_iter().zip(groups);
         let mut ports = Vec::with_capacity(desired.ports.len());
         for config in &desired.ports {
             let open = opened
@@ -473,11 +478,12 @@ impl Control {
                 workloads: config
                     .workloads
                     .iter()
-                    .zip(&mut parties)
-                    .map(|(w, party)| WorkloadInput {
+                    .zip(&mut residents)
+                    .map(|(w, (party, group))| WorkloadInput {
                         attachment: self.attachments.intern(&config.name, &w.name),
                         name: w.name.clone(),
                         party,
+                        group,
                         macs: w.mac.clone(),
                         ips: w.ip.clone(),
                         vlan: w.vlan,
@@ -488,6 +494,7 @@ impl Control {
         let snapshot = Snapshot::build(SnapshotInput {
             ports,
             classifier: Some(Arc::clone(&classifier)),
+            segments,
             workers: self.shared.counters.len(),
         });
 

@@ -138,8 +138,8 @@ impl Control {
     /// Connections open from a port.
     fn connections_of(&self, id: PortId) -> u64 {
         let snapshot = self.shared.snapshots.current();
-        let members = snapshot.port(id).map(|p| p.quota.members.as_slice());
-        self.shared.quotas.open(members.unwrap_or_default())
+        let view = snapshot.port(id);
+        view.map_or(0, |p| self.shared.quotas.of_port(&p.quota))
     }
 
     /// Every workload with its port.

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use flowtable::{ConnRef, Endpoint, FlowKey, Side};
 
+use crate::datapath::quota::GroupId;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::tcp;
 use crate::packet::{Addr, Parsed, proto};
@@ -20,7 +21,7 @@ use crate::port::PortId;
 /// The verdict bits of an entry's word.
 pub const ADMITTED: u64 = 1;
 
-/// User word with the admitting rule and flags.
+/// User word with the admitting rule, the group and flags.
 const META: usize = 5;
 /// User word with the bytes of the original direction.
 const BYTES_ORIGINAL: usize = 6;
@@ -33,6 +34,11 @@ const REPLIED: u64 = 1;
 const LIMITED: u64 = 1 << 1;
 /// The admitting rule is logged.
 const LOGGED: u64 = 1 << 2;
+/// It was removed and counts nowhere any more.
+const REMOVED: u64 = 1 << 3;
+/// Where the group stands in [`META`], 24 bits: one with a larger number opens no connection.
+const GROUP: u32 = 8;
+const GROUP_MASK: u32 = 0x00ff_ffff;
 
 /// Which way a frame goes, seen from the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,12 +58,14 @@ pub struct Admission {
     pub limited: bool,
     /// The rule is logged.
     pub logged: bool,
+    /// The limited segments its initiator is in.
+    pub group: GroupId,
 }
 
 impl Admission {
     fn pack(self) -> u64 {
         let flags = if self.limited { LIMITED } else { 0 } | if self.logged { LOGGED } else { 0 };
-        u64::from(self.rule.0) << 32 | flags
+        u64::from(self.rule.0) << 32 | u64::from(self.group.0 & GROUP_MASK) << GROUP | flags
     }
 
     #[allow(clippy::cast_possible_truncation)] // fields of the word
@@ -66,6 +74,7 @@ impl Admission {
             rule: RuleId((word >> 32) as u32),
             limited: word & LIMITED != 0,
             logged: word & LOGGED != 0,
+            group: GroupId((word >> GROUP) as u32 & GROUP_MASK),
         }
     }
 }
@@ -95,11 +104,19 @@ pub fn admission(conn: &ConnRef<'_>) -> Admission {
     Admission::unpack(conn.user(META).load(Ordering::Relaxed))
 }
 
-/// Replaces what admitted `conn`, after it was judged again.
-pub fn set_admission(conn: &ConnRef<'_>, admission: Admission) {
-    let replied = conn.user(META).load(Ordering::Relaxed) & REPLIED;
-    conn.user(META)
-        .store(admission.pack() | replied, Ordering::Relaxed);
+/// Replaces what admitted `conn`, after it was judged again. Returns the group it counted in;
+/// `None`, and nothing is changed, when it counts nowhere any more.
+pub fn set_admission(conn: &ConnRef<'_>, admission: Admission) -> Option<GroupId> {
+    let meta = conn.user(META);
+    let change = |old: u64| (old & REMOVED == 0).then_some(admission.pack() | old & REPLIED);
+    let old = meta.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+    Some(Admission::unpack(old.ok()?).group)
+}
+
+/// The group that a removed connection counted in, for whoever removed it.
+pub fn leave(conn: &ConnRef<'_>) -> GroupId {
+    let old = conn.user(META).fetch_or(REMOVED, Ordering::Relaxed);
+    Admission::unpack(old).group
 }
 
 /// Whether the responder has answered.

@@ -41,7 +41,7 @@ pub struct Ctx<'a> {
     pub generation: u64,
     /// This worker's handle on the connection table.
     pub table: &'a Participant,
-    /// Connections per attachment.
+    /// Connections that are open, by who opened them.
     pub quotas: &'a Quotas,
     /// What each port opened last, at this worker.
     pub recent: &'a mut Recent,
@@ -461,9 +461,9 @@ fn open(
         rule,
         limited: j.limited,
         logged: j.log || j.notify,
+        group: src.group,
     };
-    let who = src.attachment;
-    let quota = |ctx: &Ctx<'_>| ctx.quotas.take(who, ctx.snapshot.quotas(src));
+    let quota = |ctx: &Ctx<'_>| ctx.quotas.take(ctx.snapshot, src);
     if !(quota(ctx) || evict(ctx) && quota(ctx)) {
         return Err(DropReason::ConnQuota);
     }
@@ -481,7 +481,7 @@ fn open(
     match ctx.table.insert_or_get(&flow.key, new) {
         Ok(done) if done.existed => {
             // Another worker opened it this instant; the next frame goes by its entry.
-            ctx.quotas.give(who);
+            ctx.quotas.give(src.attachment, src.group);
             Ok(limit)
         }
         Ok(_) => {
@@ -495,7 +495,7 @@ fn open(
         Err(InsertError::TableFull | InsertError::BucketFull) => {
             // What is evicted now is room after the next quiesce: for the sender's next try.
             evict(ctx);
-            ctx.quotas.give(who);
+            ctx.quotas.give(src.attachment, src.group);
             Err(DropReason::ConnTableFull)
         }
     }
@@ -542,15 +542,13 @@ fn judge_again(
             if conn::generation(old) < ctx.generation
                 && conn.advance_word(old, conn::word(ctx.generation)).is_ok()
             {
-                let logged = j.log || j.notify;
-                conn::set_admission(
-                    conn,
-                    Admission {
-                        rule,
-                        limited: j.limited,
-                        logged,
-                    },
-                );
+                let admission = Admission {
+                    rule,
+                    limited: j.limited,
+                    logged: j.log || j.notify,
+                    group: from.group,
+                };
+                ctx.quotas.readmit(conn, admission);
             }
             Ok(())
         }

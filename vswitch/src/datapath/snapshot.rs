@@ -1,12 +1,13 @@
 //! What a worker needs to judge frames, as one immutable value: ports, who lives there, who
 //! answers for which address, and the policy. Built by `control::apply`, published whole.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::datapath::frozen::FrozenMap;
 use crate::datapath::guard::eui64_link_local;
-use crate::datapath::quota::Quota;
+use crate::datapath::quota::{GroupId, Quota};
 use crate::packet::{Addr, Cidr, Mac};
 use crate::policy::{Classifier, Party, TenantId};
 use crate::port::{Port, PortId};
@@ -52,6 +53,8 @@ pub struct WorkloadInput {
     pub name: String,
     /// Tenant and segments, by the classifier of the same snapshot.
     pub party: Party,
+    /// Which of those have a quota.
+    pub group: GroupId,
     /// MACs.
     pub macs: Vec<Mac>,
     /// Addresses.
@@ -67,6 +70,8 @@ pub struct SnapshotInput {
     pub ports: Vec<PortInput>,
     /// Policy; `None` before the first whole policy stands: everything is dropped as `no_policy`.
     pub classifier: Option<Arc<Classifier>>,
+    /// Quotas of segments: how many connections their members may have open.
+    pub segments: Vec<Quota>,
     /// How many workers share the receive queues.
     pub workers: usize,
 }
@@ -94,6 +99,10 @@ pub struct Owner {
     pub party: Party,
     /// Whether this is the outside behind an uplink.
     pub outside: bool,
+    /// Its segments with a quota.
+    pub group: GroupId,
+    /// Those quotas, by index; see [`Snapshot::segment_quotas`].
+    pub quotas: Vec<usize>,
     /// MACs, the first one answers ARP and ND.
     pub macs: Vec<Mac>,
     /// Addresses.
@@ -162,6 +171,7 @@ pub struct Snapshot {
     /// Attachment to owner; an uplink's outside appears once.
     by_attachment: FrozenMap<u64>,
     classifier: Option<Arc<Classifier>>,
+    segments: Vec<Quota>,
     assignments: Vec<Vec<RxAssignment>>,
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
     maintained: Vec<Arc<Port>>,
@@ -181,6 +191,7 @@ impl Snapshot {
         Snapshot::build(SnapshotInput {
             ports: Vec::new(),
             classifier: None,
+            segments: Vec::new(),
             workers,
         })
     }
@@ -255,15 +266,9 @@ impl Snapshot {
         self.port(owner.port).is_some_and(|v| !v.routes.is_empty())
     }
 
-    /// The highest attachment in it; `None` when it is empty.
-    #[must_use]
-    pub fn last_attachment(&self) -> Option<AttachmentId> {
-        self.owners.iter().map(|o| o.attachment).max()
-    }
-
-    /// What bounds the connections `owner` may open.
-    pub fn quotas(&self, owner: &Owner) -> impl Iterator<Item = &Quota> {
-        self.port(owner.port).map(|p| &p.quota).into_iter()
+    /// What bounds the connections the members of `owner`'s segments may open.
+    pub fn segment_quotas(&self, owner: &Owner) -> impl Iterator<Item = &Quota> {
+        owner.quotas.iter().filter_map(|i| self.segments.get(*i))
     }
 
     /// The policy; `None` before the first one.
@@ -361,6 +366,8 @@ impl Builder {
                 tag: w.vlan,
                 party: w.party,
                 outside: false,
+                group: w.group,
+                quotas: Vec::new(),
                 macs: w.macs.clone(),
                 ips: w.ips.iter().map(|ip| Addr::from(*ip)).collect(),
                 name: w.name.clone(),
@@ -381,15 +388,17 @@ impl Builder {
                         set: Default::default(),
                     },
                     outside: true,
+                    group: GroupId::NONE,
+                    quotas: Vec::new(),
                     macs: Vec::new(),
                     ips: Vec::new(),
                     name: p.port.name.clone(),
                 }));
             }
         }
-        let mut members: Vec<_> = p.workloads.iter().map(|w| w.attachment).collect();
+        let mut members: Vec<_> = p.workloads.iter().map(|w| w.attachment.0).collect();
         if p.uplink {
-            members.push(p.attachment);
+            members.push(p.attachment.0);
         }
         let index = p.port.id.0 as usize;
         if self.ports.len() <= index {
@@ -415,7 +424,18 @@ impl Builder {
         }
     }
 
-    fn finish(self, input: SnapshotInput) -> Snapshot {
+    fn finish(mut self, input: SnapshotInput) -> Snapshot {
+        let mut by_group: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (i, quota) in input.segments.iter().enumerate() {
+            for group in &quota.members {
+                by_group.entry(*group).or_default().push(i);
+            }
+        }
+        for owner in &mut self.owners {
+            if let Some(quotas) = by_group.get(&owner.group.0) {
+                owner.quotas.clone_from(quotas);
+            }
+        }
         let mut macs = Vec::new();
         let mut neighbours = Vec::new();
         let mut by_attachment = Vec::new();
@@ -460,6 +480,7 @@ impl Builder {
             neighbours: FrozenMap::new(neighbours),
             by_attachment: FrozenMap::new(by_attachment),
             classifier: input.classifier,
+            segments: input.segments,
             assignments,
         }
     }

@@ -65,7 +65,7 @@ pub struct Shared {
     pub snapshots: Publisher<Snapshot>,
     /// The connection table.
     pub table: Arc<Table>,
-    /// Connections per attachment.
+    /// Connections that are open, by who opened them.
     pub quotas: Quotas,
     /// Learned MACs.
     pub learned: Learned,
@@ -129,9 +129,7 @@ impl Shared {
 
     /// Puts `snapshot` in force; returns its generation.
     pub fn publish(&self, snapshot: Snapshot) -> u64 {
-        if let Some(last) = snapshot.last_attachment() {
-            self.quotas.make_room(last);
-        }
+        self.quotas.make_room(&snapshot);
         self.snapshots.publish(snapshot)
     }
 
@@ -531,6 +529,7 @@ mod tests {
                 workloads: Vec::new(),
             }],
             classifier: None,
+            segments: Vec::new(),
             workers: 1,
         }));
 

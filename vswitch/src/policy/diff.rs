@@ -291,6 +291,7 @@ mod tests {
         new.infrastructure.routers.push([10, 0, 0, 1].into());
         let mut web = Segment::new("web");
         web.tags.push("x".into());
+        web.max_connections = Some(100);
         new.segments.push(web);
         new.rules[1].tenant = "t".into();
         new.rules[2].action = Action::Ask {
@@ -302,7 +303,7 @@ mod tests {
             [
                 "~ infrastructure: routers [] -> [\"10.0.0.1\"]",
                 "- tenant t",
-                "~ segment web: tags [] -> [\"x\"]",
+                "~ segment web: max_connections null -> 100, tags [] -> [\"x\"]",
                 "+ rule t/new",
                 "~ rule b: action \"deny\" -> \"ask\", log false -> true, otherwise null -> \"deny\"",
                 "- rule gone",

@@ -125,6 +125,8 @@ pub struct Segment {
     pub cidr: Vec<Cidr>,
     /// TCP connections with an end here may be picked up mid-stream.
     pub loose: bool,
+    /// Most connections its workloads may have open together as initiators.
+    pub max_connections: Option<u32>,
 }
 
 impl Segment {
@@ -138,6 +140,7 @@ impl Segment {
             names: Vec::new(),
             cidr: Vec::new(),
             loose: false,
+            max_connections: None,
         }
     }
 

@@ -178,6 +178,20 @@ impl<'a> Check<'a> {
                     "give it `tags`, `names` or `cidr`",
                 );
             }
+            let no_workloads = segment.tags.is_empty() && segment.names.is_empty();
+            match segment.max_connections {
+                Some(0) => self.error(
+                    at.key("max_connections"),
+                    "a segment that may open 0 connections opens none",
+                    "deny by a rule instead, or leave it out for no limit",
+                ),
+                Some(_) if no_workloads => self.error(
+                    at.key("max_connections"),
+                    "it limits workloads, and the segment selects none",
+                    "set it on the uplink's port, or give the segment `tags` or `names`",
+                ),
+                _ => {}
+            }
             for (n, cidr) in segment.cidr.iter().enumerate() {
                 if let Some((what, todo)) = bad_cidr(cidr) {
                     self.error(at.item("cidr", n, ""), what, todo);
@@ -400,6 +414,7 @@ mod tests {
             addr: "10.0.0.1".parse().unwrap(),
             len: 8,
         });
+        bad.max_connections = Some(5);
         let mut stray = Rule::new("stray", &["weeb"], &["other/db"], Action::Deny);
         stray.limit = Some(Limit {
             connections: Some(0),
@@ -426,6 +441,7 @@ mod tests {
             lines(&policy),
             [
                 "segment[web].name: duplicate segment \"web\"; merge the two, or rename one",
+                "segment[bad].max_connections: it limits workloads, and the segment selects none; set it on the uplink's port, or give the segment `tags` or `names`",
                 "segment[bad].cidr[0]: 10.0.0.1/8 has bits set beyond its prefix; write 10.0.0.0/8",
                 "segment[any].name: \"any\" is the built-in segment of every workload; choose another name",
                 "segment[any]: segment \"any\" selects nobody; give it `tags`, `names` or `cidr`",

@@ -3,7 +3,7 @@
 use super::*;
 use crate::control::state::{PortKind, WorkloadConfig};
 use crate::packet::Mac;
-use crate::policy::model::{Action, Rule};
+use crate::policy::model::{Action, Rule, Segment};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -206,6 +206,29 @@ fn tags_and_runtime_ports_survive_a_reload_and_removal_is_remembered() {
         c.tag("x", &[], &[]),
         Err(ApplyError::NoSuchWorkload(_))
     ));
+}
+
+/// A tag is enough to enter a segment's quota.
+#[test]
+fn quotas_of_segments_reach_the_data_path() {
+    let mut c = control();
+    let mut limited = policy("r", Action::Allow);
+    limited.segments.push(Segment {
+        tags: vec!["tier:web".to_owned()],
+        max_connections: Some(7),
+        ..Segment::new("web")
+    });
+    c.apply(desired(&c, &[port("a", 1), port("b", 2)], limited), "t")
+        .unwrap();
+    let quotas = |c: &Control| {
+        let snapshot = c.shared.snapshots.current();
+        let owners = snapshot.owners().iter();
+        let each = owners.map(|o| snapshot.segment_quotas(o).map(|q| q.max).collect());
+        each.collect::<Vec<Vec<_>>>()
+    };
+    assert_eq!(quotas(&c), vec![Vec::<u32>::new(); 2]);
+    c.tag("b", &["tier:web".to_owned()], &[]).unwrap();
+    assert_eq!(quotas(&c), [vec![], vec![7]]);
 }
 
 #[test]

@@ -6,4 +6,5 @@ mod identity;
 mod infrastructure;
 mod limits;
 mod neighbours;
+mod quotas;
 mod rig;

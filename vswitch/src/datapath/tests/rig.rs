@@ -7,6 +7,7 @@ use std::sync::Arc;
 use etherparse::PacketBuilder;
 
 use crate::counters::{PortValues, WorkerValues};
+use crate::datapath::quota::{GroupId, Groups, Quota};
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
 use crate::drop_reason::DropReason;
@@ -110,6 +111,7 @@ pub(super) struct Rig {
     ports: Vec<Arc<Port>>,
     ends: Vec<MemEnd>,
     classifier: Option<Arc<Classifier>>,
+    groups: Groups,
 }
 
 impl Rig {
@@ -147,6 +149,7 @@ impl Rig {
             ports,
             ends,
             classifier: None,
+            groups: Groups::default(),
         };
         rig.apply(policy);
         rig
@@ -168,13 +171,16 @@ impl Rig {
         let compiled = Classifier::compile(policy, &facts, self.classifier.as_deref()).unwrap();
         let classifier = Arc::new(compiled.classifier);
         self.classifier = Some(Arc::clone(&classifier));
-        self.publish(Some(classifier), &mut compiled.parties.into_iter());
+        let (groups, segments) = self.groups.assign(policy, &facts);
+        let mut residents = compiled.parties.into_iter().zip(groups);
+        self.publish(Some(classifier), segments, &mut residents);
     }
 
     fn publish(
         &mut self,
         classifier: Option<Arc<Classifier>>,
-        parties: &mut dyn Iterator<Item = Party>,
+        segments: Vec<Quota>,
+        residents: &mut dyn Iterator<Item = (Party, GroupId)>,
     ) {
         let mut attachment = 100;
         let ports = self
@@ -198,10 +204,12 @@ impl Rig {
                     .iter()
                     .map(|g| {
                         attachment += 1;
+                        let (party, group) = residents.next().unwrap();
                         WorkloadInput {
                             attachment: AttachmentId(attachment),
                             name: g.name.to_owned(),
-                            party: parties.next().unwrap(),
+                            party,
+                            group,
                             macs: vec![mac(g.mac)],
                             ips: g.ips.iter().map(|ip| ip.parse().unwrap()).collect(),
                             vlan: g.vlan,
@@ -213,6 +221,7 @@ impl Rig {
         let input = SnapshotInput {
             ports,
             classifier,
+            segments,
             workers: 1,
         };
         self.shared.publish(Snapshot::build(input));
@@ -220,13 +229,12 @@ impl Rig {
 
     /// Publishes the ports of the layout without any policy, as before the first one.
     pub(super) fn apply_without_policy(&mut self) {
-        self.publish(
-            None,
-            &mut std::iter::repeat(Party {
-                tenant: TenantId(0),
-                set: SetId(0),
-            }),
-        );
+        let nobody = Party {
+            tenant: TenantId(0),
+            set: SetId(0),
+        };
+        let mut residents = std::iter::repeat((nobody, GroupId::NONE));
+        self.publish(None, Vec::new(), &mut residents);
     }
 
     /// Gives a port another number and new queues, as when its interface comes back; in force with
@@ -244,7 +252,7 @@ impl Rig {
         let snapshot = self.shared.snapshots.current();
         self.shared
             .quotas
-            .open(&snapshot.port(id).unwrap().quota.members)
+            .of_port(&snapshot.port(id).unwrap().quota)
     }
 
     pub(super) fn classifier(&self) -> &Classifier {

@@ -3,12 +3,18 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 
 use vswitch::port::vhost::guest_mem::{GuestMem, RegionSpec};
 use vswitch::port::vhost::session::{Decoder, Device, FEATURES, Session, SessionError};
 use vswitch::port::vhost::{RingError, VringConfig};
+use vswitch::sys::closer::{Closer, PeerFd};
+use vswitch::sys::memfd::memfd;
 
 const PAIRS: usize = 2;
+
+/// One for all inputs: a thread for each would be most of the work.
+static CLOSER: LazyLock<Option<Closer>> = LazyLock::new(|| Closer::new().ok());
 
 /// A device that knows what it was asked for.
 #[derive(Default)]
@@ -19,11 +25,11 @@ struct Checked {
 }
 
 impl Device for Checked {
-    fn set_memory(&mut self, table: Vec<(RegionSpec, OwnedFd)>) -> Result<(), SessionError> {
+    fn set_memory(&mut self, table: Vec<(RegionSpec, PeerFd)>) -> Result<(), SessionError> {
         self.mem = GuestMem::map(&table)?;
         Ok(())
     }
-    fn add_region(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), SessionError> {
+    fn add_region(&mut self, spec: RegionSpec, fd: PeerFd) -> Result<(), SessionError> {
         self.mem = self.mem.with(spec, &fd)?;
         Ok(())
     }
@@ -50,15 +56,15 @@ impl Device for Checked {
     fn enable(&mut self, index: usize, _on: bool) {
         assert!(index < PAIRS * 2);
     }
-    fn set_kick(&mut self, index: usize, _fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_kick(&mut self, index: usize, _fd: Option<PeerFd>) -> io::Result<()> {
         assert!(index < PAIRS * 2);
         Ok(())
     }
-    fn set_call(&mut self, index: usize, _fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_call(&mut self, index: usize, _fd: Option<PeerFd>) -> io::Result<()> {
         assert!(index < PAIRS * 2);
         Ok(())
     }
-    fn set_err(&mut self, index: usize, _fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_err(&mut self, index: usize, _fd: Option<PeerFd>) -> io::Result<()> {
         assert!(index < PAIRS * 2);
         Ok(())
     }
@@ -74,12 +80,17 @@ impl Device for Checked {
     fn set_mtu(&mut self, _mtu: u16) {}
 }
 
-/// Messages, each: request, flags (the version is added), descriptors, payload bytes, payload.
+/// Messages, each: request, flags (the version is added), descriptors (how many; from 10 on, of memory),
+/// payload bytes, payload.
 pub fn run(mut input: &[u8]) {
-    let Ok(file) = std::fs::File::open("/proc/self/exe") else {
+    let (Some(closer), Ok(file), Ok(memory)) = (
+        &*CLOSER,
+        std::fs::File::open("/proc/self/exe"),
+        memfd(c"fuzz", 1 << 16, false),
+    ) else {
         return;
     };
-    let fd = OwnedFd::from(file);
+    let kinds = [OwnedFd::from(file), memory];
     let mut decoder = Decoder::default();
     let mut session = Session::new(PAIRS, FEATURES);
     let mut device = Checked::default();
@@ -97,7 +108,11 @@ pub fn run(mut input: &[u8]) {
             .iter()
             .for_each(|w| bytes.extend_from_slice(&w.to_ne_bytes()));
         bytes.extend_from_slice(payload);
-        let mut fds: Vec<OwnedFd> = (0..fds % 10).filter_map(|_| fd.try_clone().ok()).collect();
+        let kind = &kinds[usize::from(*fds / 10 % 2)];
+        let mut fds: Vec<PeerFd> = (0..fds % 10)
+            .filter_map(|_| kind.try_clone().ok())
+            .map(|fd| closer.own(fd))
+            .collect();
         let mut at = 0;
         while at < bytes.len() {
             let to = (at + decoder.wanted()).min(bytes.len());

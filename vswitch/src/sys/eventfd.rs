@@ -3,10 +3,8 @@
 //!
 //! Invariant owned here: the descriptor is open for as long as the value lives.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 
 /// A non-blocking eventfd of our own. One that a peer gave us is signalled by
 /// [`crate::sys::aio::Signaller`] and never read, because the peer can make it block.
@@ -67,18 +65,15 @@ impl AsFd for EventFd {
     }
 }
 
-/// A descriptor that a peer calls an eventfd. Its like (timerfd, epoll) pass too, and do no harm:
-/// they share one inode of the kernel's. A file, socket or device does not, whose poll could make us
-/// wait for whoever serves it.
+/// Passes on what a peer calls an eventfd if it is one. The poll of anything else (an epoll set with
+/// a file in it, say) could make us wait for whoever serves that. The kernel says what it is without
+/// asking anybody, in /proc; no file can have this name, as theirs start with a slash.
 ///
 /// # Errors
-/// `InvalidInput`: not one of these; what fstat(2) says.
-pub fn from_peer(fd: OwnedFd) -> io::Result<OwnedFd> {
-    let inode = |fd: BorrowedFd<'_>| -> io::Result<_> {
-        let meta = File::from(fd.try_clone_to_owned()?).metadata()?;
-        Ok((meta.dev(), meta.ino()))
-    };
-    if inode(fd.as_fd())? == inode(EventFd::new()?.as_fd())? {
+/// `InvalidInput`: it is something else. `NotFound`: /proc is not mounted.
+pub fn from_peer<F: AsFd>(fd: F) -> io::Result<F> {
+    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    if std::fs::read_link(link)?.as_os_str() == "anon_inode:[eventfd]" {
         Ok(fd)
     } else {
         Err(io::Error::new(
@@ -105,10 +100,11 @@ mod tests {
 
     #[test]
     fn a_peer_gives_an_eventfd_or_nothing() {
-        assert!(from_peer(EventFd::new().unwrap().0).is_ok());
+        assert!(from_peer(EventFd::new().unwrap()).is_ok());
         let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let file = tempfile::tempfile().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(dir.path().join("anon_inode:[eventfd]")).unwrap();
         for fd in [OwnedFd::from(socket), pipe.into(), file.into()] {
             assert_eq!(
                 from_peer(fd).unwrap_err().kind(),

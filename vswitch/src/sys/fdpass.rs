@@ -8,21 +8,24 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Descriptors one call can carry. The kernel allows 253 (`SCM_MAX_FD`); we want 8.
-const FDS_MAX: usize = 16;
+/// Descriptors one call can carry: as many as the kernel allows (`SCM_MAX_FD`). It would close those
+/// that find no room, in our call, and that can wait for somebody.
+const FDS_MAX: usize = 253;
+
+const CONTROL_BYTES: usize = 16 + (FDS_MAX * 4).next_multiple_of(8);
 
 /// Room for one control message with [`FDS_MAX`] descriptors, aligned as `cmsghdr` needs it.
 #[repr(C, align(8))]
-struct Control([u8; 16 + FDS_MAX * 4 + 8]);
+struct Control([u8; CONTROL_BYTES]);
 
 /// Receives at most `buf.len()` bytes without waiting; descriptors are appended to `fds`.
 /// `Ok(0)`: the peer closed.
 ///
 /// # Errors
-/// `WouldBlock` when nothing waits; `InvalidData` when the peer sent more descriptors than fit
-/// (those that came are in `fds`); what recvmsg(2) says.
+/// `WouldBlock` when nothing waits; `InvalidData` when the process may not have as many descriptors
+/// as the peer sent (those that came are in `fds`); what recvmsg(2) says.
 pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let mut control = Control([0; 16 + FDS_MAX * 4 + 8]);
+    let mut control = Control([0; CONTROL_BYTES]);
     let mut iov = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),
@@ -61,7 +64,7 @@ pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> i
     if msg.msg_flags & libc::MSG_CTRUNC != 0 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "too many file descriptors in one message",
+            "more file descriptors came than the process may have open",
         ));
     }
     Ok(n)
@@ -70,13 +73,13 @@ pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> i
 /// Sends bytes and descriptors without waiting; returns the bytes taken.
 ///
 /// # Errors
-/// `WouldBlock` when the peer does not read; `InvalidInput` for more than 16 descriptors; what
+/// `WouldBlock` when the peer does not read; `InvalidInput` for more than 253 descriptors; what
 /// sendmsg(2) says (`EPIPE` without a signal).
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
     if fds.len() > FDS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut control = Control([0; 16 + FDS_MAX * 4 + 8]);
+    let mut control = Control([0; CONTROL_BYTES]);
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -86,7 +89,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<u
     msg.msg_iov = &raw mut iov;
     msg.msg_iovlen = 1;
     if !fds.is_empty() {
-        #[allow(clippy::cast_possible_truncation)] // at most 16 descriptors
+        #[allow(clippy::cast_possible_truncation)] // at most 253 descriptors
         let data_len = size_of_val(fds) as u32;
         msg.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: arithmetic only.
@@ -141,6 +144,6 @@ mod tests {
     #[test]
     fn too_many_descriptors_are_an_error() {
         let (a, _b) = UnixStream::pair().unwrap();
-        assert!(send(a.as_fd(), b"x", &[0; 17]).is_err());
+        assert!(send(a.as_fd(), b"x", &[0; 254]).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod aio;
+pub mod closer;
 pub mod epoll;
 pub mod ethtool;
 pub mod eventfd;

@@ -4,7 +4,7 @@
 //! Invariant owned here: a [`Listener`] removes the socket file it made, and no other.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,9 +13,15 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Listener {
     inner: UnixListener,
+    file: SocketFile,
+}
+
+/// The file of a socket we made.
+#[derive(Debug)]
+struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file we made.
-    file: (u64, u64),
+    /// Device and inode.
+    id: (u64, u64),
 }
 
 fn stream_socket() -> io::Result<OwnedFd> {
@@ -65,6 +71,12 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(UnixStream::from(fd))
 }
 
+/// Ends a connection for both sides, whoever else holds a descriptor of it.
+pub fn shutdown(socket: BorrowedFd<'_>) {
+    // SAFETY: no pointers. It fails on a connection that has ended already.
+    let _ = unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
 impl Listener {
     /// Listens at `path`, which must not exist. The file has `mode`, and belongs to `owner` if given.
     ///
@@ -85,8 +97,10 @@ impl Listener {
         let meta = path.symlink_metadata()?;
         let listener = Listener {
             inner: UnixListener::from(fd),
-            path: path.to_owned(),
-            file: (meta.dev(), meta.ino()),
+            file: SocketFile {
+                path: path.to_owned(),
+                id: (meta.dev(), meta.ino()),
+            },
         };
         if owner.is_some_and(|o| o != meta.uid()) {
             std::os::unix::fs::lchown(path, owner, None)?;
@@ -104,8 +118,7 @@ impl Listener {
     /// # Errors
     /// `NotFound`: there is none any more.
     pub fn is_in_place(&self) -> io::Result<bool> {
-        let meta = self.path.symlink_metadata()?;
-        Ok((meta.dev(), meta.ino()) == self.file)
+        self.file.is_in_place()
     }
 
     /// The next connection, non-blocking.
@@ -125,7 +138,21 @@ impl AsRawFd for Listener {
     }
 }
 
-impl Drop for Listener {
+/// The socket alone: its file is removed.
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> OwnedFd {
+        listener.inner.into()
+    }
+}
+
+impl SocketFile {
+    fn is_in_place(&self) -> io::Result<bool> {
+        let meta = self.path.symlink_metadata()?;
+        Ok((meta.dev(), meta.ino()) == self.id)
+    }
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.is_in_place().is_ok_and(|ours| ours) {
             // If it cannot be removed, the next one replaces it as that of a dead process.

@@ -1,15 +1,19 @@
 #![allow(unsafe_code)]
 //! A guest that writes nonsense into its own rings, and a front-end that says nonsense.
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vswitch::drop_reason::DropReason;
 use vswitch::frame::Burst;
-use vswitch::guest::{GuestConfig, NetHdr, feature};
+use vswitch::guest::{Guest, GuestConfig, NetHdr, feature};
 use vswitch::port::PortId;
-use vswitch::port::vhost::{RingError, open};
+use vswitch::port::vhost::{RingError, VhostControl, open};
+use vswitch::sys::epoll::Epoll;
 use vswitch::sys::fdpass;
 
 use crate::rig::{End, config, frame, served};
@@ -390,7 +394,7 @@ proptest! {
         control.ready(0);
         prop_assert!(!control.status().connected);
         let guest = served(&mut control, || {
-            vswitch::guest::Guest::connect(&socket, GuestConfig::default())
+            Guest::connect(&socket, GuestConfig::default())
         });
         prop_assert!(guest.is_ok());
     }
@@ -444,8 +448,9 @@ fn descriptors_of_refused_messages_are_closed() {
         events: 0,
         revents: 0,
     };
+    // Another thread closes it; the bound is for when none does.
     // SAFETY: one pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    unsafe { libc::poll(&raw mut poll, 1, 60_000) };
     assert_ne!(poll.revents & libc::POLLERR, 0, "somebody still holds it");
 }
 
@@ -499,19 +504,134 @@ fn descriptors_do_not_pile_up_in_a_half_message() {
     assert!(error.contains("10 file descriptors"), "{error}");
 }
 
-/// A pipe's or a socket's poll and close may wait for somebody.
+/// A pipe's or a socket's poll may wait for somebody; an epoll set's for those of all that is in it.
 #[test]
 fn notifications_go_through_eventfds_only() {
-    for request in 12..15 {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("s");
-        let (_port, mut control) = open(PortId(0), config(socket.clone())).unwrap();
-        let stream = UnixStream::connect(&socket).unwrap();
+    let epoll = Epoll::new().unwrap();
+    for (request, epolls) in (12..15).flat_map(|r| [(r, false), (r, true)]) {
+        let (dir, mut control, stream) = attached();
+        let passed = if epolls {
+            epoll.as_raw_fd()
+        } else {
+            stream.as_raw_fd()
+        };
         let words = [request, 1, 8, 0, 0];
-        fdpass::send(stream.as_fd(), &message(&words), &[stream.as_raw_fd()]).unwrap();
-        control.ready(0);
+        fdpass::send(stream.as_fd(), &message(&words), &[passed]).unwrap();
         control.ready(0);
         let error = control.status().last_error.unwrap();
         assert!(error.contains("unusable file descriptor"), "{error}");
+        drop(dir);
     }
+}
+
+/// A port, and a connection that says nothing by itself.
+fn attached() -> (tempfile::TempDir, VhostControl, UnixStream) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (_port, mut control) = open(PortId(0), config(socket.clone())).unwrap();
+    let stream = UnixStream::connect(&socket).unwrap();
+    control.ready(0);
+    (dir, control, stream)
+}
+
+fn set_vring_call() -> Vec<u8> {
+    message(&[13, 1, 8, 0, 0])
+}
+
+/// A socket whose last close(2) waits, until the other one goes or time is up: long enough to be told
+/// from a close that is over when a call returns.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut lingers = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (deaf, _) = listener.accept().unwrap();
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 60,
+    };
+    // SAFETY: `linger` lives until the call returns, and has the length given.
+    let r = unsafe {
+        libc::setsockopt(
+            lingers.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            u32::try_from(size_of_val(&linger)).unwrap(),
+        )
+    };
+    assert_eq!(r, 0);
+    lingers.set_nonblocking(true).unwrap();
+    while lingers.write(&[0; 1 << 16]).is_ok() {}
+    (lingers, deaf)
+}
+
+#[test]
+fn a_descriptor_whose_close_waits_delays_nobody() {
+    let (dir, mut control, stream) = attached();
+    let (lingers, _deaf) = lingering();
+    fdpass::send(stream.as_fd(), &set_vring_call(), &[lingers.as_raw_fd()]).unwrap();
+    drop(lingers);
+    control.ready(0);
+    // The socket and, behind it, the connection that brought it.
+    assert_eq!(control.status().unclosed, 2);
+    let socket = dir.path().join("s");
+    let guest = served(&mut control, || {
+        Guest::connect(&socket, GuestConfig::default())
+    });
+    guest.unwrap();
+    assert_eq!(control.status().connections, 2);
+}
+
+#[test]
+fn nor_does_one_that_was_sent_and_not_taken() {
+    let (dir, mut control, _first) = attached();
+    let (lingers, _deaf) = lingering();
+    let second = UnixStream::connect(dir.path().join("s")).unwrap();
+    fdpass::send(second.as_fd(), &[0], &[lingers.as_raw_fd()]).unwrap();
+    drop(lingers);
+    control.ready(0);
+    let status = control.status();
+    assert_eq!((status.refused_second, status.unclosed), (1, 1));
+}
+
+#[test]
+fn who_holds_up_what_it_passed_loses_its_port_only() {
+    let (dir, mut control, stream) = attached();
+    let socket = dir.path().join("s");
+    let (lingers, deaf) = lingering();
+    fdpass::send(stream.as_fd(), &set_vring_call(), &[lingers.as_raw_fd()]).unwrap();
+    drop(lingers);
+    control.ready(0);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..2 {
+        let stream = UnixStream::connect(&socket).unwrap();
+        fdpass::send(stream.as_fd(), &[0], &[file.as_raw_fd(); 200]).unwrap();
+        control.ready(0);
+        assert!(control.status().connected);
+        control.ready(0);
+        assert!(!control.status().connected);
+    }
+    let stream = UnixStream::connect(&socket).unwrap();
+    for _ in 0..3 {
+        control.ready(0);
+        control.tick(u64::MAX - 1);
+    }
+    let status = control.status();
+    assert_eq!((status.connections, status.unclosed), (3, 1 + 400 + 3));
+    let trouble = control.trouble().unwrap();
+    assert!(trouble.contains("cannot be closed"), "{trouble}");
+    assert!(control.next_deadline().is_some());
+    assert!(end(SPLIT).control.status().connected);
+    // Whoever held it up goes, and the port takes the connection that waits.
+    drop(deaf);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !control.status().connected {
+        assert!(Instant::now() < until, "{:?}", control.status());
+        std::thread::yield_now();
+        control.tick(u64::MAX);
+        control.ready(0);
+    }
+    fdpass::send(stream.as_fd(), &message(&[1, 1, 0]), &[]).unwrap();
+    control.ready(0);
+    assert!(control.status().connected);
+    assert_eq!(control.next_deadline(), None);
 }

@@ -5,9 +5,8 @@
 //! [`VhostControl::next_deadline`]. Nothing here blocks, except on a worker's present burst.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +18,9 @@ use super::vring::{RingError, VringConfig};
 use super::{QUEUE_PAIRS_MAX, Rx, Tx, tx_caps};
 use crate::port::{Port, PortId, RxQueue, TxQueue};
 use crate::sys::aio::Signaller;
+use crate::sys::closer::{Closer, PeerFd};
 use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::eventfd::{self, EventFd};
 use crate::sys::fdpass;
 use crate::sys::gate::Gate;
 use crate::sys::peer;
@@ -36,6 +37,9 @@ const BACK_OFF_LAST_NS: u64 = 1_000_000_000;
 const READS_PER_TURN: usize = 128;
 /// Connections accepted, or refused, before others have their turn.
 const ACCEPTS_PER_TURN: usize = 16;
+/// Descriptors that wait to be closed, beyond which a port takes no more: only somebody who holds them
+/// up lets it come to that. One message has at most 253; QEMU's whole start with 16 queue pairs some 100.
+const UNCLOSED_MAX: usize = 256;
 
 const TOKEN_LISTENER: u64 = 0;
 const TOKEN_CONNECTION: u64 = 1;
@@ -94,6 +98,15 @@ pub enum VhostError {
     /// The front-end said something wrong.
     #[error("front-end: {0}")]
     Session(#[from] SessionError),
+    /// What front-ends passed is held up by whoever serves it.
+    #[error(
+        "descriptors that a front-end passed cannot be closed, because whoever serves them does not \
+         answer; end that, or remove and add the port"
+    )]
+    Unclosed,
+    /// We could not tell what a front-end passes.
+    #[error("cannot tell descriptors apart by /proc/self/fd; mount /proc")]
+    NoProc(#[source] io::Error),
     /// The front-end does not read our replies.
     #[error("front-end does not read its replies")]
     Stalled,
@@ -146,13 +159,15 @@ pub struct VhostStatus {
     pub refused_owner: u64,
     /// Connections ended by us because of what the front-end said.
     pub session_errors: u64,
+    /// Descriptors that came with front-ends and wait to be closed.
+    pub unclosed: usize,
     /// The last reason a connection ended.
     pub last_error: Option<String>,
 }
 
 #[derive(Debug)]
 struct Connection {
-    stream: UnixStream,
+    stream: PeerFd,
     decoder: Decoder,
     session: Session,
 }
@@ -163,12 +178,14 @@ pub struct VhostControl {
     config: VhostConfig,
     queue_pairs: usize,
     epoll: Epoll,
+    closer: Closer,
     listener: Option<Listener>,
     connection: Option<Connection>,
     queues: Queues,
     status: VhostStatus,
     back_off_ns: u64,
-    /// Client mode, not connected: when to try again. 0: at the next tick, whatever the time.
+    /// Client mode, not connected: when to try again; server mode, not listening because too much waits
+    /// to be closed: when to look again. 0: at the next tick, whatever the time.
     retry_at_ns: Option<u64>,
 }
 
@@ -202,6 +219,9 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
         Ok((rxqs, txqs))
     };
     let (rxqs, txqs) = queues().map_err(|e| failed("cannot make the queues of", e))?;
+    let ours = EventFd::new().map_err(|e| failed("cannot make the queues of", e))?;
+    eventfd::from_peer(ours).map_err(VhostError::NoProc)?;
+    let closer = Closer::new().map_err(|e| failed("cannot start the closer of", e))?;
     let port = Arc::new(Port::new(id, &config.name, rxqs, txqs));
     port.live_txqs.store(1, Ordering::Relaxed);
     let epoll = Epoll::new().map_err(|e| failed("cannot wait on", e))?;
@@ -216,6 +236,7 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
     let control = VhostControl {
         queue_pairs: usize::from(pairs),
         epoll,
+        closer,
         listener,
         connection: None,
         queues: Queues {
@@ -275,6 +296,14 @@ fn listen(path: &Path, owner: Option<u32>) -> Result<Listener, VhostError> {
     })
 }
 
+/// Whether what came from front-ends is closed about as fast as it comes.
+fn keeps_up(closer: &Closer) -> Result<(), VhostError> {
+    if closer.waiting() > UNCLOSED_MAX {
+        return Err(VhostError::Unclosed);
+    }
+    Ok(())
+}
+
 /// An error and what the kernel said, in one line.
 fn with_cause(error: &VhostError) -> String {
     match error {
@@ -296,7 +325,7 @@ impl VhostControl {
         let n = self.epoll.wait(&mut events, 0).unwrap_or(0);
         for event in events.iter().take(n) {
             match event.token() {
-                TOKEN_LISTENER => self.accept(),
+                TOKEN_LISTENER => self.accept(now_ns),
                 _ => self.serve(now_ns),
             }
         }
@@ -306,7 +335,11 @@ impl VhostControl {
     /// Does what is due. Call it once after [`open`], and then at [`VhostControl::next_deadline`].
     pub fn tick(&mut self, now_ns: u64) {
         if self.retry_at_ns.is_some_and(|at| at <= now_ns) {
-            self.connect(now_ns);
+            if self.config.client {
+                self.connect(now_ns);
+            } else {
+                self.accept_again(now_ns);
+            }
         }
     }
 
@@ -329,6 +362,7 @@ impl VhostControl {
         status.connected = self.connection.is_some();
         status.features = self.connection.as_ref().and_then(|c| c.session.features());
         status.live_queue_pairs = self.queues.live_pairs();
+        status.unclosed = self.closer.waiting();
         for index in 0..self.queue_pairs * 2 {
             if let Some(Some(e)) = self.queues.with(index, |q| q.broken()) {
                 status.broken_vrings += 1;
@@ -342,6 +376,9 @@ impl VhostControl {
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let status = self.status();
+        if let Err(e) = keeps_up(&self.closer) {
+            return Some(e.to_string());
+        }
         let at = self.config.socket.display();
         let last = |what: &str| {
             let error = status.last_error.as_ref();
@@ -377,11 +414,22 @@ impl VhostControl {
         })
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, now_ns: u64) {
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some(Ok(stream)) = self.listener.as_ref().map(Listener::accept) else {
+            let Some(listener) = &self.listener else {
                 return;
             };
+            if let Err(e) = keeps_up(&self.closer) {
+                // A connection that we do not accept costs us nothing; and we need not hear of it.
+                let _ = self.epoll.remove(listener.as_raw_fd());
+                self.retry_at_ns = Some(now_ns.saturating_add(BACK_OFF_LAST_NS));
+                self.note(&e);
+                return;
+            }
+            let Ok(stream) = listener.accept() else {
+                return;
+            };
+            let stream = self.closer.own(stream);
             if self.connection.is_some() {
                 // The guest that is there keeps its port: a socket is an identity.
                 self.status.refused_second += 1;
@@ -392,6 +440,7 @@ impl VhostControl {
                     uid = peer.map(|p| p.uid),
                     "second vhost-user connection refused"
                 );
+                unix::shutdown(stream.as_fd());
                 continue;
             }
             match self.admit(stream) {
@@ -401,10 +450,22 @@ impl VhostControl {
         }
     }
 
+    fn accept_again(&mut self, now_ns: u64) {
+        let again = |listener: &Listener| {
+            keeps_up(&self.closer).is_ok()
+                && self
+                    .epoll
+                    .add(listener.as_raw_fd(), TOKEN_LISTENER, Interest::READ)
+                    .is_ok()
+        };
+        let waits = !self.listener.as_ref().is_some_and(again);
+        self.retry_at_ns = waits.then(|| now_ns.saturating_add(BACK_OFF_LAST_NS));
+    }
+
     fn connect(&mut self, now_ns: u64) {
-        let result = unix::connect(&self.config.socket)
-            .map_err(VhostError::Connection)
-            .and_then(|stream| self.admit(stream));
+        let result = keeps_up(&self.closer)
+            .and_then(|()| unix::connect(&self.config.socket).map_err(VhostError::Connection))
+            .and_then(|stream| self.admit(self.closer.own(stream)));
         match result {
             Ok(()) => {
                 self.retry_at_ns = None;
@@ -418,16 +479,17 @@ impl VhostControl {
         }
     }
 
-    fn admit(&mut self, stream: UnixStream) -> Result<(), VhostError> {
+    fn admit(&mut self, stream: PeerFd) -> Result<(), VhostError> {
         let uid = peer::peer(&stream).map_err(VhostError::Connection)?.uid;
         let owner = self.config.owner.unwrap_or_else(peer::euid);
         // Root can be anybody anyway.
         if uid != owner && uid != 0 {
             self.status.refused_owner += 1;
+            unix::shutdown(stream.as_fd());
             return Err(VhostError::WrongOwner { uid, owner });
         }
         self.epoll
-            .add(stream.as_raw_fd(), TOKEN_CONNECTION, Interest::READ)
+            .add(stream.as_fd().as_raw_fd(), TOKEN_CONNECTION, Interest::READ)
             .map_err(VhostError::Connection)?;
         let mut features = session::FEATURES;
         if self.queue_pairs == 1 {
@@ -446,18 +508,27 @@ impl VhostControl {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        let Err(error) = connection.serve(&mut self.queues) else {
+        let Err(error) = connection.serve(&mut self.queues, &self.closer) else {
             return;
         };
         if matches!(error, VhostError::Session(_)) {
             self.status.session_errors += 1;
         }
         self.note(&error);
-        self.connection = None;
-        self.queues.disconnect();
+        self.hang_up();
         if self.config.client {
             self.retry_at_ns = Some(now_ns);
         }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let stream = connection.stream.as_fd();
+            // By hand: it is open until the closer has it.
+            let _ = self.epoll.remove(stream.as_raw_fd());
+            unix::shutdown(stream);
+        }
+        self.queues.disconnect();
     }
 
     fn note(&mut self, error: &VhostError) {
@@ -480,20 +551,25 @@ impl VhostControl {
 
 impl Drop for VhostControl {
     fn drop(&mut self) {
-        self.queues.disconnect();
+        self.hang_up();
+        // With it go connections that were not accepted, and what was sent over them.
+        drop(self.listener.take().map(|l| self.closer.own(l)));
         self.queues.port.link_up.store(false, Ordering::Relaxed);
     }
 }
 
 impl Connection {
     /// Reads and obeys messages until none waits, or it is others' turn.
-    fn serve(&mut self, queues: &mut Queues) -> Result<(), VhostError> {
+    fn serve(&mut self, queues: &mut Queues, closer: &Closer) -> Result<(), VhostError> {
         let mut buf = [0u8; 512];
         let mut fds = Vec::new();
         for _ in 0..READS_PER_TURN {
+            keeps_up(closer)?;
             let want = self.decoder.wanted().min(buf.len());
             let room = buf.get_mut(..want).unwrap_or(&mut []);
-            let n = match fdpass::recv(self.stream.as_fd(), room, &mut fds) {
+            let received = fdpass::recv(self.stream.as_fd(), room, &mut fds);
+            let fds: Vec<PeerFd> = fds.drain(..).map(|fd| closer.own(fd)).collect();
+            let n = match received {
                 Ok(0) => return Err(VhostError::Disconnected),
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -501,7 +577,7 @@ impl Connection {
                 Err(e) => return Err(VhostError::Connection(e)),
             };
             let bytes = buf.get(..n).unwrap_or(&[]);
-            let Some(message) = self.decoder.feed(bytes, fds.drain(..))? else {
+            let Some(message) = self.decoder.feed(bytes, fds)? else {
                 continue;
             };
             if let Some(reply) = self.session.handle(message, queues)? {
@@ -617,11 +693,11 @@ impl Queues {
 }
 
 impl Device for Queues {
-    fn set_memory(&mut self, table: Vec<(RegionSpec, OwnedFd)>) -> Result<(), SessionError> {
+    fn set_memory(&mut self, table: Vec<(RegionSpec, PeerFd)>) -> Result<(), SessionError> {
         self.install(GuestMem::map(&table)?)
     }
 
-    fn add_region(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), SessionError> {
+    fn add_region(&mut self, spec: RegionSpec, fd: PeerFd) -> Result<(), SessionError> {
         // QEMU 7.2 adds, and removes, every region once for each queue pair.
         if self.mem.has(spec) {
             return Ok(());
@@ -657,15 +733,15 @@ impl Device for Queues {
         self.with(index, |q| q.enable(on));
     }
 
-    fn set_kick(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_kick(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()> {
         self.with(index, |q| q.set_kick(fd)).unwrap_or(Ok(()))
     }
 
-    fn set_call(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_call(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()> {
         self.with(index, |q| q.set_call(fd)).unwrap_or(Ok(()))
     }
 
-    fn set_err(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()> {
+    fn set_err(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()> {
         self.with(index, |q| q.set_err(fd)).unwrap_or(Ok(()))
     }
 

@@ -8,7 +8,7 @@
 //! queue's gate: so unmapping waits for the worker's last copy.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::sys::memfd::{file_size, is_memory};
@@ -86,7 +86,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn map(spec: RegionSpec, fd: &OwnedFd) -> Result<Self, MemError> {
+    fn map(spec: RegionSpec, fd: BorrowedFd<'_>) -> Result<Self, MemError> {
         let ends = [
             spec.guest.checked_add(spec.size),
             spec.front_end.checked_add(spec.size),
@@ -98,10 +98,10 @@ impl Region {
         if spec.size == 0 {
             return Err(MemError::BadRegion(spec));
         }
-        if !is_memory(fd.as_fd()).map_err(MemError::Map)? {
+        if !is_memory(fd) {
             return Err(MemError::NotMemory(spec));
         }
-        let (file_bytes, block) = file_size(fd.as_fd()).map_err(MemError::Map)?;
+        let (file_bytes, block) = file_size(fd).map_err(MemError::Map)?;
         if file_bytes < file_end {
             return Err(MemError::ShortFile { spec, file_bytes });
         }
@@ -113,7 +113,7 @@ impl Region {
             .and_then(|n| usize::try_from(n).ok())
             .ok_or(MemError::BadRegion(spec))?;
         let skip = usize::try_from(spec.offset - start).map_err(|_e| MemError::BadRegion(spec))?;
-        let mapping = Mapping::shared(fd.as_fd(), start, len).map_err(MemError::Map)?;
+        let mapping = Mapping::shared(fd, start, len).map_err(MemError::Map)?;
         let watched = sigbus::watch(mapping.as_ptr(), mapping.len()).map_err(MemError::Map)?;
         // SAFETY: `skip` is less than `len` (the region has at least one byte).
         let host = unsafe { mapping.as_ptr().add(skip) };
@@ -152,7 +152,7 @@ impl GuestMem {
     ///
     /// # Errors
     /// See [`MemError`]; nothing stays mapped then.
-    pub fn map(table: &[(RegionSpec, OwnedFd)]) -> Result<Self, MemError> {
+    pub fn map<F: AsFd>(table: &[(RegionSpec, F)]) -> Result<Self, MemError> {
         let mut mem = GuestMem::default();
         for (spec, fd) in table {
             mem = mem.with(*spec, fd)?;
@@ -164,7 +164,7 @@ impl GuestMem {
     ///
     /// # Errors
     /// See [`MemError`].
-    pub fn with(&self, spec: RegionSpec, fd: &OwnedFd) -> Result<Self, MemError> {
+    pub fn with(&self, spec: RegionSpec, fd: impl AsFd) -> Result<Self, MemError> {
         if self.regions.len() >= REGIONS_MAX {
             return Err(MemError::TooMany);
         }
@@ -184,7 +184,7 @@ impl GuestMem {
             return Err(MemError::Overlap(spec));
         }
         let mut regions = self.regions.clone();
-        regions.push(Arc::new(Region::map(spec, fd)?));
+        regions.push(Arc::new(Region::map(spec, fd.as_fd())?));
         Ok(Self::of(regions))
     }
 
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn memory_is_in_memory() {
-        let file: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
         let mapped = GuestMem::default().with(spec(0, 0x1000, 0), &file);
         assert!(matches!(mapped, Err(MemError::NotMemory(_))));
     }

@@ -2,15 +2,17 @@
 //! descriptors for notifications, and whether the ring is broken.
 //!
 //! *Thread-safety.* Used only inside the queue's gate. The control thread replaces ring, memory
-//! and descriptors there, so they are also dropped (and memory unmapped) on the control thread.
+//! and descriptors there, so memory is also unmapped on the control thread; descriptors are closed by
+//! the port's closer.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::guest_mem::GuestMem;
 use super::vring::{Ring, RingError, Vring, VringConfig, with_ring};
 use crate::sys::aio::Signaller;
+use crate::sys::closer::PeerFd;
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::eventfd::{self, EventFd};
 use crate::sys::sigbus;
@@ -24,9 +26,9 @@ pub(super) struct Queue {
     broken: Option<RingError>,
     /// `sigbus::faults()` when the memory was last known whole.
     faults: u32,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
+    kick: Option<PeerFd>,
+    call: Option<PeerFd>,
+    err: Option<PeerFd>,
     signaller: Arc<Signaller>,
     /// Holds `kick` and `nudge`, edge-triggered: becomes readable once per kick, and nobody ever
     /// reads the peer's descriptor, which could be made to block us. What waits on it needs to
@@ -188,20 +190,21 @@ impl Queue {
         self.nudge.signal();
     }
 
-    pub(super) fn set_kick(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+    pub(super) fn set_kick(&mut self, fd: Option<PeerFd>) -> io::Result<()> {
         if let Some(old) = self.kick.take() {
             // By hand: the peer holds the same open file, so closing ours would not remove it.
-            self.wake.remove(old.as_raw_fd())?;
+            self.wake.remove(old.as_fd().as_raw_fd())?;
         }
         if let Some(fd) = fd.map(eventfd::from_peer).transpose()? {
-            self.wake.add(fd.as_raw_fd(), 1, Interest::READ.edge())?;
+            self.wake
+                .add(fd.as_fd().as_raw_fd(), 1, Interest::READ.edge())?;
             self.kick = Some(fd);
         }
         self.nudge.signal();
         Ok(())
     }
 
-    pub(super) fn set_call(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+    pub(super) fn set_call(&mut self, fd: Option<PeerFd>) -> io::Result<()> {
         self.call = fd.map(eventfd::from_peer).transpose()?;
         if self.ring.is_some() {
             self.signal_call();
@@ -209,7 +212,7 @@ impl Queue {
         Ok(())
     }
 
-    pub(super) fn set_err(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+    pub(super) fn set_err(&mut self, fd: Option<PeerFd>) -> io::Result<()> {
         self.err = fd.map(eventfd::from_peer).transpose()?;
         Ok(())
     }

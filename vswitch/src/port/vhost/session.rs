@@ -9,14 +9,14 @@
 //! A message that cannot be understood ends the connection with a [`SessionError`]; one that is
 //! understood but cannot be obeyed is answered with a failure when the front-end asked for an
 //! answer, and ends the connection otherwise, because it would go on in a false belief.
-//! Descriptors of refused messages are closed by being dropped.
+//! Descriptors of refused messages are closed by being dropped, see [`PeerFd`].
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 
 use super::guest_mem::{MemError, REGIONS_MAX, RegionSpec};
 use super::vring::{RingError, VringConfig};
+use crate::sys::closer::PeerFd;
 use crate::sys::virtio::feature;
 use crate::sys::virtio::vhost_user::{
     FLAG_NEED_REPLY, FLAG_REPLY, HEADER_BYTES, Header, PAYLOAD_MAX, Request, TABLE_REGIONS_MAX,
@@ -146,12 +146,12 @@ pub trait Device {
     ///
     /// # Errors
     /// The table cannot be used; nothing changed then, except that a ring may have stopped.
-    fn set_memory(&mut self, table: Vec<(RegionSpec, OwnedFd)>) -> Result<(), SessionError>;
+    fn set_memory(&mut self, table: Vec<(RegionSpec, PeerFd)>) -> Result<(), SessionError>;
     /// Adds a region.
     ///
     /// # Errors
     /// As [`Device::set_memory`].
-    fn add_region(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), SessionError>;
+    fn add_region(&mut self, spec: RegionSpec, fd: PeerFd) -> Result<(), SessionError>;
     /// Removes a region.
     ///
     /// # Errors
@@ -172,17 +172,17 @@ pub trait Device {
     ///
     /// # Errors
     /// The descriptor cannot be waited on.
-    fn set_kick(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()>;
+    fn set_kick(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()>;
     /// Whom we tell that chains were returned.
     ///
     /// # Errors
     /// The descriptor is unusable.
-    fn set_call(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()>;
+    fn set_call(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()>;
     /// Whom we tell that the ring is broken.
     ///
     /// # Errors
     /// The descriptor is unusable.
-    fn set_err(&mut self, index: usize, fd: Option<OwnedFd>) -> io::Result<()>;
+    fn set_err(&mut self, index: usize, fd: Option<PeerFd>) -> io::Result<()>;
     /// The negotiated features changed.
     fn set_features(&mut self, features: u64);
     /// The front-end's limit.
@@ -194,7 +194,7 @@ pub trait Device {
 #[derive(Debug, Default)]
 pub struct Decoder {
     buf: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<PeerFd>,
 }
 
 /// A whole message.
@@ -205,7 +205,7 @@ pub struct Message {
     /// Its payload.
     pub payload: Vec<u8>,
     /// Descriptors that came with it.
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<PeerFd>,
 }
 
 impl Decoder {
@@ -233,7 +233,7 @@ impl Decoder {
     pub fn feed(
         &mut self,
         bytes: &[u8],
-        fds: impl IntoIterator<Item = OwnedFd>,
+        fds: impl IntoIterator<Item = PeerFd>,
     ) -> Result<Option<Message>, SessionError> {
         self.buf.extend_from_slice(bytes);
         self.fds.extend(fds);
@@ -285,7 +285,7 @@ pub struct Session {
     status: u8,
     vrings: Vec<VringSetup>,
     /// `SET_LOG_BASE`'s memory; kept open only for as long as the front-end believes in it.
-    log: Option<OwnedFd>,
+    log: Option<PeerFd>,
 }
 
 /// A payload as native words.
@@ -388,7 +388,7 @@ impl Session {
         &mut self,
         request: Request,
         payload: &[u8],
-        fds: &mut VecDeque<OwnedFd>,
+        fds: &mut VecDeque<PeerFd>,
         device: &mut impl Device,
     ) -> Result<Option<Vec<u64>>, SessionError> {
         let word = || words::<1>(request, payload).map(|[w]| w);
@@ -592,7 +592,7 @@ impl Session {
         &mut self,
         request: Request,
         word: u64,
-        fds: &mut VecDeque<OwnedFd>,
+        fds: &mut VecDeque<PeerFd>,
         device: &mut impl Device,
     ) -> Result<(), SessionError> {
         let index = (word & 0xff) as u32;
@@ -648,7 +648,7 @@ fn reply(header: Header, words: &[u64]) -> Vec<u8> {
     out
 }
 
-fn one_fd(request: Request, fds: &mut VecDeque<OwnedFd>) -> Result<OwnedFd, SessionError> {
+fn one_fd(request: Request, fds: &mut VecDeque<PeerFd>) -> Result<PeerFd, SessionError> {
     let count = fds.len();
     match (fds.pop_front(), count) {
         (Some(fd), 1) => Ok(fd),
@@ -678,8 +678,8 @@ fn single_region(request: Request, payload: &[u8]) -> Result<RegionSpec, Session
 /// A count, padding, and that many regions; front-ends may send unused entries behind.
 fn mem_table(
     payload: &[u8],
-    fds: &mut VecDeque<OwnedFd>,
-) -> Result<Vec<(RegionSpec, OwnedFd)>, SessionError> {
+    fds: &mut VecDeque<PeerFd>,
+) -> Result<Vec<(RegionSpec, PeerFd)>, SessionError> {
     let request = Request::SetMemTable;
     let bad = SessionError::BadPayload {
         request,

@@ -57,6 +57,14 @@ impl Raw {
         write_desc(self.desc.wrapping_add(index * 16), addr, len, w0, w1);
     }
 
+    /// Where the buffer of a descriptor is.
+    fn buffer(&self, index: usize) -> *mut u8 {
+        let at = self.desc.wrapping_add(index * 16).cast::<u64>();
+        // SAFETY: the guest keeps its memory mapped, and the descriptor lies in it, aligned.
+        let offset = u64::from_le(unsafe { at.read_volatile() });
+        self.base.wrapping_add(usize::try_from(offset).unwrap())
+    }
+
     /// Offers `heads` on a fresh split ring and sets the index.
     fn offer(&self, heads: &[u16], idx: u16) {
         for (i, &head) in heads.iter().enumerate() {
@@ -76,6 +84,36 @@ fn write_desc(at: *mut u8, addr: u64, len: u32, w0: u16, w1: u16) {
     let word =
         u128::from(addr) | u128::from(len) << 64 | u128::from(w0) << 96 | u128::from(w1) << 112;
     put(at, &word.to_le_bytes());
+}
+
+/// What was judged is what arrives, whatever the sender writes there in between.
+#[test]
+fn judged_bytes_are_delivered_bytes() {
+    const HEAD_BYTES: usize = 256;
+    const SPOILT: u8 = 0xff;
+    for (features, len) in [(SPLIT, 60), (SPLIT, 1000), (PACKED, 60), (PACKED, 1000)] {
+        let (mut a, mut b) = (end(features), end(features));
+        let f = frame(1, len);
+        a.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+        let r = raw(&mut a, 1);
+        let spoil = || {
+            put(r.buffer(0), &vec![SPOILT; NetHdr::BYTES + len]);
+            r.desc(0, u64::MAX, u32::MAX, u16::MAX, u16::MAX);
+        };
+        assert_eq!(a.forward_when(&b, &mut Burst::new(), spoil), 1);
+        let mut seen = Vec::new();
+        b.guest.queue(0).unwrap().recv(8, |hdr, bytes| {
+            assert_eq!((hdr.flags, hdr.gso_type), (0, 0));
+            seen.push(bytes.to_vec());
+        });
+        // The payload is nobody's to judge, and shows that the sender's bytes were overwritten.
+        let mut expected = f;
+        expected
+            .iter_mut()
+            .skip(HEAD_BYTES)
+            .for_each(|b| *b = SPOILT);
+        assert_eq!(seen, [expected]);
+    }
 }
 
 /// The transmit ring must break with `error`, be counted once, and hurt nobody else.

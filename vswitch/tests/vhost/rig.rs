@@ -73,10 +73,16 @@ impl End {
 
     /// Takes one burst from every queue and sends it to the same queue of `to`; frames received.
     pub(crate) fn forward(&self, to: &End, burst: &mut Burst) -> usize {
+        self.forward_when(to, burst, || {})
+    }
+
+    /// The same; `between` happens to each burst after it was received and before it is sent.
+    pub(crate) fn forward_when(&self, to: &End, burst: &mut Burst, between: impl Fn()) -> usize {
         let mut n = 0;
         for (q, rxq) in self.port.rxqs.iter().enumerate() {
             let mut rx = rxq.enter().unwrap();
             rx.rx_burst(burst, &self.cell);
+            between();
             n += burst.received();
             self.cell.pkts.rx_pkts.add(burst.received() as u64);
             let items: Vec<OutItem> = (0..burst.received())

@@ -102,7 +102,8 @@ fn main() {
         .into_iter()
         .chain(containers.iter().map(|c| c.veth_port("")))
         .collect();
-    let toml = format!("policy = \"policy.toml\"\n{ports}");
+    // The table's default size said, because the tests' is smaller.
+    let toml = format!("policy = \"policy.toml\"\n[switch]\nconnections = 1000000\n{ports}");
     let mut config = SwitchConfig::new(&lab, "switch", &toml, POLICY);
     if let Some(host) = &host {
         config = config.in_netns(host);

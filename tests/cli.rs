@@ -434,6 +434,43 @@ fn a_port_that_cannot_open_stops_the_start_with_advice() {
     }
 }
 
+#[test]
+fn the_connection_table_is_in_memory_from_the_start() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let toml = "policy = \"policy.toml\"\n[switch]\nconnections = 1000000\n";
+    let mut s = SwitchConfig::new(&lab, "sw", toml, "").start();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", s.process().id()));
+    let status = status.expect("it runs");
+    let kib = |key| -> usize {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|n| n.parse().ok()).expect("it is there")
+    };
+    // Reserved huge pages count for themselves.
+    let resident = kib("VmRSS:") + kib("HugetlbPages:");
+    assert!(resident >= 1_000_000 * 144 / 1024, "{status}");
+}
+
+#[test]
+fn a_connection_table_that_does_not_fit_stops_the_start() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    lab.file("policy.toml", "");
+    let toml = "policy = \"policy.toml\"\n[switch]\nconnections = 100000000\n";
+    let mut command = process::command("prlimit");
+    command
+        .args(["--as=4000000000", "--"])
+        .arg(switch::binary())
+        .args(["run", "-c"])
+        .arg(lab.file("switch.toml", toml))
+        .env("VSWITCH_SOCKET", lab.path("vswitch.sock"));
+    let output = process::run(command, LIMIT);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    for what in ["memory for 100000000 connections", "lower `connections`"] {
+        assert!(said.contains(what), "{what} is not said: {said}");
+    }
+}
+
 /// A worker with nothing to do blocks, and `stats` counts it.
 #[test]
 fn an_idle_worker_blocks() {

@@ -79,7 +79,10 @@ fn an_interface_needs_capabilities_and_the_error_names_them() {
     prepare(&lab, Some(NOBODY));
     let (host, peer) = (Netns::new(&lab, "host"), Netns::new(&lab, "peer"));
     host.veth("v0", &peer, "eth0");
-    let toml = format!("policy = \"policy.toml\"\n{}", af_xdp("v0", ""));
+    let toml = format!(
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n{}",
+        af_xdp("v0", "")
+    );
     lab.file("switch.toml", toml);
     let run = |capabilities: &[&str]| {
         let mut command = unprivileged(&lab, Some(&host), capabilities);
@@ -120,7 +123,7 @@ fn a_tap_port_needs_capabilities_and_the_error_names_them() {
     };
     let Some(lab) = Lab::open(needs) else { return };
     prepare(&lab, Some(NOBODY));
-    let toml = "policy = \"policy.toml\"\n[[port]]\nname = \"t\"\nkind = \"tap\"\ninterface = \"vst-tap0\"\n";
+    let toml = "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[[port]]\nname = \"t\"\nkind = \"tap\"\ninterface = \"vst-tap0\"\n";
     lab.file(
         "switch.toml",
         toml.to_owned() + &workload("t", 3, "10.0.0.3", ""),
@@ -154,7 +157,7 @@ fn a_running_switch_without_capabilities_refuses_an_interface_and_stays_as_it_is
     let vm = port(&lab, "a", "") + &workload("a", 1, "10.0.0.1", "");
     let waits = af_xdp("late0", "optional = true").replace("\"v\"", "\"w\"");
     let waits = waits.replace(":03", ":04").replace("0.3", "0.4");
-    let toml = format!("policy = \"policy.toml\"\n{vm}{waits}");
+    let toml = format!("policy = \"policy.toml\"\n[switch]\nconnections = 10000\n{vm}{waits}");
     lab.file("switch.toml", &toml);
     let cli = |args: &[&str]| {
         let mut command = unprivileged(&lab, Some(&host), &[]);
@@ -213,7 +216,10 @@ fn another_user_is_refused_and_told_who_may() {
     };
     prepare(&lab, None);
     let vm = port(&lab, "a", "") + &workload("a", 1, "10.0.0.1", "");
-    lab.file("switch.toml", format!("policy = \"policy.toml\"\n{vm}"));
+    lab.file(
+        "switch.toml",
+        format!("policy = \"policy.toml\"\n[switch]\nconnections = 10000\n{vm}"),
+    );
     let as_root = |args: &[&str]| {
         let mut command = process::command(switch::binary());
         command

@@ -181,8 +181,15 @@ mod imp {
         // SAFETY: the mapping is ours; advice changes no contents.
         unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         if populate {
-            // SAFETY: as above. It may fail (a kernel before 5.14): pages then come on first touch.
-            unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+            // SAFETY: as above.
+            let r =
+                unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+            let error = io::Error::last_os_error();
+            // A kernel before 5.14 does not know it: pages then come on first touch.
+            if r < 0 && error.raw_os_error() != Some(libc::EINVAL) {
+                unmap(start, bytes);
+                return Err(error);
+            }
         }
         Ok(start)
     }

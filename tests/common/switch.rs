@@ -59,10 +59,15 @@ pub struct SwitchConfig<'a> {
 }
 
 impl<'a> SwitchConfig<'a> {
-    /// A switch with this `switch.toml` and `policy.toml`, which go to a directory `name` in the lab.
+    /// A switch with this `switch.toml` and `policy.toml`, which go to a directory `name` in the lab. Without a `[switch]` of
+    /// its own it has a small connection table, because one's memory is taken at start.
     pub fn new(lab: &'a Lab, name: &str, switch_toml: &str, policy_toml: &str) -> Self {
         std::fs::create_dir_all(lab.path(name)).expect("the lab's directory is writable");
-        lab.file(&format!("{name}/switch.toml"), switch_toml);
+        let mut switch_toml = switch_toml.to_owned();
+        if !switch_toml.contains("[switch]") {
+            switch_toml += "\n[switch]\nconnections = 10000\n";
+        }
+        lab.file(&format!("{name}/switch.toml"), &switch_toml);
         lab.file(&format!("{name}/policy.toml"), policy_toml);
         Self {
             lab,

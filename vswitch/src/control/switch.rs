@@ -179,6 +179,8 @@ fn start(config: &SwitchConfig) -> Result<Control, SwitchError> {
     };
     let table = flowtable::Config {
         capacity: config.connections,
+        // No worker ever waits for a page, and that there is not enough shows now.
+        huge_pages: true,
         ..flowtable::Config::default()
     };
     let shared = Shared::new(cores.len(), config.max_ports, table)?;

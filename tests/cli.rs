@@ -658,6 +658,10 @@ fn an_unconfirmed_policy_goes_back_by_itself() {
     let before = state(&s).1;
     let other = lab.file("other.toml", POLICY.replace("reject", "deny"));
     let other = other.to_str().expect("UTF-8");
+    // The file the daemon has read already.
+    let same = s.cli_ok(&["policy", "apply", "policy.toml", "--confirm", "1h"]);
+    assert!(same.contains("nothing waits for confirmation"), "{same}");
+    assert!(s.cli_json(&["status"])["confirm_s"].is_null());
     let args = ["policy", "apply", other, "--confirm"];
     let applied = s.cli_json(&[&args[..], &["1s"]].concat());
     assert_eq!(applied["confirm_s"], 1);

@@ -306,7 +306,8 @@ impl Control {
         Ok(applied)
     }
 
-    /// Replaces the policy. With `confirm_ns` it is reverted after that time, unless confirmed.
+    /// Replaces the policy. With `confirm_ns` it is reverted after that time, unless confirmed or
+    /// the same as before.
     pub(crate) fn apply_policy(
         &mut self,
         policy: Policy,
@@ -326,13 +327,20 @@ impl Control {
             Some(p) => (p.previous, p.previous_source),
             None => (previous, previous_source),
         };
-        self.probation = confirm_ns.map(|ns| Probation {
+        // To go back to the same would be no protection, only look like it.
+        let differs = previous != self.base.policy;
+        self.probation = confirm_ns.filter(|_| differs).map(|ns| Probation {
             deadline_ns: now_ns.saturating_add(ns),
             previous,
             previous_source,
         });
         if let Ok(applied) = &mut applied {
             applied.confirm_s = self.confirm_s(now_ns);
+            if confirm_ns.is_some() && !differs {
+                let line =
+                    "nothing waits for confirmation: the policy to go back to is this same one";
+                applied.changes.push(line.to_owned());
+            }
         }
         applied
     }

@@ -143,6 +143,31 @@ fn an_unconfirmed_policy_is_reverted() {
 }
 
 #[test]
+fn what_is_in_force_already_has_nothing_to_confirm() {
+    let mut c = control();
+    let allow = policy("r", Action::Allow);
+    c.apply(desired(&c, &[], allow.clone()), "first").unwrap();
+    let confirm_ns = Some(60 * SECOND_NS);
+    let says = "nothing waits for confirmation";
+    let generation = c.shared.snapshots.generation();
+    let applied = c
+        .apply_policy(allow.clone(), "copy", confirm_ns, 0)
+        .unwrap();
+    assert_eq!((applied.confirm_s, applied.generation), (None, generation));
+    assert!(applied.changes[0].starts_with(says), "{applied:?}");
+    assert_eq!(c.next_deadline_ns(), None);
+    // The same policy again while it waits goes on waiting; the one before ends the wait.
+    let deny = policy("r", Action::Deny);
+    for _ in 0..2 {
+        let applied = c.apply_policy(deny.clone(), "new", confirm_ns, 0).unwrap();
+        assert_eq!(applied.confirm_s, Some(60));
+    }
+    let applied = c.apply_policy(allow, "copy", confirm_ns, 0).unwrap();
+    assert_eq!(applied.confirm_s, None);
+    assert!(applied.changes[1].starts_with(says), "{applied:?}");
+}
+
+#[test]
 fn a_confirmed_policy_stays() {
     let mut c = control();
     c.apply_policy(policy("r", Action::Deny), "new", Some(SECOND_NS), 0)

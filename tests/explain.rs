@@ -6,7 +6,7 @@ use vswitch::control::api::{ExplainQuery, Explanation};
 use vswitch::control::state::{PortConfig, PortKind, WorkloadConfig};
 use vswitch::control::{Switch, SwitchError};
 use vswitch::packet::Mac;
-use vswitch::policy::model::{Action, Policy, Rule, Segment};
+use vswitch::policy::model::{Action, Policy, Rule, Segment, Tenant};
 use vswitch::port::mem::MemEnd;
 
 /// Bound on whatever takes microseconds when it works.
@@ -150,7 +150,10 @@ struct Hop {
 
 impl Net {
     fn new(policy: Policy) -> Self {
-        let ports = ports();
+        Net::with(ports(), policy)
+    }
+
+    fn with(ports: Vec<PortConfig>, policy: Policy) -> Self {
         let names: Vec<_> = ports.iter().map(|p| p.name.clone()).collect();
         let mut builder = Switch::builder()
             .connections(1000)
@@ -481,4 +484,58 @@ fn an_answer_is_part_of_its_connection() {
     assert_eq!((said.verdict.as_str(), said.live.len()), ("deny", 1));
     assert!(net.passes(&back).is_err());
     assert_eq!(net.explain("b", "a", SPORT, Some(1)).live.len(), 0, "cut");
+}
+
+/// Two tenants' workloads of the same name, address and MAC.
+#[test]
+fn a_name_is_the_default_tenants_unless_another_is_said() {
+    let red = |name: &str, n: u8| PortConfig {
+        tenant: "red".to_owned(),
+        ..port(
+            &format!("red-{name}"),
+            vec![workload(name, n, &format!("10.0.0.{n}"), None)],
+        )
+    };
+    let mut layout = ports();
+    layout.retain(|p| ["a", "b"].contains(&p.name.as_str()));
+    layout.extend([red("a", 1), red("b", 2), red("c", 3)]);
+    let of_red = Rule {
+        tenant: "red".to_owned(),
+        ..rule("any", "any", 1, Action::Allow)
+    };
+    let policy = Policy {
+        tenants: vec![Tenant {
+            name: "red".to_owned(),
+            ..Tenant::default()
+        }],
+        rules: vec![of_red, rule("any", "any", 2, Action::Allow)],
+        ..Policy::default()
+    };
+    let mut net = Net::with(layout, policy);
+    for (from, to, ports, dport) in [
+        ("a", "b", ["a", "b"], 2),
+        ("default/a", "b", ["a", "b"], 2),
+        ("a", "default/b", ["a", "b"], 2),
+        ("red/a", "red/b", ["red-a", "red-b"], 1),
+        // Nobody else has that one.
+        ("c", "red/b", ["red-c", "red-b"], 1),
+    ] {
+        let macs = if from == "c" { (3, 2) } else { (1, 2) };
+        let ips = ([10, 0, 0, macs.0], B);
+        for dport in [dport, 3 - dport] {
+            net.agree(from, to, dport, &hop(ports[0], ports[1], macs, ips, dport));
+        }
+        let said = net.explain(from, to, dport, None);
+        assert_eq!(said.verdict, "allow", "{from} to {to}");
+    }
+    for nobody in ["red/nobody", "default/c", "blue/a", "red/", "/a"] {
+        let query = ExplainQuery {
+            from: nobody.into(),
+            to: "b".into(),
+            service: "udp/1".into(),
+            src_port: None,
+        };
+        let said = net.switch.explain(query);
+        assert!(matches!(said, Err(SwitchError::Question(_))), "{nobody}");
+    }
 }

@@ -69,6 +69,16 @@ pub enum ApplyError {
     /// No such workload.
     #[error("there is no workload {0}; `vswitch workload list` shows them")]
     NoSuchWorkload(String),
+    /// Several workloads can be meant.
+    #[error("{text} can be {one} or {other}; say which")]
+    WhichWorkload {
+        /// How it was called.
+        text: String,
+        /// Qualified name of one that is called so.
+        one: String,
+        /// Of another.
+        other: String,
+    },
     /// Nothing waits for confirmation.
     #[error("no policy waits for confirmation")]
     NothingToConfirm,
@@ -395,18 +405,9 @@ impl Control {
         add: &[String],
         remove: &[String],
     ) -> Result<Applied, ApplyError> {
-        let (tenant, name) = workload
-            .split_once('/')
-            .unwrap_or((crate::policy::model::DEFAULT_TENANT, workload));
-        let mut tags = self
-            .desired
-            .ports
-            .iter()
-            .filter(|p| p.tenant == tenant)
-            .flat_map(|p| &p.workloads)
-            .find(|w| w.name == name)
-            .map(|w| w.tags.clone())
-            .ok_or_else(|| ApplyError::NoSuchWorkload(workload.to_owned()))?;
+        let (port, workload) = self.resident(workload)?;
+        let who = (port.tenant.clone(), workload.name.clone());
+        let mut tags = workload.tags.clone();
         tags.retain(|t| !remove.contains(t));
         for tag in add {
             if !tags.contains(tag) {
@@ -414,9 +415,7 @@ impl Control {
             }
         }
         let mut overlay = self.overlay.clone();
-        overlay
-            .tags
-            .insert((tenant.to_owned(), name.to_owned()), tags);
+        overlay.tags.insert(who, tags);
         self.change(self.base.clone(), overlay)
     }
 

@@ -9,7 +9,7 @@ use super::api::{ApiError, ConnInfo, EndInfo, ErrorCode, ExplainQuery, Explanati
 use super::apply::Control;
 use super::path::{self, Broken, Paths, Way};
 use super::state::{PortConfig, WorkloadConfig};
-use super::view::{assurance, qualified};
+use super::view::{assurance, only, qualified};
 use crate::datapath::snapshot::{Owner, OwnerIdx, Snapshot};
 use crate::datapath::tcp::State;
 use crate::datapath::{conn, guard, neighbour, process, tcp};
@@ -391,8 +391,8 @@ impl Control {
         to: &'a str,
     ) -> Result<(Named<'a>, Named<'a>), ApiError> {
         let [mut a, mut b] = [
-            self.residents_called(snapshot, from),
-            self.residents_called(snapshot, to),
+            self.residents_called(snapshot, from)?,
+            self.residents_called(snapshot, to)?,
         ];
         let domain = |r: &Resident<'_>| snapshot.owner(r.owner).map(|o| o.domain);
         if let [one] = a[..] {
@@ -400,52 +400,34 @@ impl Control {
         } else if let [one] = b[..] {
             narrow(&mut a, |r| domain(r) == domain(&one));
         }
-        Ok((self.named(from, &a)?, self.named(to, &b)?))
+        Ok((named(from, &a)?, named(to, &b)?))
     }
 
-    /// The workloads a text can mean: by name, by `tenant/name`, or by address.
-    fn residents_called<'a>(&'a self, snapshot: &Snapshot, text: &str) -> Vec<Resident<'a>> {
-        let ip: Option<IpAddr> = text.parse().ok();
-        let means = |port: &PortConfig, w: &WorkloadConfig| match ip {
-            Some(ip) => {
+    /// The workloads a text can mean: one by its name, or all that have the address.
+    fn residents_called<'a>(
+        &'a self,
+        snapshot: &Snapshot,
+        text: &str,
+    ) -> Result<Vec<Resident<'a>>, ApiError> {
+        let called = match text.parse::<IpAddr>() {
+            Ok(ip) => {
                 let own = |mac: &Mac| guard::eui64_link_local(*mac) == Addr::from(ip);
-                w.ip.contains(&ip) || w.mac.iter().any(own)
+                let has = |w: &WorkloadConfig| w.ip.contains(&ip) || w.mac.iter().any(own);
+                self.residents().filter(|(_, w)| has(w)).collect()
             }
-            None => w.name == text || qualified(&port.tenant, &w.name) == text,
+            Err(_) => vec![self.resident(text)?],
         };
-        let called = self.residents().filter(|(p, w)| means(p, w));
-        called
-            .filter_map(|(port, workload)| {
-                let attachment = self.attachments.number(&port.name, &workload.name)?;
-                let mut owners = (0..).map(OwnerIdx).zip(snapshot.owners());
-                let (owner, _) = owners.find(|(_, o)| o.attachment == attachment)?;
-                Some(Resident {
-                    port,
-                    workload,
-                    owner,
-                })
+        let attached = |(port, workload): (&'a PortConfig, &'a WorkloadConfig)| {
+            let attachment = self.attachments.number(&port.name, &workload.name)?;
+            let mut owners = (0..).map(OwnerIdx).zip(snapshot.owners());
+            let (owner, _) = owners.find(|(_, o)| o.attachment == attachment)?;
+            Some(Resident {
+                port,
+                workload,
+                owner,
             })
-            .collect()
-    }
-
-    fn named<'a>(&self, text: &'a str, found: &[Resident<'a>]) -> Result<Named<'a>, ApiError> {
-        let ip = text.parse().ok();
-        let resident = match found {
-            [] if ip.is_none() => {
-                return Err(usage(format!(
-                    "there is no workload {text}; `vswitch workload list` shows them"
-                )));
-            }
-            [a, b, ..] => {
-                return Err(usage(format!(
-                    "{text} is ambiguous: {} and {}",
-                    qualified(&a.port.tenant, &a.workload.name),
-                    qualified(&b.port.tenant, &b.workload.name)
-                )));
-            }
-            found => found.first().copied(),
         };
-        Ok(Named { text, ip, resident })
+        Ok(called.into_iter().filter_map(attached).collect())
     }
 
     fn resident_info(&self, r: Resident<'_>, ip: Option<IpAddr>) -> EndInfo {
@@ -511,6 +493,17 @@ impl Control {
             ))
         })
     }
+}
+
+fn named<'a>(text: &'a str, found: &[Resident<'a>]) -> Result<Named<'a>, ApiError> {
+    let ip = text.parse().ok();
+    let resident = match found {
+        [] if ip.is_some() => None,
+        found => Some(only(text, found, |r| {
+            qualified(&r.port.tenant, &r.workload.name)
+        })?),
+    };
+    Ok(Named { text, ip, resident })
 }
 
 fn port_name<'a>(snapshot: &'a Snapshot, owner: &Owner) -> &'a str {

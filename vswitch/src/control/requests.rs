@@ -18,7 +18,10 @@ impl From<ApplyError> for ApiError {
     fn from(e: ApplyError) -> Self {
         use ApplyError as E;
         let code = match &e {
-            E::NoSuchPort(_) | E::NoSuchWorkload(_) | E::NothingToConfirm => ErrorCode::Usage,
+            E::NoSuchPort(_)
+            | E::NoSuchWorkload(_)
+            | E::WhichWorkload { .. }
+            | E::NothingToConfirm => ErrorCode::Usage,
             E::Invalid(_)
             | E::Port { .. }
             | E::TooManyPorts(_)

@@ -9,7 +9,7 @@ use super::api::{
     ApiError, ConnInfo, ConnList, Conservation, DropInfo, ErrorCode, PolicyView, PortInfo,
     PortStats, RuleInfo, SegmentInfo, Stats, Status, WorkerInfo, WorkloadInfo,
 };
-use super::apply::Control;
+use super::apply::{ApplyError, Control};
 use super::events::protocol_name;
 use super::ports::Totals;
 use super::state::{PortConfig, PortKind, WorkloadConfig};
@@ -30,6 +30,23 @@ pub(super) fn qualified(tenant: &str, name: &str) -> String {
         name.to_owned()
     } else {
         format!("{tenant}/{name}")
+    }
+}
+
+/// The one of `found`, which are all that `text` can mean.
+pub(super) fn only<T: Copy>(
+    text: &str,
+    found: &[T],
+    name: impl Fn(&T) -> String,
+) -> Result<T, ApplyError> {
+    match found {
+        [] => Err(ApplyError::NoSuchWorkload(text.to_owned())),
+        [one] => Ok(*one),
+        [one, other, ..] => Err(ApplyError::WhichWorkload {
+            text: text.to_owned(),
+            one: name(one),
+            other: name(other),
+        }),
     }
 }
 
@@ -148,6 +165,21 @@ impl Control {
             .ports
             .iter()
             .flat_map(|p| p.workloads.iter().map(move |w| (p, w)))
+    }
+
+    /// The workload that NAME or TENANT/NAME means. One of the default tenant needs no tenant said,
+    /// any other only when several have the name.
+    pub(super) fn resident(
+        &self,
+        text: &str,
+    ) -> Result<(&PortConfig, &WorkloadConfig), ApplyError> {
+        let (tenant, name) = text.split_once('/').unwrap_or((DEFAULT_TENANT, text));
+        let mut residents = self.residents();
+        if let Some(exactly) = residents.find(|(p, w)| p.tenant == tenant && w.name == name) {
+            return Ok(exactly);
+        }
+        let of_others: Vec<_> = self.residents().filter(|(_, w)| w.name == text).collect();
+        only(text, &of_others, |(p, w)| qualified(&p.tenant, &w.name))
     }
 
     /// Names of the segments a workload is in.

@@ -330,10 +330,7 @@ fn every_exit_code_is_what_the_page_says() {
         impostor(&lab.path(name), line);
         expect(3, word, at(&lab.path_str(name)));
     }
-    let mut command = process::command(switch::binary());
-    let watch = ["--socket", &path(&s.socket().to_owned()), "watch", "--json"];
-    command.args(watch);
-    let mut watch = process::Process::spawn(&lab, "watch", command);
+    let mut watch = s.watch(&[]);
     // It is connected once it was shown something.
     let mut guest =
         Guest::connect(&lab.path("web-1.sock"), GuestConfig::default()).expect("the port's guest");
@@ -694,16 +691,7 @@ fn datagram_from(from: u8, dport: u16) -> Vec<u8> {
 fn watch_shows_a_denial_and_drops_counts_it() {
     let Some(lab) = Lab::open(&[]) else { return };
     let s = start(&lab);
-    let mut command = process::command(switch::binary());
-    command.env("VSWITCH_SOCKET", s.socket()).args([
-        "watch",
-        "--json",
-        "--workload",
-        "web-1",
-        "--kind",
-        "deny",
-    ]);
-    let mut watch = process::Process::spawn(&lab, "watch", command);
+    let mut watch = s.watch(&["--workload", "web-1", "--kind", "deny"]);
     let mut guest =
         Guest::connect(&lab.path("web-1.sock"), GuestConfig::default()).expect("the port's guest");
     let frame = datagram(53);

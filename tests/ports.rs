@@ -519,6 +519,38 @@ fn tenants_with_the_same_names_and_addresses_do_not_meet() {
     assert_eq!(explain("blue/a", "blue/b", "udp/6000"), Some(0));
     assert_eq!(explain("red/a", "blue/c", "udp/7000"), Some(1));
     assert_eq!(explain("a", "b", "udp/5000"), Some(2), "whose?");
+    for (name, total) in [
+        ("red/a", 1),
+        ("red/b", 1),
+        ("blue/a", 2),
+        ("blue/b", 1),
+        ("c", 1),
+    ] {
+        let list = switch.cli_json(&["conn", "list", "--workload", name]);
+        assert_eq!(list["total"], total, "{name}: {list}");
+    }
+    for args in [
+        &["conn", "list", "--workload", "a"][..],
+        &["watch", "--workload", "a"],
+        &["workload", "tag", "a", "x"],
+    ] {
+        let asked = switch.cli(args);
+        let said = String::from_utf8_lossy(&asked.stderr);
+        assert_eq!(asked.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains("a can be red/a or blue/a"), "{said}");
+    }
+    let list = switch.cli_ok(&["workload", "list"]);
+    let rows = list.lines().map(|l| l.split_whitespace().take(3).collect());
+    let rows: Vec<Vec<_>> = rows.collect();
+    for row in [["a", "red", "red-a"], ["a", "blue", "blue-a"]] {
+        assert!(rows.iter().any(|r| *r == row), "{row:?} in {list}");
+    }
+    let live = switch.cli_json(&["conn", "list", "--workload", "red/a"]);
+    let live = &live["connections"][0];
+    assert_eq!(
+        (&live["from"], &live["to"]),
+        (&"red/a".into(), &"red/b".into())
+    );
     let live = switch.cli_json(&["conn", "list"]);
     let rules: Vec<_> = live["connections"]
         .as_array()
@@ -528,6 +560,33 @@ fn tenants_with_the_same_names_and_addresses_do_not_meet() {
         .collect();
     for rule in ["red/open", "blue/open"] {
         assert!(rules.contains(&rule), "{rules:?}");
+    }
+
+    // Whoever watches the one sees nothing of the other.
+    let mut watch = switch.watch(&["--workload", "red/a"]);
+    let denied = |who: &mut Station, dport| {
+        drops(&switch, "policy_default_deny", 1, || {
+            who.send(&frame(dport, "watched"));
+        });
+    };
+    wait_for("it to watch", LIMIT, || {
+        assert!(watch.ended().is_none(), "{}", watch.log());
+        denied(&mut blue_a, 1);
+        denied(&mut red_a, 1);
+        watch.log().contains("\"dport\":1,").then_some(())
+    });
+    denied(&mut blue_a, 2);
+    denied(&mut red_a, 2);
+    let log = wait_for("the last event", LIMIT, || {
+        let log = watch.log();
+        (log.contains("\"dport\":2,") && log.ends_with('\n')).then_some(log)
+    });
+    for line in log.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(
+            (&event["from"], &event["to"]),
+            (&"red/a".into(), &"red/b".into())
+        );
     }
     switch.wait_conserved();
 }

@@ -208,6 +208,14 @@ impl Switch<'_> {
         assert!(done.is_some(), "frames unaccounted for: {last}");
     }
 
+    /// `vswitch watch --json` with further arguments, which goes on until it is dropped.
+    pub fn watch(&self, args: &[&str]) -> Process {
+        let mut command = process::command(binary());
+        command.env("VSWITCH_SOCKET", &self.socket);
+        command.args(["watch", "--json"]).args(args);
+        Process::spawn(self.lab, "watch", command)
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

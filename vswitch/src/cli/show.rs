@@ -9,6 +9,7 @@ use crate::control::api::{
     Applied, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo, SegmentInfo,
     Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
 };
+use crate::policy::model::qualified;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -207,6 +208,7 @@ pub(super) fn port(p: &PortInfo) -> String {
 pub(super) fn workloads(workloads: &[WorkloadInfo]) -> String {
     let mut t = table(&[
         "WORKLOAD",
+        "TENANT",
         "PORT",
         "LINK",
         "MAC",
@@ -222,6 +224,7 @@ pub(super) fn workloads(workloads: &[WorkloadInfo]) -> String {
         };
         t.add_row([
             w.name.clone(),
+            w.tenant.clone(),
             port,
             up(w.up).to_owned(),
             list(&w.mac),
@@ -353,7 +356,7 @@ pub(super) fn applied(a: &Applied) -> String {
 fn end(e: &EndInfo) -> String {
     format!(
         "{} ({}) on port {}, segments {}, assurance {}",
-        e.name,
+        qualified(&e.tenant, &e.name),
         list(&e.ip),
         e.port,
         list(&e.segments),
@@ -378,9 +381,9 @@ pub(super) fn explanation(e: &Explanation) -> String {
                 out,
                 "  leg {}   {} on port {} > {} on port {}: {}: {}",
                 n + 1,
-                leg.from.name,
+                qualified(&leg.from.tenant, &leg.from.name),
                 leg.from.port,
-                leg.to.name,
+                qualified(&leg.to.tenant, &leg.to.name),
                 leg.to.port,
                 leg.verdict,
                 leg.why

@@ -59,7 +59,7 @@ pub enum Request {
     Segments,
     /// [`ConnList`].
     Conns {
-        /// Only connections with this workload at an end.
+        /// Only connections with this workload at an end: NAME or TENANT/NAME.
         workload: Option<String>,
         /// Most connections to return.
         limit: usize,
@@ -312,9 +312,9 @@ pub struct ConnInfo {
     pub dst: String,
     /// The other end's port; 0 when there is none.
     pub dport: u16,
-    /// Initiator; `-` when it is gone.
+    /// Initiator: NAME, or TENANT/NAME outside the default tenant; `outside(PORT)` behind an uplink.
     pub from: String,
-    /// The other end; `-` when it is gone.
+    /// The other end.
     pub to: String,
     /// TCP state, or `replied`/`unreplied`.
     pub state: String,
@@ -481,7 +481,7 @@ pub struct Explanation {
 /// What `watch` shows.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WatchFilter {
-    /// Only events with this workload at an end.
+    /// Only events with this workload at an end: NAME or TENANT/NAME.
     pub workload: Option<String>,
     /// Only these kinds (`allow`, `deny`, `cut`, ...); empty: all.
     pub kinds: Vec<String>,
@@ -500,9 +500,10 @@ pub struct WatchEvent {
     pub rule: Option<String>,
     /// Port the frame came in by.
     pub port: String,
-    /// Initiator; `-` when unknown.
+    /// Initiator: NAME, or TENANT/NAME outside the default tenant; `outside(PORT)` behind an uplink;
+    /// `-` when unknown.
     pub from: String,
-    /// Other end; `-` when unknown.
+    /// Other end.
     pub to: String,
     /// `tcp`, `udp`, ..., or `ether/0x88cc`.
     pub protocol: String,

@@ -23,13 +23,13 @@ use tracing::{error, info, warn};
 
 use super::api::Applied;
 use super::ports::{OpenPort, PortControl, PortError};
-use super::state::{Desired, PortConfig, SwitchConfig};
+use super::state::{Desired, PortConfig, SwitchConfig, WorkloadConfig};
 use super::validate;
 use crate::datapath::quota::Groups;
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
-use crate::policy::model::{Action, Policy};
+use crate::policy::model::{Action, Policy, qualified};
 use crate::policy::{Classifier, FieldError, FieldPath, RuleId, diff};
 use crate::port::PortId;
 use crate::port::mem::MemEnd;
@@ -233,7 +233,8 @@ pub(crate) struct Control {
     renew_at_ns: u64,
 }
 
-/// Numbers for (port, workload) pairs, for the life of the process.
+/// Numbers for (port, workload) pairs, for the life of the process. Workloads by their qualified
+/// names: on a port that went to another tenant nobody is who he was.
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
     numbers: HashMap<(String, String), AttachmentId>,
@@ -242,8 +243,8 @@ pub(super) struct Attachments {
 
 impl Attachments {
     /// The pair's number. "" stands for whoever is not a declared workload.
-    fn intern(&mut self, port: &str, workload: &str) -> AttachmentId {
-        let pair = (port.to_owned(), workload.to_owned());
+    fn intern(&mut self, port: &str, workload: impl Into<String>) -> AttachmentId {
+        let pair = (port.to_owned(), workload.into());
         let next = AttachmentId(u32::try_from(self.names.len()).unwrap_or(u32::MAX));
         *self.numbers.entry(pair).or_insert_with_key(|pair| {
             self.names.push(pair.clone());
@@ -252,15 +253,19 @@ impl Attachments {
     }
 
     /// The number of a pair that has one.
-    pub(super) fn number(&self, port: &str, workload: &str) -> Option<AttachmentId> {
-        let pair = (port.to_owned(), workload.to_owned());
-        self.numbers.get(&pair).copied()
+    pub(super) fn of(&self, port: &PortConfig, workload: &WorkloadConfig) -> Option<AttachmentId> {
+        let name = qualified(&port.tenant, &workload.name);
+        self.numbers.get(&(port.name.clone(), name)).copied()
     }
 
-    /// Port and workload of a number, also of one that is gone.
-    pub(super) fn name(&self, number: u32) -> Option<(&str, &str)> {
-        let (port, workload) = self.names.get(number as usize)?;
-        Some((port, workload))
+    /// Who has that number, also when he is gone: a workload's qualified name, `outside(PORT)`, or
+    /// `-` when nobody has it.
+    pub(super) fn name(&self, number: u32) -> String {
+        match self.names.get(number as usize) {
+            Some((port, workload)) if workload.is_empty() => format!("outside({port})"),
+            Some((_, workload)) => workload.clone(),
+            None => "-".to_owned(),
+        }
     }
 }
 
@@ -487,7 +492,9 @@ impl Control {
                     .iter()
                     .zip(&mut residents)
                     .map(|(w, (party, group))| WorkloadInput {
-                        attachment: self.attachments.intern(&config.name, &w.name),
+                        attachment: self
+                            .attachments
+                            .intern(&config.name, qualified(&config.tenant, &w.name)),
                         name: w.name.clone(),
                         party,
                         group,

@@ -68,11 +68,6 @@ impl Control {
     }
 
     fn show(&self, e: &ConnEvent) -> WatchEvent {
-        let name = |number: u32| match self.attachments.name(number) {
-            Some((port, "")) => format!("outside({port})"),
-            Some((_, workload)) => workload.to_owned(),
-            None => "-".to_owned(),
-        };
         let rule = (e.rule != NONE_U32)
             .then(|| self.classifier_at(e.generation))
             .flatten()
@@ -93,8 +88,8 @@ impl Control {
             reason: e.reason.map(|r| r.name().to_owned()),
             rule,
             port: port.map_or("-", |p| &p.config.name).to_owned(),
-            from: name(e.src_attachment),
-            to: name(e.dst_attachment),
+            from: self.attachments.name(e.src_attachment),
+            to: self.attachments.name(e.dst_attachment),
             protocol,
             src,
             sport: e.sport,

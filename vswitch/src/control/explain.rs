@@ -9,12 +9,12 @@ use super::api::{ApiError, ConnInfo, EndInfo, ErrorCode, ExplainQuery, Explanati
 use super::apply::Control;
 use super::path::{self, Broken, Paths, Way};
 use super::state::{PortConfig, WorkloadConfig};
-use super::view::{assurance, only, qualified};
+use super::view::{assurance, only};
 use crate::datapath::snapshot::{Owner, OwnerIdx, Snapshot};
 use crate::datapath::tcp::State;
 use crate::datapath::{conn, guard, neighbour, process, tcp};
 use crate::packet::{Addr, L3, Mac, proto};
-use crate::policy::model::{PortRange, ServiceSpec};
+use crate::policy::model::{PortRange, ServiceSpec, qualified};
 use crate::policy::{Classifier, Query, RuleId, Service, Verdict, Why};
 
 /// Live connections shown at most; `conn list` shows all.
@@ -418,7 +418,7 @@ impl Control {
             Err(_) => vec![self.resident(text)?],
         };
         let attached = |(port, workload): (&'a PortConfig, &'a WorkloadConfig)| {
-            let attachment = self.attachments.number(&port.name, &workload.name)?;
+            let attachment = self.attachments.of(port, workload)?;
             let mut owners = (0..).map(OwnerIdx).zip(snapshot.owners());
             let (owner, _) = owners.find(|(_, o)| o.attachment == attachment)?;
             Some(Resident {

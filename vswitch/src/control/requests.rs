@@ -101,7 +101,7 @@ pub(super) fn answer(
     Answer::Reply(r)
 }
 
-fn watch(control: &Control, filter: WatchFilter) -> Answer {
+fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
     let all = [
         K::Allow,
@@ -113,8 +113,12 @@ fn watch(control: &Control, filter: WatchFilter) -> Answer {
         K::Expire,
         K::Evict,
     ];
-    if let Some(Err(e)) = filter.workload.as_deref().map(|w| control.known(w)) {
-        return Answer::Reply(line::<()>(Err(e)));
+    if let Some(workload) = &mut filter.workload {
+        // Once, and to what events call it: it may be gone by the time one comes.
+        match control.resolve(workload) {
+            Ok(name) => *workload = name,
+            Err(e) => return Answer::Reply(line::<()>(Err(e.into()))),
+        }
     }
     let unknown = |kind: &&String| !all.iter().any(|k| k.name() == kind.as_str());
     match filter.kinds.iter().find(unknown) {

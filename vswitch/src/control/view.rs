@@ -6,32 +6,24 @@ use std::path::Path;
 use flowtable::{ConnRef, Participant};
 
 use super::api::{
-    ApiError, ConnInfo, ConnList, Conservation, DropInfo, ErrorCode, PolicyView, PortInfo,
-    PortStats, RuleInfo, SegmentInfo, Stats, Status, WorkerInfo, WorkloadInfo,
+    ApiError, ConnInfo, ConnList, Conservation, DropInfo, PolicyView, PortInfo, PortStats,
+    RuleInfo, SegmentInfo, Stats, Status, WorkerInfo, WorkloadInfo,
 };
 use super::apply::{ApplyError, Control};
 use super::events::protocol_name;
 use super::ports::Totals;
 use super::state::{PortConfig, PortKind, WorkloadConfig};
 use crate::counters::WorkerValues;
+use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::{conn, tcp};
 use crate::drop_reason::DropReason;
 use crate::packet::proto;
 use crate::policy::WorkloadFacts;
-use crate::policy::model::DEFAULT_TENANT;
+use crate::policy::model::{DEFAULT_TENANT, qualified};
 use crate::port::PortId;
 
 /// Most connections one answer holds: 100,000 of them are about 30 MB of JSON.
 const MAX_CONNS: usize = 100_000;
-
-/// `name`, or `tenant/name` outside the default tenant.
-pub(super) fn qualified(tenant: &str, name: &str) -> String {
-    if tenant == DEFAULT_TENANT {
-        name.to_owned()
-    } else {
-        format!("{tenant}/{name}")
-    }
-}
 
 /// The one of `found`, which are all that `text` can mean.
 pub(super) fn only<T: Copy>(
@@ -273,15 +265,10 @@ impl Control {
         }
     }
 
-    /// An error when there is no workload of that name.
-    pub(super) fn known(&self, workload: &str) -> Result<(), ApiError> {
-        if self.residents().any(|(_, w)| w.name == workload) {
-            return Ok(());
-        }
-        Err(ApiError::new(
-            ErrorCode::Usage,
-            format!("there is no workload {workload}; `vswitch workload list` shows them"),
-        ))
+    /// The qualified name of the workload that `text` means.
+    pub(super) fn resolve(&self, text: &str) -> Result<String, ApplyError> {
+        let (port, workload) = self.resident(text)?;
+        Ok(qualified(&port.tenant, &workload.name))
     }
 
     pub(super) fn conns(
@@ -290,7 +277,8 @@ impl Control {
         limit: usize,
         tick: u32,
     ) -> Result<ConnList, ApiError> {
-        workload.map_or(Ok(()), |name| self.known(name))?;
+        let workload = workload.map(|text| self.resident(text)).transpose()?;
+        let workload = workload.map(|(p, w)| self.attachments.of(p, w));
         let limit = limit.min(MAX_CONNS);
         let mut list = ConnList {
             total: 0,
@@ -299,11 +287,8 @@ impl Control {
         };
         self.each_conn(|c| {
             let (from, to) = conn::ends(&c.key(), c.initiator());
-            let of = |attachment| self.attachments.name(attachment).map(|(_, w)| w);
-            let wanted = workload.is_none()
-                || of(from.attachment) == workload
-                || of(to.attachment) == workload;
-            if !wanted {
+            let ends = [from.attachment, to.attachment].map(|n| Some(AttachmentId(n)));
+            if workload.is_some_and(|w| !ends.contains(&w)) {
                 return;
             }
             list.total += 1;
@@ -331,11 +316,6 @@ impl Control {
         let generation = conn::generation(c.word());
         let rule = conn::admission(c).rule;
         let (original_bytes, reply_bytes) = conn::bytes(c);
-        let name = |attachment| match self.attachments.name(attachment) {
-            Some((port, "")) => format!("outside({port})"),
-            Some((_, workload)) => workload.to_owned(),
-            None => "-".to_owned(),
-        };
         let state = match key.proto() {
             proto::TCP => tcp::state(c).to_string(),
             _ if conn::replied(c) => "replied".to_owned(),
@@ -347,8 +327,8 @@ impl Control {
             sport: from.port,
             dst: to.addr.to_string(),
             dport: to.port,
-            from: name(from.attachment),
-            to: name(to.attachment),
+            from: self.attachments.name(from.attachment),
+            to: self.attachments.name(to.attachment),
             state,
             rule: self
                 .classifier_at(generation)

@@ -14,7 +14,7 @@ use super::error::{FieldError, FieldPath};
 use super::infrastructure::{self, DHCP_GROUPS, DHCP_SERVERS, ROUTER_GROUPS, ROUTERS};
 use super::limit::RuleState;
 use super::model::{
-    ANY, DEFAULT_TENANT, Infrastructure, Policy, PortRange, Rule, SegmentRef, ServiceSpec, Tier,
+    ANY, Infrastructure, Policy, PortRange, Rule, SegmentRef, ServiceSpec, Tier, qualified,
 };
 use super::validate::validate;
 use super::{Party, SetId, TenantId, WorkloadFacts};
@@ -273,7 +273,7 @@ impl<'a> Compiler<'a> {
                 let next_tier = number(self.out.rules.len() + rules.len());
                 for (written, rule) in rules {
                     let tenant = TenantId(u16::try_from(index).unwrap_or(u16::MAX));
-                    let name = qualified(rule);
+                    let name: Box<str> = qualified(&rule.tenant, &rule.name).into();
                     self.out
                         .states
                         .push(state(rule, remembered.get(&*name).copied()));
@@ -473,15 +473,6 @@ impl<'a> Compiler<'a> {
                 part.v6 = Intervals::new(v6.into_iter());
             }
         }
-    }
-}
-
-/// `tenant/name`, or just the name in the default tenant.
-fn qualified(rule: &Rule) -> Box<str> {
-    if rule.tenant == DEFAULT_TENANT {
-        rule.name.as_str().into()
-    } else {
-        format!("{}/{}", rule.tenant, rule.name).into()
     }
 }
 

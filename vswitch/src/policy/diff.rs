@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::model::{DEFAULT_TENANT, Policy};
+use super::model::{Policy, qualified};
 
 /// Everything that differs, in the order of the new policy; what is gone comes last of its kind.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
@@ -71,10 +71,6 @@ pub struct FieldChange {
 #[must_use]
 pub fn diff(old: &Policy, new: &Policy) -> Diff {
     let items = |policy: &Policy, kind: Kind| -> Vec<(String, Value)> {
-        let full = |tenant: &str, name: &str| match tenant {
-            DEFAULT_TENANT => name.to_owned(),
-            tenant => format!("{tenant}/{name}"),
-        };
         match kind {
             Kind::Infrastructure => vec![(String::new(), value(&policy.infrastructure))],
             Kind::Tenant => {
@@ -84,13 +80,13 @@ pub fn diff(old: &Policy, new: &Policy) -> Diff {
             Kind::Segment => {
                 let segments = policy.segments.iter();
                 segments
-                    .map(|s| (full(&s.tenant, &s.name), value(s)))
+                    .map(|s| (qualified(&s.tenant, &s.name), value(s)))
                     .collect()
             }
             Kind::Rule => {
                 let rules = policy.rules.iter();
                 rules
-                    .map(|r| (full(&r.tenant, &r.name), value(r)))
+                    .map(|r| (qualified(&r.tenant, &r.name), value(r)))
                     .collect()
             }
         }

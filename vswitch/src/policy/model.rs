@@ -14,6 +14,16 @@ use crate::packet::Cidr;
 /// The tenant every switch has; [`TenantId`] 0.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// `name`, or `tenant/name` outside the default tenant.
+#[must_use]
+pub fn qualified(tenant: &str, name: &str) -> String {
+    if tenant == DEFAULT_TENANT {
+        name.to_owned()
+    } else {
+        format!("{tenant}/{name}")
+    }
+}
+
 /// The segment of every workload of a tenant; never the outside.
 pub const ANY: &str = "any";
 

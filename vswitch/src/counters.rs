@@ -92,6 +92,8 @@ counter_set! {
         conn_miss,
         /// Frames whose connection was judged under an older generation, and was judged again.
         conn_stale,
+        /// Questions that an `ask` rule decided: by its `otherwise`, for there is no manager.
+        conn_asked,
         /// Connections created.
         conn_insert,
         /// Connections removed because their timeout passed.

@@ -622,6 +622,9 @@ fn enforce(
         classifier.staged_hit(staged);
         report(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
     }
+    if j.ask {
+        ctx.counters.worker.conn_asked.add(1);
+    }
     let rule = match j.why {
         Why::Rule(rule) => {
             classifier.hit(rule);

@@ -446,11 +446,14 @@ fn every_number_moves() {
     p.rules.push(rule("rest", "web", "db", &[], Action::Allow));
     r.apply(&p);
     r.send("web", &allowed).reached("db", &allowed);
+    let asked = WEB_DB().udp(2000, 3, b"");
+    r.send("web", &asked).dropped(R::PolicyAskDenied);
     r.pass_secs(40);
     let WorkerValues {
         conn_hit,
         conn_miss,
         conn_stale,
+        conn_asked,
         conn_insert,
         conn_expired,
         conn_cut,
@@ -462,7 +465,7 @@ fn every_number_moves() {
         blocked: _,
     } = r.worker_values();
     // The two from outside miss, too.
-    assert_eq!((conn_insert, conn_miss), (4, 6));
+    assert_eq!((conn_insert, conn_miss, conn_asked), (4, 7, 1));
     // The second question; of TCP all but the SYN.
     assert_eq!(conn_hit, 5);
     assert_eq!(conn_stale, 2);

@@ -3,10 +3,14 @@
 
 mod common;
 
-use common::Lab;
 use common::station::{Station, mac, port, udp, workload};
 use common::switch::{Switch, SwitchConfig};
+use common::{Lab, wait_for};
 use serde_json::Value;
+use std::time::Duration;
+
+/// Bound on what must happen.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A switch with the workloads `a` and `b`, and these rules from the one to the other: name, UDP port, further lines.
 fn start<'a>(lab: &'a Lab, rules: &[(&str, u16, &str)]) -> (Switch<'a>, [Station; 2]) {
@@ -83,5 +87,94 @@ fn what_nobody_can_be_asked_is_answered_by_otherwise_and_counted() {
             assert!(said.contains(what), "{what} is not said: {said}");
         }
     }
+    switch.wait_conserved();
+}
+
+#[test]
+fn what_is_logged_told_and_tried_is_watched_written_and_counted() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let rules = [
+        ("logged", 1, "action = \"allow\"\nlog = true"),
+        ("told", 2, "action = \"notify\""),
+        ("quiet", 3, "action = \"allow\""),
+        ("tried", 4, "action = \"deny\"\nstage = \"staged\""),
+        ("enforced", 4, "action = \"allow\""),
+        ("refused", 5, "action = \"deny\"\nlog = true"),
+    ];
+    let (mut switch, [mut a, mut b]) = start(&lab, &rules);
+    // The log needs nobody who watches.
+    a.send(&datagram(1000, 1));
+    b.recv(&datagram(1000, 1));
+    wait_for("it to be logged", LIMIT, || {
+        let log = switch.process().log();
+        log.contains("rule=\"logged\"").then_some(())
+    });
+
+    // By default it is denied, which is shown to who watches.
+    let mut watch = switch.watch(&[]);
+    wait_for("it to watch", LIMIT, || {
+        assert!(watch.ended().is_none(), "{}", watch.log());
+        a.send(&datagram(1000, 8));
+        watch.log().contains("\"dport\":8,").then_some(())
+    });
+    for dport in [3, 1, 2, 4, 5, 9] {
+        a.send(&datagram(2000, dport));
+    }
+    for dport in [3, 1, 2, 4] {
+        b.recv(&datagram(2000, dport));
+    }
+    let shown = wait_for("the last event", LIMIT, || {
+        let log = watch.log();
+        (log.contains("\"dport\":9,") && log.ends_with('\n')).then_some(log)
+    });
+    let shown: Vec<_> = shown
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("one document a line"))
+        .filter(|event| event["sport"] == 2000)
+        .map(|e| {
+            let of = |key: &str| e[key].as_str().unwrap_or("-").to_owned();
+            ["kind", "rule", "reason"].map(of)
+        })
+        .collect();
+    let wanted = [
+        ["allow", "logged", "-"],
+        ["allow", "told", "-"],
+        ["staged", "tried", "-"],
+        ["deny", "refused", "policy_deny"],
+        ["deny", "-", "policy_default_deny"],
+    ];
+    assert_eq!(shown, wanted);
+
+    // What a rule asks for is written before it is shown, and nothing else is.
+    let log = switch.process().log();
+    let written: Vec<_> = log.lines().filter(|l| l.contains("dport=")).collect();
+    let wanted = [
+        ("allow rule=\"logged\"", "sport=1000"),
+        ("allow rule=\"logged\"", "sport=2000"),
+        ("allow rule=\"told\"", "sport=2000"),
+        ("staged rule=\"tried\"", "sport=2000"),
+        ("deny rule=\"refused\" reason=\"policy_deny\"", "sport=2000"),
+    ];
+    assert_eq!(written.len(), wanted.len(), "{written:#?}");
+    for (line, (what, sport)) in written.iter().zip(wanted) {
+        assert!(line.contains(what) && line.contains(sport), "{line}");
+        assert!(line.contains("from=\"a\" to=\"b\""), "{line}");
+    }
+
+    for (rule, n) in [
+        ("logged", (2, false)),
+        ("told", (1, false)),
+        ("quiet", (1, false)),
+        ("tried", (1, true)),
+        ("enforced", (1, false)),
+        ("refused", (1, false)),
+    ] {
+        assert_eq!(hits(&switch, rule), n, "{rule}");
+    }
+    let shown = switch.cli_ok(&["policy", "show"]);
+    let rows = shown.lines().map(|l| l.split_whitespace().collect());
+    let mut rows = rows.filter(|row: &Vec<_>| row.first() == Some(&"tried"));
+    let row = rows.next().expect("it is listed");
+    assert!(row.ends_with(&["1", "staged"]), "{row:?}");
     switch.wait_conserved();
 }

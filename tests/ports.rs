@@ -430,8 +430,10 @@ fn tenants_with_the_same_names_and_addresses_do_not_meet() {
         of("blue", segment("all", "tags = [\"all\"]")),
         of("red", rule("open", "all", "all", "udp/5000", "allow")),
         of("blue", rule("open", "all", "all", "udp/6000", "allow")),
-        // A foreign tenant's alone opens nothing.
+        // A foreign tenant's alone opens nothing. Both together would, but no frame gets there.
         of("red", rule("out", "all", "blue/all", "udp/7000", "allow")),
+        of("red", rule("there", "all", "blue/all", "udp/7500", "allow")),
+        of("blue", rule("in", "red/all", "all", "udp/7500", "allow")),
     ];
     let toml = switch_toml(&ports);
     let switch = SwitchConfig::new(&lab, "switch", &toml, &policy.concat()).start();
@@ -463,8 +465,8 @@ fn tenants_with_the_same_names_and_addresses_do_not_meet() {
     }
 
     // Whoever is in one tenant only does not exist in the other.
-    drops(&switch, "unknown_destination", 2, || {
-        for dport in [5000, 7000] {
+    drops(&switch, "unknown_destination", 3, || {
+        for dport in [5000, 7000, 7500] {
             red_a.send(&udp(
                 (a, other),
                 (ips.0, [10, 0, 0, 9]),
@@ -517,7 +519,9 @@ fn tenants_with_the_same_names_and_addresses_do_not_meet() {
     assert_eq!(explain("red/a", "red/b", "udp/5000"), Some(0));
     assert_eq!(explain("red/a", "red/b", "udp/6000"), Some(1));
     assert_eq!(explain("blue/a", "blue/b", "udp/6000"), Some(0));
-    assert_eq!(explain("red/a", "blue/c", "udp/7000"), Some(1));
+    for service in ["udp/7000", "udp/7500"] {
+        assert_eq!(explain("red/a", "blue/c", service), Some(1));
+    }
     assert_eq!(explain("a", "b", "udp/5000"), Some(2), "whose?");
     for (name, total) in [
         ("red/a", 1),

@@ -43,7 +43,9 @@ fn demo_without_root(lab: &Lab, args: &[&str]) -> Command {
     }
     // Where that user can read it: the build may lie in a private directory.
     let copy = lab.path("vswitch");
-    fs::copy(binary(), &copy).expect("the lab's directory is writable");
+    if !copy.exists() {
+        fs::copy(binary(), &copy).expect("the lab's directory is writable");
+    }
     for path in [lab.path(""), copy.clone()] {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
     }
@@ -232,41 +234,50 @@ fn ctrl_c_leaves_nothing_behind() {
     }
 }
 
+/// Kills a run and lets another one end; `left` are the kinds of things that the first one leaves.
+fn the_next_run_cleans_up(lab: &Lab, left: &[&str], demo: impl Fn() -> Command) {
+    let started = |name: &str| {
+        let run = Process::spawn(lab, name, demo());
+        wait_for("the first step", LIMIT, || {
+            run.log().contains(" 1 ✓").then_some(())
+        });
+        run
+    };
+    let mut first = started("first");
+    let pid = first.id();
+    // One that lives is left alone.
+    let mut second = started("second");
+    first.kill();
+    let found = traces(pid);
+    for name in left.iter().map(|l| l.replace("PID", &pid.to_string())) {
+        assert!(found.contains(&name), "no {name} in {found:?}");
+    }
+    let mut third = started("third");
+    let log = third.log();
+    assert!(log.contains("an earlier run that was killed"), "{log}");
+    assert_eq!(traces(pid), [""; 0]);
+    assert!(!traces(second.id()).is_empty(), "the living one is gone");
+    second.signal("INT");
+    second.wait(LIMIT);
+    assert_eq!(third.wait(LIMIT).code(), Some(0), "{}", third.log());
+    for run in [&second, &third] {
+        assert_eq!(traces(run.id()), [""; 0]);
+    }
+}
+
 #[test]
 fn the_next_run_removes_what_a_killed_one_left() {
     let Some(lab) = Lab::open(&[Need::Root]) else {
         return;
     };
-    let mut first = Process::spawn(&lab, "first", demo(&[]));
-    wait_for("the first step", LIMIT, || {
-        first.log().contains(" 1 ✓").then_some(())
-    });
-    let pid = first.id();
-    // One that lives is left alone.
-    let mut second = Process::spawn(&lab, "second", demo(&[]));
-    wait_for("the first step", LIMIT, || {
-        second.log().contains(" 1 ✓").then_some(())
-    });
-    first.kill();
-    let left = traces(pid);
-    for name in [
-        format!("vsdemo-{pid}"),
-        format!("vsdemo-{pid}-db"),
-        format!("vs{pid}-db"),
-    ] {
-        assert!(left.contains(&name), "no {name} in {left:?}");
-    }
-    let mut third = Process::spawn(&lab, "third", demo(&[]));
-    wait_for("the first step", LIMIT, || {
-        third.log().contains(" 1 ✓").then_some(())
-    });
-    let log = third.log();
-    assert!(log.contains("an earlier run that was killed"), "{log}");
-    assert_eq!(traces(pid), [""; 0]);
-    assert!(!traces(second.id()).is_empty(), "the living one is gone");
-    for demo in [&mut second, &mut third] {
-        demo.signal("INT");
-        demo.wait(LIMIT);
-        assert_eq!(traces(demo.id()), [""; 0]);
-    }
+    let left = ["vsdemo-PID", "vsdemo-PID-db", "vsPID-db"];
+    the_next_run_cleans_up(&lab, &left, || demo(&[]));
+}
+
+#[test]
+fn without_root_the_next_run_removes_what_a_killed_one_left() {
+    let Some(lab) = Lab::open(&[Need::Program("setpriv")]) else {
+        return;
+    };
+    the_next_run_cleans_up(&lab, &["vsdemo-PID"], || demo_without_root(&lab, &[]));
 }

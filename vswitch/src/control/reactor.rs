@@ -18,7 +18,7 @@ use super::server::Server;
 use crate::port::PortId;
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::eventfd::EventFd;
-use crate::sys::inotify::FileWatch;
+use crate::sys::inotify::{FileWatch, Seen};
 use crate::sys::time::monotonic_ns;
 
 /// Something to be done on the control thread.
@@ -148,9 +148,7 @@ impl Reactor {
                 }
             }
             FILES => {
-                if self.files.as_mut().is_some_and(FileWatch::changed) {
-                    self.reload_at_ns = Some(now_ns + SAVED_NS);
-                }
+                self.look_at_files(now_ns);
             }
             _ => {
                 let id = u16::try_from(token & !KIND).map(PortId);
@@ -172,14 +170,32 @@ impl Reactor {
         }
     }
 
+    /// Says whether nothing happened to the files since the last look; else they are read when they
+    /// are whole.
+    fn look_at_files(&mut self, now_ns: u64) -> bool {
+        let seen = self.files.as_mut().map_or(Seen::Nothing, FileWatch::look);
+        match seen {
+            Seen::Nothing => return true,
+            Seen::Saved => self.reload_at_ns = Some(now_ns + SAVED_NS),
+            // Its end will be seen, too.
+            Seen::Writing => self.reload_at_ns = None,
+        }
+        false
+    }
+
     fn timers(&mut self, now_ns: u64) {
         self.control.tick(now_ns);
         if self.reload_at_ns.is_some_and(|at| at <= now_ns) {
             self.reload_at_ns = None;
-            if let Some(loader) = &self.loader {
+            let loaded = self.loader.as_ref().map(|loader| loader.load());
+            // What was read while somebody wrote may be half of a policy, or an empty one.
+            if let Some(loaded) = loaded
+                && self.look_at_files(now_ns)
+                && let Some(loader) = &self.loader
+            {
                 info!("configuration files changed");
                 // Refused: logged and shown by `status`; the switch is as it was.
-                let _ = requests::reload(&mut self.control, loader.as_ref());
+                let _ = requests::reload(&mut self.control, loader.as_ref(), loaded);
                 if self.watched != loader.files() {
                     self.watched = loader.files();
                     // Dropping the old watch takes it out of the epoll set.

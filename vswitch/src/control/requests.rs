@@ -9,6 +9,7 @@ use super::api::{
 use super::apply::{ApplyError, Control};
 use super::loader::Loader;
 use super::server::Answer;
+use super::state::Desired;
 use crate::datapath::worker::tick;
 
 /// Longest probation of a policy: a day. A longer one was forgotten, not planned.
@@ -193,15 +194,22 @@ fn enact(
             add,
             remove,
         } => Ok(control.tag(&workload, &add, &remove)?),
-        Request::Reload => reload(control, loader.ok_or_else(no_files)?),
+        Request::Reload => {
+            let loader = loader.ok_or_else(no_files)?;
+            reload(control, loader, loader.load())
+        }
         // Questions are answered by the caller.
         _ => Err(ApiError::new(ErrorCode::Usage, "not a change")),
     }
 }
 
-/// Makes the configuration files true, as they are now, or refuses them whole.
-pub(super) fn reload(control: &mut Control, loader: &dyn Loader) -> Result<Applied, ApiError> {
-    let result = loader.load().map_err(refused).and_then(|desired| {
+/// Makes true what `loader` found in the configuration files, or refuses it whole.
+pub(super) fn reload(
+    control: &mut Control,
+    loader: &dyn Loader,
+    loaded: Result<Desired, Vec<String>>,
+) -> Result<Applied, ApiError> {
+    let result = loaded.map_err(refused).and_then(|desired| {
         let source = loader.policy_source();
         control.apply(desired, &source).map_err(|e| match e {
             ApplyError::Invalid(errors) => refused(loader.located(errors)),

@@ -16,10 +16,30 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct FileWatch {
     fd: OwnedFd,
-    names: Vec<Vec<u8>>,
+    files: Vec<Watched>,
     dirs: Vec<PathBuf>,
 }
 
+#[derive(Debug)]
+struct Watched {
+    name: Vec<u8>,
+    /// Changed, and not closed since by who writes it.
+    writing: bool,
+}
+
+/// What happened to the files since the last look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// Nothing.
+    Nothing,
+    /// One of them is being written: what stands in it may be half of what will.
+    Writing,
+    /// At least one was written or replaced, and is whole.
+    Saved,
+}
+
+/// The writer closed it, or it was renamed to its name.
+const SAVED: u32 = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO;
 /// Fixed part of `struct inotify_event`; its last field is the length of the name that follows.
 const HEADER: usize = size_of::<libc::inotify_event>();
 
@@ -38,7 +58,7 @@ impl FileWatch {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut watch = FileWatch {
             fd,
-            names: Vec::new(),
+            files: Vec::new(),
             dirs: Vec::new(),
         };
         for file in files {
@@ -49,7 +69,10 @@ impl FileWatch {
 
     fn add(&mut self, file: &Path) -> io::Result<()> {
         let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        self.names.push(name.as_bytes().to_vec());
+        self.files.push(Watched {
+            name: name.as_bytes().to_vec(),
+            writing: false,
+        });
         let dir = match file.parent() {
             Some(d) if !d.as_os_str().is_empty() => d,
             _ => Path::new("."),
@@ -58,7 +81,7 @@ impl FileWatch {
             return Ok(());
         }
         let path = CString::new(dir.as_os_str().as_bytes())?;
-        let mask = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO;
+        let mask = SAVED | libc::IN_MODIFY;
         // SAFETY: `path` is a C string that lives until the call returns.
         let r = unsafe { libc::inotify_add_watch(self.fd.as_raw_fd(), path.as_ptr(), mask) };
         if r < 0 {
@@ -68,20 +91,18 @@ impl FileWatch {
         Ok(())
     }
 
-    /// Whether one of the files was written or replaced since the last call. Never blocks. Lost
-    /// events (a full queue) count as a change.
-    pub fn changed(&mut self) -> bool {
-        let mut changed = false;
+    /// What happened since the last call. Never blocks. Lost events (a full queue) count as a
+    /// change that is complete.
+    pub fn look(&mut self) -> Seen {
+        let mut saved = false;
         let mut buf = [0u8; 4096];
         loop {
             // SAFETY: the kernel writes at most `buf.len()` bytes into `buf`.
             let n = unsafe { libc::read(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
-            let Some(mut rest) = usize::try_from(n).ok().and_then(|n| buf.get(..n)) else {
-                return changed;
+            let events = usize::try_from(n).ok().and_then(|n| buf.get(..n));
+            let Some(mut rest) = events.filter(|e| !e.is_empty()) else {
+                break;
             };
-            if rest.is_empty() {
-                return changed;
-            }
             // Each event: wd, mask, cookie, len (4 bytes each), then `len` bytes of padded name.
             while let Some((header, after)) = rest.split_at_checked(HEADER) {
                 let word = |at: usize| {
@@ -92,10 +113,20 @@ impl FileWatch {
                     break;
                 };
                 let name = name.split(|b| *b == 0).next().unwrap_or_default();
-                changed |=
-                    word(4) & libc::IN_Q_OVERFLOW != 0 || self.names.iter().any(|n| n == name);
+                let (mask, lost) = (word(4), word(4) & libc::IN_Q_OVERFLOW != 0);
+                for file in self.files.iter_mut().filter(|f| lost || f.name == name) {
+                    file.writing = !lost && mask & SAVED == 0;
+                    saved |= !file.writing;
+                }
                 rest = next;
             }
+        }
+        if self.files.iter().any(|f| f.writing) {
+            Seen::Writing
+        } else if saved {
+            Seen::Saved
+        } else {
+            Seen::Nothing
         }
     }
 }
@@ -108,7 +139,8 @@ impl AsRawFd for FileWatch {
 
 #[cfg(test)]
 mod tests {
-    use super::FileWatch;
+    use super::{FileWatch, Seen};
+    use std::io::Write as _;
 
     #[test]
     fn sees_writes_and_replacement_and_nothing_else() {
@@ -116,14 +148,32 @@ mod tests {
         let file = dir.path().join("a.toml");
         let other = dir.path().join("b.toml");
         let mut watch = FileWatch::new(std::slice::from_ref(&file)).unwrap();
-        assert!(!watch.changed());
+        assert_eq!(watch.look(), Seen::Nothing);
         std::fs::write(&other, "x").unwrap();
-        assert!(!watch.changed());
+        assert_eq!(watch.look(), Seen::Nothing);
         std::fs::write(&file, "x").unwrap();
-        assert!(watch.changed());
-        assert!(!watch.changed());
+        assert_eq!(watch.look(), Seen::Saved);
+        assert_eq!(watch.look(), Seen::Nothing);
         std::fs::rename(&other, &file).unwrap();
-        assert!(watch.changed());
+        assert_eq!(watch.look(), Seen::Saved);
         assert!(FileWatch::new(&[dir.path().join("no/such/dir")]).is_err());
+    }
+
+    #[test]
+    fn a_file_is_being_written_until_its_writer_closes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.toml", "b.toml"].map(|name| dir.path().join(name));
+        std::fs::write(&a, "long").unwrap();
+        let mut watch = FileWatch::new(&[a.clone(), b.clone()]).unwrap();
+        // Truncated: what a reader would find now is an empty file.
+        let mut writer = std::fs::File::create(&a).unwrap();
+        assert_eq!(watch.look(), Seen::Writing);
+        writer.write_all(b"half").unwrap();
+        assert_eq!(watch.look(), Seen::Writing);
+        // Another one that is whole does not make this one so.
+        std::fs::write(&b, "x").unwrap();
+        assert_eq!(watch.look(), Seen::Writing);
+        drop(writer);
+        assert_eq!(watch.look(), Seen::Saved);
     }
 }

@@ -10,7 +10,7 @@
 //! * `acked`: the highest acknowledgement it sent;
 //! * `window`: the largest window it offered.
 //!
-//! A segment fits if it starts at or before the peer's `limit`, ends no more than the peer's
+//! A segment fits if it starts at or before the peer's `limit` (one later when it is empty), ends no more than the peer's
 //! `window` below its own `end`, and acknowledges what the peer sent and not too long ago. Both
 //! lower bounds have [`SLACK`]: what lies there was received long ago and the receiver only answers it.
 //!
@@ -528,7 +528,11 @@ fn fits(facts: Facts, seg: &Segment, ack: u32, sender: &Side, receiver: &Side) -
     } else {
         receiver.end
     };
-    !after(seg.tcp.seq, receiver.limit)
+    // A FIN takes a number even when the window before it is full: a segment without content may
+    // start behind it, whether that FIN was seen or lost.
+    let bare = seg.end() == seg.tcp.seq;
+    let limit = receiver.limit.wrapping_add(u32::from(bare));
+    !after(seg.tcp.seq, limit)
         && after(seg.end(), Side::floor(sender.end, receiver.window))
         && !after(ack, ceiling)
         && after(ack, Side::floor(receiver.end, sender.window))

@@ -299,6 +299,21 @@ proptest! {
     }
 }
 
+/// Found by the test above: a FIN behind a full window.
+#[test]
+fn a_small_window_refuses_nothing() {
+    run(&Exchange {
+        seed: 15_159_343_400_504_043_415,
+        loss: 14,
+        repeat: 7,
+        jitter_ms: 8,
+        buffers: (4000, 600),
+        bytes: (35_000, 28_201),
+        initiator_closes_last: false,
+        abort: false,
+    });
+}
+
 #[test]
 fn in_fair_weather_every_exchange_ends_in_time_wait() {
     for (closes_last, bytes) in [(true, (50_000, 0)), (false, (0, 50_000)), (true, (9, 9))] {

@@ -118,6 +118,28 @@ fn initiator_closes_first() {
 }
 
 #[test]
+fn a_fin_behind_a_full_window_takes_a_number() {
+    let full = established();
+    full.exchange_all(&[
+        (
+            R,
+            with_window(seg(ACK, B, A, 0), 10_000),
+            State::Established,
+        ),
+        (O, seg(ACK | PSH, A, B, 10_000), State::Established),
+    ]);
+    // Lost before us or seen by us: its sender acknowledges from behind it.
+    full.exchange_all(&[
+        (O, seg(ACK, A + 10_001, B, 0), State::Established),
+        (O, seg(ACK | FIN, A + 10_000, B, 0), State::FinWait),
+        (O, seg(ACK, A + 10_001, B, 0), State::FinWait),
+    ]);
+    // There is room for nothing else.
+    full.unmoved(O, seg(ACK, A + 10_001, B, 1), WINDOW);
+    full.unmoved(O, seg(ACK, A + 10_002, B, 0), WINDOW);
+}
+
+#[test]
 fn responder_closes_first_and_both_at_once() {
     established().exchange_all(&[
         (R, seg(ACK | FIN, B, A, 0), State::FinWait),
@@ -195,8 +217,8 @@ fn windows_scale_when_both_asked_for_it() {
         let scaled = |s: Segment, scale: Option<u8>| scale.map_or(s, |n| with_scale(s, n));
         let c = Conn::new(&scaled(seg(SYN, A - 1, 0, 0), original));
         assert_eq!(c.go(R, scaled(seg(SYN | ACK, B - 1, A, 0), reply)), FORWARD);
-        // A window in a SYN is never scaled.
-        c.unmoved(O, seg(ACK, A + 10_001, B, 0), WINDOW);
+        // A window in a SYN is never scaled. (Without content: one more, for a FIN.)
+        c.unmoved(O, seg(ACK, A + 10_002, B, 0), WINDOW);
         assert_eq!(c.go(O, seg(ACK, A, B, 0)), FORWARD);
         assert_eq!(c.go(R, seg(ACK, B, A, 0)), FORWARD);
         let limit = |dir| {
@@ -286,7 +308,7 @@ fn out_of_window_is_refused_and_leaves_no_trace() {
         (O, seg(ACK, A.wrapping_add(1 << 31), B, 0)), // half the space away
         (R, seg(ACK | FIN, B + 400_000, A + 500, 0)),
         (R, seg(ACK, B, A + 501, 0)),
-        (O, seg(RST, A + 10_501, 0, 0)),
+        (O, seg(RST, A + 10_502, 0, 0)),
         (R, seg(RST | ACK, B, A + 501, 0)),
         (R, seg(SYN | ACK, B + 1_000_000, A, 0)),
     ] {

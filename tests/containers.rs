@@ -81,6 +81,7 @@ fn containers_reach_what_the_policy_allows_and_nothing_else() {
     let switch = SwitchConfig::new(&lab, "switch", &switch_toml(&ports), &policy(&rules))
         .in_netns(&host)
         .start();
+    switch.wait_ports_up(3);
 
     let (at_a, at_b) = (a.echo(5000), b.echo(5000));
     for (from, to) in [(&a, b.v4()), (&a, b.v6()), (&b, a.v4()), (&b, a.v6())] {
@@ -139,6 +140,7 @@ fn a_running_transfer_survives_every_policy_that_allows_it_and_no_other() {
     let switch = SwitchConfig::new(&lab, "switch", &switch_toml(&ports), &first)
         .in_netns(&host)
         .start();
+    switch.wait_ports_up(2);
     let file = switch.dir().join("policy.toml");
     let _echo = b.echo(5000);
     let transfer = Transfer::start(&a, (b.v4(), 5000));
@@ -222,6 +224,7 @@ fn a_policy_on_probation_is_reverted_and_connections_are_judged_again() {
     let switch = SwitchConfig::new(&lab, "switch", &switch_toml(&ports), &policy(&[closed]))
         .in_netns(&host)
         .start();
+    switch.wait_ports_up(2);
     let trial = lab.file("trial.toml", policy(&[a_and_b()]));
     let trial = trial.to_str().expect("the lab's directory is UTF-8");
     let (_at_a, _at_b) = (a.echo(5000), b.echo(5000));
@@ -264,6 +267,7 @@ fn several_queues_and_jumbo_frames() {
     let switch = SwitchConfig::new(&lab, "switch", &switch_toml(&ports), &policy(&[a_and_b()]))
         .in_netns(&host)
         .start();
+    switch.wait_ports_up(2);
     let _echo = b.echo(5000);
     for to in [b.v4(), b.v6()] {
         // 8952 bytes of IPv6 payload fill the MTU; for IPv4 20 bytes are left.
@@ -311,6 +315,7 @@ fn a_tap_container_and_a_veth_container_exchange_bulk() {
     .start();
     // The device came with the switch, and with the workload's MAC.
     a.configure();
+    switch.wait_ports_up(2);
     let (_at_a, _at_b) = (a.echo(5000), b.echo(5000));
     for (from, to) in [(&a, b.v4()), (&a, b.v6()), (&b, a.v4()), (&b, a.v6())] {
         from.talk((to, 5000), 8 << 20);

@@ -118,6 +118,7 @@ fn a_dead_switch_hands_nobody_to_the_host() {
     let site = Site::new(&lab);
     let (a, b) = (&site.a, &site.b);
     let mut switch = site.config(&lab, POLICY).start();
+    switch.wait_ports_up(2);
     a.talk((b.v4(), 5000), 1 << 20);
     // Alive, it does not hand frames to the host either: nobody of the switch's has that MAC.
     a.connect((HOST, 5000), ATTEMPT).expect_err("no way out");
@@ -132,6 +133,7 @@ fn a_dead_switch_hands_nobody_to_the_host() {
     drop(transfer);
 
     switch.restart();
+    switch.wait_ports_up(2);
     a.talk((b.v4(), 5000), 1 << 20);
     a.talk((b.v6(), 5000), 1 << 20);
     conserves(&switch);
@@ -153,6 +155,7 @@ fn a_dead_switch_hands_nobody_to_the_host() {
     drop(switch);
 
     let switch = site.config(&lab, POLICY).start();
+    switch.wait_ports_up(2);
     a.talk((b.v4(), 5000), 1 << 20);
     // Removing a port on purpose gives its interface back to the host, and takes the container off the switch. (That the host
     // answers now also shows that only the switch kept it from answering before.)

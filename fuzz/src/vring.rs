@@ -166,8 +166,10 @@ fn once(rig: &mut Rig, input: &[u8]) {
             }
             if let Some(mut tx) = txq.enter() {
                 tx.tx_burst(&burst, &items, &cell);
+                tx.notify();
             }
             rx.complete(&burst);
+            rx.notify();
             burst.clear();
             rx.arm();
             rx.disarm();

@@ -110,6 +110,20 @@ counter_set! {
         busy_cycles,
         /// Times the worker blocked because nothing was to do.
         blocked,
+        /// TSC cycles in which frames were taken from receive queues; this and the next six only while profiling.
+        step_rx_cycles,
+        /// In which they were parsed.
+        step_parse_cycles,
+        /// In which their senders were established and their outputs chosen.
+        step_locate_cycles,
+        /// In which their connections were looked up.
+        step_lookup_cycles,
+        /// In which they were tracked and judged.
+        step_track_cycles,
+        /// In which they were copied into transmit queues.
+        step_tx_cycles,
+        /// In which their buffers went back and peers were notified.
+        step_complete_cycles,
     }
 }
 

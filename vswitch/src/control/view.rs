@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use flowtable::{ConnRef, Participant};
 
@@ -340,6 +341,10 @@ impl Control {
             original_bytes,
             reply_bytes,
         }
+    }
+
+    pub(super) fn profile(&self, on: bool) {
+        self.shared.profile.store(on, Ordering::Relaxed);
     }
 
     pub(super) fn drops(&self) -> Vec<DropInfo> {

@@ -4,12 +4,14 @@
 //! `worker` executes. It reads the private heads only; it does no I/O, reads no clock, takes no
 //! lock and allocates nothing.
 //!
-//! Three passes over the burst, so that cache misses of different frames overlap:
-//! 1. each frame is parsed, its sender is established (`guard`), its output and with it its
+//! Four passes over the burst, so that waits of different frames overlap, for memory and for what
+//! the pass before stored:
+//! 1. each frame is parsed;
+//! 2. its sender is established (`guard`), its output and with it its
 //!    destination are chosen (`l2`). ARP and ND are answered here (`neighbour`), broadcast and
 //!    multicast are judged for each receiver (`flood`): what remains is unicast with a key;
-//! 2. all keys are looked up in the connection table at once;
-//! 3. each frame is tracked: a hit judged under the present generation is used, a stale one is
+//! 3. all keys are looked up in the connection table at once;
+//! 4. each frame is tracked: a hit judged under the present generation is used, a stale one is
 //!    judged again in its original direction, a miss is judged and may open a connection.
 //!
 //! The default is to drop, and every drop names its reason.
@@ -21,11 +23,12 @@ use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
+use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, Snapshot};
-use crate::datapath::{flood, guard, neighbour, reject, tcp};
+use crate::datapath::{flood, guard, neighbour, reject, report, tcp};
 use crate::drop_reason::DropReason;
-use crate::event::{ConnEvent, ConnEventKind, NONE_U16, NONE_U32, Producer};
+use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
 use crate::offload;
 use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
@@ -63,6 +66,8 @@ pub struct Ctx<'a> {
     pub tick: u32,
     /// Whether this is the only worker.
     pub alone: bool,
+    /// Where the cycles go.
+    pub(crate) profile: Profile,
 }
 
 /// A unicast packet between two known ends.
@@ -73,7 +78,6 @@ pub(crate) struct Flow {
     pub(crate) tag: Option<u16>,
     pub(crate) src: OwnerIdx,
     pub(crate) dst: OwnerIdx,
-    key: FlowKey,
     /// The side the frame's sender is on; for an ICMP error, the sender of the quoted packet.
     side: Side,
     /// The frame is an ICMP error about the connection with this key.
@@ -82,32 +86,43 @@ pub(crate) struct Flow {
 
 /// See the module documentation.
 pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) {
+    let mut sound = 0u32;
+    for slot in 0..burst.received() {
+        match burst.frame_mut(slot).map(read) {
+            Some(Ok(())) => sound |= 1 << slot,
+            Some(Err(reason)) => drop_frame(ctx, burst, slot, reason),
+            None => {}
+        }
+    }
+    let (table, steps) = (ctx.table, &ctx.counters.worker);
+    ctx.profile.charge(&steps.step_parse_cycles);
+
     let mut flows: [Option<Flow>; BURST_MAX] = [None; BURST_MAX];
     let mut keys = [FlowKey::default(); BURST_MAX];
     let mut len = 0;
-    for slot in 0..burst.received() {
-        match locate(ctx, burst, slot, out) {
-            Ok(Some(flow)) => {
-                if let (Some(f), Some(k)) = (flows.get_mut(len), keys.get_mut(len)) {
-                    *k = flow.key;
-                    *f = Some(flow);
-                    len += 1;
-                }
+    for slot in (0..BURST_MAX).filter(|slot| sound & 1 << slot != 0) {
+        let (Some(flow), Some(key)) = (flows.get_mut(len), keys.get_mut(len)) else {
+            break;
+        };
+        match locate(ctx, burst, slot, out, key) {
+            Ok(found) => {
+                len += usize::from(found.is_some());
+                *flow = found;
             }
-            Ok(None) => {}
             Err(reason) => drop_frame(ctx, burst, slot, reason),
         }
     }
 
-    let table = ctx.table;
+    ctx.profile.charge(&steps.step_locate_cycles);
     let mut hits: [Option<ConnRef<'_>>; BURST_MAX] = [None; BURST_MAX];
     if let (Some(keys), Some(hits)) = (keys.get(..len), hits.get_mut(..len)) {
         table.lookup_burst(keys, hits);
     }
+    ctx.profile.charge(&steps.step_lookup_cycles);
 
-    for (flow, hit) in flows.iter().flatten().zip(hits) {
+    for ((flow, key), hit) in flows.iter().flatten().zip(&keys).zip(hits) {
         let slot = flow.slot as usize;
-        let tracked = track(ctx, burst, flow, hit);
+        let tracked = track(ctx, burst, flow, key, hit);
         match tracked.and_then(|limit| remember_fragment(ctx, burst, flow, limit)) {
             Ok(()) => {
                 send(ctx, slot, flow.dst, out);
@@ -120,6 +135,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
             }
         }
     }
+    ctx.profile.charge(&steps.step_track_cycles);
 }
 
 /// The counters of the port the burst came from.
@@ -133,7 +149,7 @@ fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason)
     }
     // Policy's own denials were reported where they were made, with rule and other end.
     if let (false, Some(frame)) = (is_policy(reason), burst.frame(slot)) {
-        let event = event(ctx, ConnEventKind::Deny, &frame.parsed);
+        let event = report::event(ctx, ConnEventKind::Deny, &frame.parsed);
         ctx.events.push(ConnEvent {
             reason: Some(reason),
             ..event
@@ -171,22 +187,30 @@ pub(crate) fn send(ctx: &Ctx<'_>, slot: usize, dst: OwnerIdx, out: &mut Decision
     }
 }
 
-/// Pass 1: what the frame is, who sent it and whom it is for. `None` when it was dealt with here.
+/// Pass 1: what the frame is.
+#[inline]
+fn read(frame: &mut Frame) -> Result<(), DropReason> {
+    frame.pop_tag();
+    let len = frame.len();
+    let (head, parsed) = frame.head_and_parsed();
+    parse::parse_into(parsed, head, len)?;
+    offload::normalise(frame)
+}
+
+/// Pass 2: who sent it and whom it is for; the key of its connection goes `into` its place. `None`
+/// when it was dealt with here.
 fn locate(
     ctx: &mut Ctx<'_>,
     burst: &mut Burst,
     slot: usize,
     out: &mut Decisions,
+    into: &mut FlowKey,
 ) -> Result<Option<Flow>, DropReason> {
     let snapshot = ctx.snapshot;
     let port = snapshot
         .port(ctx.in_port)
         .ok_or(DropReason::UnknownSender)?;
-    let frame = burst.frame_mut(slot).ok_or(DropReason::Runt)?;
-    let tci = frame.pop_tag();
-    frame.parsed = Parsed::EMPTY;
-    frame.parsed = parse::parse(frame.head(), frame.len())?;
-    offload::normalise(frame)?;
+    let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     if frame.offload.gso == Gso::None && frame.len() > port.max_frame_bytes {
         return Err(DropReason::Oversize);
     }
@@ -194,7 +218,7 @@ fn locate(
     if is_link_local_group(p) {
         return Err(DropReason::ReservedMulticast);
     }
-    let (domain, tag) = guard::domain(snapshot, port, tci)?;
+    let (domain, tag) = guard::domain(snapshot, port, frame.tci)?;
     let (src, sender) = guard::sender(snapshot, port, domain, tag, p)?;
     if sender.outside
         && ctx.learned.learn(domain, p.src_mac, ctx.in_port, ctx.tick)
@@ -235,14 +259,13 @@ fn locate(
         return Ok(None);
     }
     let slot = u16::try_from(slot).unwrap_or(u16::MAX);
-    let (key, side, about) = key(p, sender, receiver)?;
+    let (side, about) = key(p, sender, receiver, into)?;
     Ok(Some(Flow {
         slot,
         domain,
         tag,
         src,
         dst,
-        key,
         side,
         about,
     }))
@@ -313,34 +336,46 @@ pub(crate) fn destination(
     Ok(chosen)
 }
 
-/// The connection a packet belongs to; for an ICMP error, the one it is about.
-fn key(p: &Parsed, sender: &Owner, receiver: &Owner) -> Result<(FlowKey, Side, bool), DropReason> {
+/// The connection a packet belongs to; for an ICMP error, the one it is about. The key goes `into`
+/// its place: handed on from function to function it would be copied each time, and each copy
+/// would wait for the one before.
+#[inline]
+fn key(
+    p: &Parsed,
+    sender: &Owner,
+    receiver: &Owner,
+    into: &mut FlowKey,
+) -> Result<(Side, bool), DropReason> {
     let zone = sender.party.tenant.0;
     let end = |addr: Addr, port: u16, owner: &Owner| Endpoint {
         addr,
         port,
         attachment: owner.attachment.0,
     };
-    if p.is_icmp_error() {
+    let about = p.is_icmp_error();
+    let (protocol, from, to) = if about {
         // The quoted packet was sent by whoever the error is for.
         let inner = p.inner.ok_or(DropReason::IcmpUnrelated)?;
         let from = end(inner.src, inner.sport, receiver);
         let to = end(inner.dst, inner.dport, sender);
-        let (key, side) = FlowKey::new(zone, inner.protocol, &from, &to);
-        return Ok((key, side, true));
-    }
-    let from = end(p.src, p.sport, sender);
-    let to = end(p.dst, p.dport, receiver);
-    let (key, side) = FlowKey::new(zone, p.protocol, &from, &to);
-    Ok((key, side, false))
+        (inner.protocol, from, to)
+    } else {
+        let from = end(p.src, p.sport, sender);
+        let to = end(p.dst, p.dport, receiver);
+        (p.protocol, from, to)
+    };
+    let (key, side) = FlowKey::new(zone, protocol, &from, &to);
+    *into = key;
+    Ok((side, about))
 }
 
-/// Pass 3: whether the packet may pass, and what its connection learns from it. Returns the rule
+/// Pass 4: whether the packet may pass, and what its connection learns from it. Returns the rule
 /// whose limit on bits it spent, which its later fragments spend too.
 fn track(
     ctx: &mut Ctx<'_>,
     burst: &Burst,
     flow: &Flow,
+    key: &FlowKey,
     hit: Option<ConnRef<'_>>,
 ) -> Result<Option<RuleId>, DropReason> {
     let frame = burst.frame(flow.slot as usize).ok_or(DropReason::Runt)?;
@@ -353,9 +388,7 @@ fn track(
     let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
     let table = ctx.table;
     // An earlier frame of this burst may have opened it meanwhile.
-    let found = hit
-        .filter(ConnRef::is_live)
-        .or_else(|| table.lookup(&flow.key));
+    let found = hit.filter(ConnRef::is_live).or_else(|| table.lookup(key));
     let dir_in = |conn: &ConnRef<'_>| {
         if flow.side == conn.initiator() {
             Dir::Original
@@ -370,7 +403,7 @@ fn track(
         if flow.about {
             return Err(DropReason::IcmpUnrelated);
         }
-        return open(ctx, classifier, flow, frame, src, dst);
+        return open(ctx, classifier, (flow, key), frame, src, dst);
     };
     let dir = dir_in(&conn);
     if conn::generation(conn.word()) < ctx.generation {
@@ -398,13 +431,13 @@ fn track(
                 // The entry stays for a few seconds: should this reset be lost, what its receiver
                 // still sends reaches the other end, which answers with another one.
                 ctx.counters.worker.conn_closed.add(1);
-                report_end(ctx, &conn, ConnEventKind::Close);
+                report::end(ctx, &conn, ConnEventKind::Close);
             }
             tcp::Step::Reopen => {
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
-                report_end(ctx, &conn, ConnEventKind::Close);
+                report::end(ctx, &conn, ConnEventKind::Close);
                 ctx.quotas.remove(table, conn);
-                return open(ctx, classifier, flow, frame, src, dst);
+                return open(ctx, classifier, (flow, key), frame, src, dst);
             }
         }
     }
@@ -430,7 +463,7 @@ fn spend_bits(
 fn open(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    flow: &Flow,
+    (flow, key): (&Flow, &FlowKey),
     frame: &Frame,
     src: &Owner,
     dst: &Owner,
@@ -478,7 +511,7 @@ fn open(
         tick: ctx.tick,
         user: conn::new_words(admission, tcp_words, u64::from(frame.len())),
     };
-    match ctx.table.insert_or_get(&flow.key, new) {
+    match ctx.table.insert_or_get(key, new) {
         Ok(done) if done.existed => {
             // Another worker opened it this instant; the next frame goes by its entry.
             ctx.quotas.give(src.attachment, src.group);
@@ -486,9 +519,9 @@ fn open(
         }
         Ok(_) => {
             ctx.counters.worker.conn_insert.add(1);
-            ctx.recent.push(ctx.in_port, flow.key);
+            ctx.recent.push(ctx.in_port, *key);
             if admission.logged {
-                report(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
+                report::decision(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
             }
             Ok(limit)
         }
@@ -506,11 +539,11 @@ fn open(
 fn evict(ctx: &mut Ctx<'_>) -> bool {
     while let Some(key) = ctx.recent.pop(ctx.in_port) {
         let ours = |c: &ConnRef<'_>| {
-            initiator_port(ctx.snapshot, c) == Some(ctx.in_port) && conn::is_half_open(c)
+            report::initiator_port(ctx.snapshot, c) == Some(ctx.in_port) && conn::is_half_open(c)
         };
         if let Some(conn) = ctx.table.lookup(&key).filter(ours) {
             ctx.counters.worker.conn_evicted.add(1);
-            report_end(ctx, &conn, ConnEventKind::Evict);
+            report::end(ctx, &conn, ConnEventKind::Evict);
             ctx.quotas.remove(ctx.table, conn);
             return true;
         }
@@ -554,7 +587,7 @@ fn judge_again(
         }
         _ => {
             ctx.counters.worker.conn_cut.add(1);
-            report_end(ctx, conn, ConnEventKind::Cut);
+            report::end(ctx, conn, ConnEventKind::Cut);
             ctx.quotas.remove(ctx.table, *conn);
             enforce(ctx, classifier, &j, frame, from, to).map(|_| ())
         }
@@ -620,7 +653,7 @@ fn enforce(
     let p = &frame.parsed;
     if let Some(staged) = j.staged {
         classifier.staged_hit(staged);
-        report(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
+        report::decision(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
     }
     if j.ask {
         ctx.counters.worker.conn_asked.add(1);
@@ -653,105 +686,8 @@ fn enforce(
         (_, None) if p.l3 == L3::Other => (ConnEventKind::Deny, DropReason::EtherTypeDenied),
         (_, None) => (ConnEventKind::Deny, DropReason::PolicyDefaultDeny),
     };
-    report(ctx, kind, Some(reason), rule, p, src, dst);
+    report::decision(ctx, kind, Some(reason), rule, p, src, dst);
     Err(reason)
-}
-
-fn event(ctx: &Ctx<'_>, kind: ConnEventKind, p: &Parsed) -> ConnEvent {
-    let dport = match service(p) {
-        Service::Ip { dport, .. } => dport,
-        Service::Ether(_) => 0,
-    };
-    ConnEvent {
-        time_ns: ctx.now_ns,
-        generation: ctx.generation,
-        kind,
-        reason: None,
-        rule: NONE_U32,
-        src_attachment: NONE_U32,
-        dst_attachment: NONE_U32,
-        port: ctx.in_port.0,
-        ethertype: p.ethertype,
-        protocol: p.protocol,
-        sport: p.sport,
-        dport,
-        src: p.src,
-        dst: p.dst,
-        src_mac: p.src_mac,
-        dst_mac: p.dst_mac,
-        original_bytes: 0,
-        reply_bytes: 0,
-    }
-}
-
-fn report(
-    ctx: &mut Ctx<'_>,
-    kind: ConnEventKind,
-    reason: Option<DropReason>,
-    rule: Option<RuleId>,
-    p: &Parsed,
-    src: &Owner,
-    dst: &Owner,
-) {
-    let event = ConnEvent {
-        reason,
-        rule: rule.map_or(NONE_U32, |r| r.0),
-        src_attachment: src.attachment.0,
-        dst_attachment: dst.attachment.0,
-        ..event(ctx, kind, p)
-    };
-    ctx.events.push(event);
-}
-
-/// The port a connection was opened from, by its present number.
-fn initiator_port(snapshot: &Snapshot, conn: &ConnRef<'_>) -> Option<PortId> {
-    let owner = snapshot.by_attachment(conn::initiator(conn))?;
-    Some(owner.port)
-}
-
-/// Reports the end of a connection, with what it carried.
-pub(crate) fn end_event(
-    snapshot: &Snapshot,
-    conn: &ConnRef<'_>,
-    kind: ConnEventKind,
-    now_ns: u64,
-) -> ConnEvent {
-    let key = conn.key();
-    let (from, to) = conn::ends(&key, conn.initiator());
-    let (original_bytes, reply_bytes) = conn::bytes(conn);
-    let admission = conn::admission(conn);
-    ConnEvent {
-        time_ns: now_ns,
-        generation: conn::generation(conn.word()),
-        kind,
-        reason: None,
-        rule: admission.rule.0,
-        src_attachment: from.attachment,
-        dst_attachment: to.attachment,
-        port: initiator_port(snapshot, conn).map_or(NONE_U16, |p| p.0),
-        ethertype: if from.addr.is_v4() {
-            ethertype::IPV4
-        } else {
-            ethertype::IPV6
-        },
-        protocol: key.proto(),
-        sport: from.port,
-        dport: to.port,
-        src: from.addr,
-        dst: to.addr,
-        src_mac: Default::default(),
-        dst_mac: Default::default(),
-        original_bytes,
-        reply_bytes,
-    }
-}
-
-fn report_end(ctx: &mut Ctx<'_>, conn: &ConnRef<'_>, kind: ConnEventKind) {
-    // An end is worth a record when its beginning was, and always when policy cut it.
-    if kind == ConnEventKind::Cut || conn::admission(conn).logged {
-        let event = end_event(ctx.snapshot, conn, kind, ctx.now_ns);
-        ctx.events.push(event);
-    }
 }
 
 /// What is remembered of an admitted first fragment: later ones must go to the same owner under

@@ -2,7 +2,7 @@
 //! and keeps house on a budget. Owns time, batching and waiting; decides nothing about a frame.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -14,16 +14,20 @@ use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
-use crate::datapath::process::{Admitted, Ctx, end_event, process_burst};
+use crate::datapath::process::{Admitted, Ctx, process_burst};
+use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
+use crate::datapath::report::end_event;
 use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Consumer, Producer, ring};
 use crate::frame::Burst;
+use crate::port::TxQueue;
 use crate::publish::{Publisher, Reader};
 use crate::sys::affinity;
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::eventfd::EventFd;
+use crate::sys::gate::GateGuard;
 use crate::sys::time::{monotonic_ns, tsc};
 
 /// Events a worker can have waiting for the control thread: a second of denials at 4000/s.
@@ -31,6 +35,9 @@ const EVENTS: usize = 4096;
 /// How long an idle worker spins before it blocks. A guest's next frame within this time costs no
 /// kick and no wake-up; the price is at most this much of a core per wake-up.
 const SPIN_NS: u64 = 50_000;
+/// Output ports of one burst that share a full fence with a lone worker; each further one costs one
+/// of its own.
+const OPEN_MAX: usize = 8;
 /// Buckets (of about five connections) looked at per iteration for expiry.
 const SWEEP_PER_ITERATION: usize = 2;
 /// While idle, the table is looked through once in this time.
@@ -73,6 +80,8 @@ pub struct Shared {
     pub counters: Vec<Arc<Counters>>,
     /// Ports there is room for.
     pub max_ports: usize,
+    /// Whether workers charge their cycles to steps.
+    pub profile: AtomicBool,
     stop: AtomicBool,
     events: Vec<Mutex<Ends>>,
 }
@@ -104,6 +113,7 @@ impl Shared {
                 .map(|_| Arc::new(Counters::new(max_ports)))
                 .collect(),
             max_ports,
+            profile: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             events: (0..workers)
                 .map(|_| {
@@ -188,11 +198,17 @@ pub fn spawn(shared: Arc<Shared>, config: WorkerConfig) -> io::Result<WorkerHand
 /// One worker's whole state. Public so that tests and benches can step it without a thread.
 #[derive(Debug)]
 pub struct Worker {
+    reader: Reader<Snapshot>,
+    state: State,
+}
+
+/// All of it but the snapshot, which is borrowed while the rest changes.
+#[derive(Debug)]
+struct State {
     shared: Arc<Shared>,
     config: WorkerConfig,
     wake: Arc<EventFd>,
     epoll: Epoll,
-    reader: Reader<Snapshot>,
     table: Participant,
     counters: Arc<Counters>,
     events: Producer<ConnEvent>,
@@ -231,7 +247,7 @@ impl Worker {
         let epoll = Epoll::new()?;
         epoll.add(wake.fd(), 0, Interest::READ.edge())?;
         let reader = shared.snapshots.reader();
-        Ok(Worker {
+        let state = State {
             table: shared.table.participant(),
             fragments: FragmentTable::new(shared.max_ports),
             budget: Budget::new(shared.max_ports),
@@ -239,7 +255,6 @@ impl Worker {
             burst: Burst::new(),
             out: Decisions::new(shared.max_ports),
             rxqs: reader.get().assignments(config.index).to_vec(),
-            reader,
             counters,
             events,
             epoll,
@@ -247,24 +262,26 @@ impl Worker {
             config,
             shared,
             swept: 0,
-        })
+        };
+        Ok(Worker { reader, state })
     }
 
     fn run(&mut self) {
         let mut idle_since = None;
-        while !self.shared.stop.load(Ordering::Acquire) {
+        while !self.state.shared.stop.load(Ordering::Acquire) {
             let now_ns = monotonic_ns();
             if self.step(now_ns) {
                 idle_since = None;
                 continue;
             }
-            if self.config.poll == PollMode::Busy {
+            if self.state.config.poll == PollMode::Busy {
                 std::hint::spin_loop();
                 continue;
             }
             let since = *idle_since.get_or_insert(now_ns);
             if now_ns.saturating_sub(since) >= SPIN_NS {
-                self.block(now_ns);
+                self.state
+                    .block(self.reader.get(), self.reader.generation(), now_ns);
                 idle_since = None;
             } else {
                 std::hint::spin_loop();
@@ -274,17 +291,23 @@ impl Worker {
 
     /// One iteration at time `now_ns`; says whether a frame moved, or waits to.
     pub fn step(&mut self, now_ns: u64) -> bool {
-        if self.reader.refresh() {
-            self.rxqs.clear();
-            self.rxqs
-                .extend_from_slice(self.reader.get().assignments(self.config.index));
+        let Worker { reader, state } = self;
+        if reader.refresh() {
+            state.rxqs.clear();
+            let assigned = reader.get().assignments(state.config.index);
+            state.rxqs.extend_from_slice(assigned);
         }
+        state.step(reader.get(), reader.generation(), now_ns)
+    }
+}
+
+impl State {
+    fn step(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
         let start = tsc();
-        let snapshot = Arc::clone(self.reader.get());
         let mut moved = false;
         for i in 0..self.rxqs.len() {
             if let Some(rxq) = self.rxqs.get(i).copied() {
-                moved |= self.poll(&snapshot, rxq, now_ns);
+                moved |= self.poll(snapshot, generation, rxq, now_ns);
             }
         }
         let mut pending = false;
@@ -297,7 +320,7 @@ impl Worker {
                 }
             }
         }
-        self.expire(SWEEP_PER_ITERATION, now_ns);
+        self.expire(snapshot, generation, SWEEP_PER_ITERATION, now_ns);
         self.table.quiesce();
         if moved {
             let w = &self.counters.worker;
@@ -309,7 +332,13 @@ impl Worker {
     }
 
     /// One burst from one receive queue, to the end.
-    fn poll(&mut self, snapshot: &Snapshot, rxq: RxAssignment, now_ns: u64) -> bool {
+    fn poll(
+        &mut self,
+        snapshot: &Snapshot,
+        generation: u64,
+        rxq: RxAssignment,
+        now_ns: u64,
+    ) -> bool {
         let Some(view) = snapshot.port(rxq.port) else {
             return false;
         };
@@ -323,18 +352,25 @@ impl Worker {
         let Some(mut queue) = view.port.rxqs.get(rxq.queue).and_then(|q| q.enter()) else {
             return false;
         };
+        let mut profile = Profile::start(self.shared.profile.load(Ordering::Relaxed));
         queue.rx_burst(&mut self.burst, cell);
         if self.burst.received() == 0 {
             // Nothing to process, but maybe bad frames whose buffers go back.
-            queue.complete(&self.burst);
+            if queue.complete(&self.burst) {
+                fence(Ordering::SeqCst);
+                queue.notify();
+            }
             return false;
         }
         let bytes: u64 = self.burst.frames().iter().map(|f| u64::from(f.len())).sum();
         cell.pkts.rx_pkts.add(self.burst.received() as u64);
         cell.pkts.rx_bytes.add(bytes);
+        let steps = &self.counters.worker;
+        profile.charge(&steps.step_rx_cycles);
+        let alone = self.shared.counters.len() == 1;
         let mut ctx = Ctx {
             snapshot,
-            generation: self.reader.generation(),
+            generation,
             table: &self.table,
             quotas: &self.shared.quotas,
             recent: &mut self.recent,
@@ -346,42 +382,35 @@ impl Worker {
             in_port: rxq.port,
             now_ns,
             tick: tick(now_ns),
-            alone: self.shared.counters.len() == 1,
+            alone,
+            profile,
         };
         process_burst(&mut ctx, &mut self.burst, &mut self.out);
-        self.flush(snapshot, rxq.queue);
+        let mut profile = ctx.profile;
+        let mut open = [const { None }; OPEN_MAX];
+        // Of several workers none waits for a queue with another one in its hands.
+        let keep = if alone { open.as_mut_slice() } else { &mut [] };
+        let (burst, out) = (&self.burst, &mut self.out);
+        flush(burst, out, &self.counters, snapshot, rxq.queue, keep);
+        profile.charge(&steps.step_tx_cycles);
         queue.complete(&self.burst);
         self.burst.clear();
+        // Full: all that was published before we read which peers sleep.
+        fence(Ordering::SeqCst);
+        queue.notify();
+        for mut txq in open.into_iter().flatten() {
+            txq.notify();
+        }
+        profile.charge(&steps.step_complete_cycles);
         true
     }
 
-    /// Executes the decisions.
-    fn flush(&mut self, snapshot: &Snapshot, rxq: usize) {
-        for (port, items) in self.out.outputs() {
-            let Some(cell) = self.counters.ports.get(port.0 as usize) else {
-                continue;
-            };
-            let queue = snapshot
-                .port(port)
-                .filter(|v| v.port.is_up())
-                .and_then(|v| v.port.txq(rxq))
-                .and_then(|q| q.enter());
-            match queue {
-                Some(mut q) => q.tx_burst(&self.burst, items, cell),
-                None => cell.drops.add(DropReason::TxNotReady, items.len() as u64),
-            }
-        }
-        self.out.clear();
-    }
-
     /// Looks at the connections in `budget` buckets: silent ones, and those whose end is gone, are removed.
-    fn expire(&mut self, budget: usize, now_ns: u64) {
+    fn expire(&mut self, snapshot: &Snapshot, generation: u64, budget: usize, now_ns: u64) {
         if self.shared.table.is_empty() {
             return;
         }
         let now = tick(now_ns);
-        let generation = self.reader.generation();
-        let snapshot = self.reader.get();
         let (counters, events, quotas) = (&self.counters, &mut self.events, &self.shared.quotas);
         let table = &self.table;
         table.sweep(budget, |c| {
@@ -422,8 +451,7 @@ impl Worker {
     }
 
     /// Blocks until a frame waits, the control thread calls, or connections may have expired.
-    fn block(&mut self, now_ns: u64) {
-        let snapshot = Arc::clone(self.reader.get());
+    fn block(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) {
         // Enable notifications on every ring, then look at every ring once more: whatever arrives
         // from now on raises its descriptor.
         let mut waiting = false;
@@ -452,7 +480,8 @@ impl Worker {
             let second = tick(now_ns);
             if second != self.swept {
                 self.swept = second;
-                self.expire(self.shared.table.buckets() / SWEEP_ROUND_SECS + 1, now_ns);
+                let budget = self.shared.table.buckets() / SWEEP_ROUND_SECS + 1;
+                self.expire(snapshot, generation, budget, now_ns);
             }
             let timeout = if self.shared.table.is_empty() {
                 -1
@@ -476,6 +505,40 @@ impl Worker {
             }
         }
     }
+}
+
+/// Executes the decisions. What was sent by the queues that are left `open` must still be notified.
+fn flush<'s>(
+    burst: &Burst,
+    out: &mut Decisions,
+    counters: &Counters,
+    snapshot: &'s Snapshot,
+    rxq: usize,
+    open: &mut [Option<GateGuard<'s, TxQueue>>],
+) {
+    let mut room = open.iter_mut();
+    for (port, items) in out.outputs() {
+        let Some(cell) = counters.ports.get(port.0 as usize) else {
+            continue;
+        };
+        let queue = snapshot
+            .port(port)
+            .filter(|v| v.port.is_up())
+            .and_then(|v| v.port.txq(rxq))
+            .and_then(|q| q.enter());
+        let Some(mut queue) = queue else {
+            cell.drops.add(DropReason::TxNotReady, items.len() as u64);
+            continue;
+        };
+        queue.tx_burst(burst, items, cell);
+        if let Some(place) = room.next() {
+            *place = Some(queue);
+        } else {
+            fence(Ordering::SeqCst);
+            queue.notify();
+        }
+    }
+    out.clear();
 }
 
 /// The coarse clock of the connection table: seconds.
@@ -536,9 +599,10 @@ mod tests {
         let blocks = |worker: &mut Worker| {
             // Signalled already, so that a worker that waits returns.
             wake.signal();
-            let before = worker.counters.worker.blocked.get();
-            worker.block(0);
-            worker.counters.worker.blocked.get() > before
+            let Worker { reader, state } = worker;
+            let before = state.counters.worker.blocked.get();
+            state.block(reader.get(), reader.generation(), 0);
+            state.counters.worker.blocked.get() > before
         };
         port.live_txqs.store(1, Ordering::Relaxed);
         assert!(!worker.step(0), "polled");

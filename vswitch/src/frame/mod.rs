@@ -11,6 +11,8 @@
 //! holding its receive queue's gate until the burst was cleared. A sender may change tail bytes at
 //! any time, so they are only ever copied through raw pointers, never borrowed as a slice.
 
+pub mod copy;
+
 use crate::drop_reason::DropReason;
 use crate::packet::Parsed;
 
@@ -85,6 +87,8 @@ pub struct Frame {
     seg_first: u16,
     seg_count: u16,
     tail_len: u32,
+    /// The outer VLAN tag that was taken off.
+    pub tci: Option<u16>,
     /// The sender's offload request.
     pub offload: Offload,
     /// What the headers say; filled by the data path.
@@ -111,6 +115,7 @@ impl Frame {
             seg_first: 0,
             seg_count: 0,
             tail_len: 0,
+            tci: None,
             offload: Offload {
                 csum: Csum::Complete,
                 gso: Gso::None,
@@ -136,6 +141,13 @@ impl Frame {
         self.buf
             .get(self.start as usize..self.end as usize)
             .unwrap_or(&[])
+    }
+
+    /// The private bytes, and what they are parsed into.
+    #[inline]
+    pub fn head_and_parsed(&mut self) -> (&[u8], &mut Parsed) {
+        let head = self.buf.get(self.start as usize..self.end as usize);
+        (head.unwrap_or(&[]), &mut self.parsed)
     }
 
     /// The private bytes, to be edited.
@@ -186,10 +198,14 @@ impl Frame {
         self.len() == 0
     }
 
-    /// Removes an outer VLAN tag and returns its TCI, so that everything behind works on untagged
-    /// frames. `None` when the frame is not tagged.
+    /// Moves an outer VLAN tag into `tci`, so that everything behind works on untagged frames.
     #[inline]
-    pub fn pop_tag(&mut self) -> Option<u16> {
+    pub fn pop_tag(&mut self) {
+        self.tci = self.take_tag();
+    }
+
+    #[inline]
+    fn take_tag(&mut self) -> Option<u16> {
         use crate::packet::ethertype::{QINQ, VLAN};
         let head = self.head_mut();
         let &[_, _, _, _, _, _, _, _, _, _, _, _, t0, t1, c0, c1, _, _, ..] = &*head else {

@@ -78,22 +78,37 @@ pub fn emit(
     caps: &TxCaps,
     sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
 ) -> Result<u32, DropReason> {
-    if view.offload.gso == Gso::None && view.offload.csum != Csum::Partial {
-        if view.len() > caps.max_frame_bytes {
-            return Err(DropReason::TxTooBig);
-        }
-        sink(&Out {
-            head: view.head,
-            tail: TailSlice::whole(view),
-            needs_csum: None,
-            gso: Gso::None,
-            gso_size: 0,
-            hdr_len: 0,
-            data_valid: view.offload.csum == Csum::Valid,
-        })?;
-        return Ok(1);
+    if is_plain(view) {
+        return emit_plain(view, caps, sink);
     }
     emit_offloaded(view, caps, sink)
+}
+
+/// Whether nothing is asked for.
+#[inline]
+fn is_plain(view: &TxView<'_>) -> bool {
+    view.offload.gso == Gso::None && view.offload.csum != Csum::Partial
+}
+
+#[inline]
+fn emit_plain(
+    view: &TxView<'_>,
+    caps: &TxCaps,
+    sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
+) -> Result<u32, DropReason> {
+    if view.len() > caps.max_frame_bytes {
+        return Err(DropReason::TxTooBig);
+    }
+    sink(&Out {
+        head: view.head,
+        tail: TailSlice::whole(view),
+        needs_csum: None,
+        gso: Gso::None,
+        gso_size: 0,
+        hdr_len: 0,
+        data_valid: view.offload.csum == Csum::Valid,
+    })?;
+    Ok(1)
 }
 
 /// [`emit`] and the counters of a transmit queue: `tx_pkts`, `tx_bytes`, `extra_segments_pkts`,
@@ -105,8 +120,26 @@ pub fn send(
     cell: &PortCell,
     sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
 ) {
+    if !is_plain(view) {
+        return send_offloaded(view, caps, cell, sink);
+    }
+    match emit_plain(view, caps, sink) {
+        Ok(_) => {
+            cell.pkts.tx_pkts.add(1);
+            cell.pkts.tx_bytes.add(u64::from(view.len()));
+        }
+        Err(reason) => cell.drops.add(reason, 1),
+    }
+}
+
+fn send_offloaded(
+    view: &TxView<'_>,
+    caps: &TxCaps,
+    cell: &PortCell,
+    sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
+) {
     let (mut sent, mut bytes) = (0u64, 0u64);
-    let result = emit(view, caps, &mut |out| {
+    let result = emit_offloaded(view, caps, &mut |out| {
         sink(out)?;
         sent += 1;
         bytes += u64::from(out.len());

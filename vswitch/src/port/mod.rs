@@ -129,15 +129,28 @@ impl RxQueue {
     }
 
     /// Gives the burst's buffers back to the sender, after the last copy. Called once per
-    /// iteration in which `rx_burst` ran, before the gate is left.
+    /// iteration in which `rx_burst` ran, before the gate is left. Says whether [`RxQueue::notify`]
+    /// must follow.
     #[inline]
-    pub fn complete(&mut self, burst: &Burst) {
+    pub fn complete(&mut self, burst: &Burst) -> bool {
         match self {
+            RxQueue::Vhost(q) => return q.complete(burst),
             RxQueue::Mem(q) => q.complete(burst),
             RxQueue::AfXdp(q) => q.complete(burst),
             RxQueue::Tap(q) => q.complete(burst),
-            RxQueue::Vhost(q) => q.complete(burst),
             RxQueue::Pcap(_) => {}
+        }
+        false
+    }
+
+    /// Tells a sender that sleeps what [`RxQueue::complete`] gave back. A full fence stands between
+    /// the two, one for all queues of a burst.
+    #[inline]
+    pub fn notify(&mut self) {
+        match self {
+            RxQueue::Vhost(q) => q.notify(),
+            // `complete` did what there is to do.
+            RxQueue::Mem(_) | RxQueue::AfXdp(_) | RxQueue::Tap(_) | RxQueue::Pcap(_) => {}
         }
     }
 
@@ -177,7 +190,7 @@ impl RxQueue {
 
 impl TxQueue {
     /// Sends the items in order, each frame (each segment, where one is segmented here) completely
-    /// or not at all, with one notification at the end.
+    /// or not at all; [`TxQueue::notify`] follows.
     /// Counts `tx_pkts`, `tx_bytes`, `extra_segments_pkts` and drops in `cell`.
     #[inline]
     pub fn tx_burst(&mut self, burst: &Burst, items: &[OutItem], cell: &PortCell) {
@@ -187,6 +200,17 @@ impl TxQueue {
             TxQueue::Tap(q) => q.tx_burst(burst, items, cell),
             TxQueue::Vhost(q) => q.tx_burst(burst, items, cell),
             TxQueue::Pcap(q) => q.tx_burst(burst, items, cell),
+        }
+    }
+
+    /// Tells a receiver that sleeps what [`TxQueue::tx_burst`] sent. A full fence stands between the
+    /// two, one for all queues of a burst.
+    #[inline]
+    pub fn notify(&mut self) {
+        match self {
+            TxQueue::Vhost(q) => q.notify(),
+            // `tx_burst` did what there is to do.
+            TxQueue::Mem(_) | TxQueue::AfXdp(_) | TxQueue::Tap(_) | TxQueue::Pcap(_) => {}
         }
     }
 

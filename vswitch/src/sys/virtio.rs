@@ -129,17 +129,43 @@ impl NetHdr {
     /// UDP datagrams of `gso_size` payload bytes each.
     pub const GSO_UDP_L4: u8 = net::VIRTIO_NET_HDR_GSO_UDP_L4 as u8;
 
+    /// As the eight bytes of a little-endian word and the four of another: two stores.
+    #[inline]
+    #[must_use]
+    pub fn to_words(&self) -> (u64, u32) {
+        let low = u64::from(self.flags)
+            | u64::from(self.gso_type) << 8
+            | u64::from(self.hdr_len) << 16
+            | u64::from(self.gso_size) << 32
+            | u64::from(self.csum_start) << 48;
+        let high = u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16;
+        (low, high)
+    }
+
     /// As bytes; a legacy header is the first [`NetHdr::LEGACY_BYTES`] of them.
     #[inline]
     #[must_use]
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
-        let [h0, h1] = self.hdr_len.to_le_bytes();
-        let [g0, g1] = self.gso_size.to_le_bytes();
-        let [s0, s1] = self.csum_start.to_le_bytes();
-        let [o0, o1] = self.csum_offset.to_le_bytes();
-        let [n0, n1] = self.num_buffers.to_le_bytes();
-        let (f, t) = (self.flags, self.gso_type);
-        [f, t, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+        let (low, high) = self.to_words();
+        let [a, b, c, d, e, f, g, h] = low.to_le_bytes();
+        let [i, j, k, l] = high.to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    }
+
+    /// From what [`NetHdr::to_words`] makes.
+    #[inline]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // taking words apart
+    pub fn from_words(low: u64, high: u32) -> Self {
+        NetHdr {
+            flags: low as u8,
+            gso_type: (low >> 8) as u8,
+            hdr_len: (low >> 16) as u16,
+            gso_size: (low >> 32) as u16,
+            csum_start: (low >> 48) as u16,
+            csum_offset: high as u16,
+            num_buffers: (high >> 16) as u16,
+        }
     }
 
     /// From bytes.

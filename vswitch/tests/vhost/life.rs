@@ -4,6 +4,7 @@
 use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use vswitch::frame::Burst;
@@ -383,12 +384,13 @@ fn a_sleeping_guest_is_called() {
                     let mut rxq = a.port.rxqs[0].enter().unwrap();
                     rxq.rx_burst(&mut burst, &a.cell);
                     let item = vswitch::frame::OutItem { slot: 0, tag: None };
-                    b.port.txqs[0]
-                        .enter()
-                        .unwrap()
-                        .tx_burst(&burst, &[item], &b.cell);
+                    let mut txq = b.port.txqs[0].enter().unwrap();
+                    txq.tx_burst(&burst, &[item], &b.cell);
                     rxq.complete(&burst);
                     burst.clear();
+                    fence(Ordering::SeqCst);
+                    txq.notify();
+                    drop(txq);
                     waiter.join().unwrap();
                 });
             }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use vswitch::counters::PortCell;
 use vswitch::frame::{Burst, OutItem};
@@ -91,12 +91,15 @@ impl End {
                     tag: None,
                 })
                 .collect();
+            let mut tx = to.port.txqs[q].enter().unwrap();
             if !items.is_empty() {
-                let mut tx = to.port.txqs[q].enter().unwrap();
                 tx.tx_burst(burst, &items, &to.cell);
             }
             rx.complete(burst);
             burst.clear();
+            fence(Ordering::SeqCst);
+            rx.notify();
+            tx.notify();
         }
         n
     }

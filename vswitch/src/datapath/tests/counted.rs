@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::rig::*;
 use crate::counters::{PortValues, WorkerValues};
@@ -384,6 +385,7 @@ fn every_number_moves() {
         ..port("up-2", vec![])
     });
     let mut r = Rig::new(ports, &p);
+    r.shared.profile.store(true, Ordering::Relaxed);
     let q = question();
     let bytes = q.len() as u64;
 
@@ -463,7 +465,25 @@ fn every_number_moves() {
         busy_cycles,
         // A worker that is stepped by hand never blocks: `tests/cli.rs` sees it.
         blocked: _,
+        step_rx_cycles,
+        step_parse_cycles,
+        step_locate_cycles,
+        step_lookup_cycles,
+        step_track_cycles,
+        step_tx_cycles,
+        step_complete_cycles,
     } = r.worker_values();
+    let steps = [
+        step_rx_cycles,
+        step_parse_cycles,
+        step_locate_cycles,
+        step_lookup_cycles,
+        step_track_cycles,
+        step_tx_cycles,
+        step_complete_cycles,
+    ];
+    assert!(steps.iter().all(|n| *n > 0), "{steps:?}");
+    assert!(steps.iter().sum::<u64>() < busy_cycles, "{steps:?}");
     // The two from outside miss, too.
     assert_eq!((conn_insert, conn_miss, conn_asked), (4, 7, 1));
     // The second question; of TCP all but the SYN.

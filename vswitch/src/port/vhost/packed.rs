@@ -27,8 +27,8 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, compiler_fence, fence};
 
 use super::guest_mem::GuestMem;
 use super::vring::{
-    Bufs, CHAIN_MAX, Desc, Direction, Ring, RingError, Step, Taken, VringConfig, append,
-    indirect_table, prefetch, ring_part,
+    AHEAD, Buf, Bufs, CHAIN_MAX, Desc, Direction, Ring, RingError, Step, Taken, VringConfig,
+    append, indirect_table, prefetch, prefetch_buffer, prefetch_write, ring_part, single,
 };
 use crate::sys::virtio::{feature, vring};
 
@@ -105,6 +105,8 @@ pub(super) struct Packed {
     next_used: Position,
     /// `next_used` when last published.
     published: Position,
+    /// `published` when the guest was last asked whether it wants a call.
+    asked: Position,
     /// The first unpublished used descriptor's length, id and flags: written last, they show all.
     first: Option<u64>,
     /// Slots taken and not returned.
@@ -153,6 +155,7 @@ impl Packed {
             next_avail: start,
             next_used: start,
             published: start,
+            asked: start,
             first: None,
             outstanding: 0,
             hint: 0,
@@ -264,6 +267,7 @@ impl Packed {
         self.next_avail = at;
         self.next_used = at;
         self.published = at;
+        self.asked = at;
     }
 
     /// Gives the guest back, empty, all chains up to the last one that is marked as used: what was
@@ -413,6 +417,23 @@ impl Ring for Packed {
     }
 
     #[inline]
+    fn take_single(&mut self, want: Direction) -> Option<(Taken, Buf)> {
+        if self.outstanding >= self.size || !self.waits() {
+            return None;
+        }
+        // SAFETY: a position's slot is below `size`.
+        let desc = unsafe { Desc::read(self.at(self.next_avail.slot)) };
+        let buf = single(&self.mem, &mut self.hint, &desc, desc.w1, want)?;
+        self.next_avail = self.next_avail.forward(1, self.size);
+        self.outstanding += 1;
+        let taken = Taken {
+            id: desc.w0,
+            slots: 1,
+        };
+        Some((taken, buf))
+    }
+
+    #[inline]
     fn take(&mut self, want: Direction, bufs: &mut Bufs) -> Result<Step, RingError> {
         if self.outstanding >= self.size || !self.waits() {
             return Ok(Step::Empty);
@@ -464,17 +485,42 @@ impl Ring for Packed {
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        let Some(first) = self.first.take() else {
+    fn ahead(&mut self, want: Direction) {
+        // Whether these are chains that wait, or were used long ago, does not matter to a hint.
+        let mut at = self.next_avail;
+        for _ in 0..AHEAD.min(self.size) {
+            // SAFETY: a position's slot is below `size`.
+            let desc = unsafe { Desc::read(self.at(at.slot)) };
+            if (desc.w1 & vring::DESC_F_AVAIL != 0) != at.wrap {
+                break;
+            }
+            prefetch_buffer(&self.mem, &mut self.hint, &desc, want);
+            at = at.forward(1, self.size);
+        }
+        // Read, and written when used: four to a line.
+        for i in (0..AHEAD.min(self.size)).step_by(4) {
+            prefetch_write(self.at(at.forward(i, self.size).slot));
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if let Some(first) = self.first.take() {
+            // Release: everything written by `put`, and the buffers, before the mark that shows them.
+            self.rest(self.published.slot)
+                .store(first.to_le(), Ordering::Release);
+            self.published = self.next_used;
+        }
+    }
+
+    #[inline]
+    fn wants_call(&mut self) -> bool {
+        let new = self.published;
+        let old = std::mem::replace(&mut self.asked, new);
+        if old == new {
             return false;
-        };
-        let old = self.published;
-        // Release: everything written by `put`, and the buffers, before the mark that shows them.
-        self.rest(old.slot).store(first.to_le(), Ordering::Release);
-        self.published = self.next_used;
-        // Full: the mark must be out before we read whether the guest sleeps (virtio 1.3 section
-        // 2.8.21.3.1); it writes its wish and then looks at the descriptor.
-        fence(Ordering::SeqCst);
+        }
+        // virtio 1.3 section 2.8.21.3.1.
         // SAFETY: `driver` has two aligned words (the module's invariant).
         let wish = unsafe { AtomicU16::from_ptr(Self::event(self.driver, 1)) };
         match u16::from_le(wish.load(Ordering::Relaxed)) {
@@ -483,7 +529,6 @@ impl Ring for Packed {
                 // SAFETY: as above.
                 let event = unsafe { AtomicU16::from_ptr(Self::event(self.driver, 0)) };
                 let event = u16::from_le(event.load(Ordering::Relaxed));
-                let new = self.next_used;
                 // Slots of another lap are brought into this one; wrapping arithmetic does the rest.
                 let mut old = old.slot;
                 if new.slot <= old {

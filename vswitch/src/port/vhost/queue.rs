@@ -102,8 +102,19 @@ impl Queue {
         self.broken
     }
 
+    /// See [`crate::port::RxQueue::notify`].
     #[inline]
-    pub(super) fn signal_call(&self) {
+    pub(super) fn notify(&mut self) {
+        // Also when the ring was found broken meanwhile: what was published is good.
+        if let Some(vring) = &mut self.ring
+            && with_ring!(vring, r => r.wants_call())
+        {
+            self.signal_call();
+        }
+    }
+
+    #[inline]
+    fn signal_call(&self) {
         if let Some(call) = &self.call {
             self.signaller.signal(call.as_fd());
         }

@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, prefetch, with_ring};
 use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
+use crate::frame::copy::copy_short;
 use crate::frame::{BURST_MAX, Burst, Csum, Gso, HEAD_CAP, Offload};
 use crate::sys::aio::Signaller;
 use crate::sys::virtio::{NetHdr, feature};
@@ -64,6 +65,12 @@ impl Rx {
             from = to;
             add_frame(pieces, self.hdr_bytes, self.features, burst, cell);
         }
+        // Not on an empty poll: the guest would have to fetch its lines back each time.
+        if !self.taken.is_empty()
+            && let Some(vring) = self.queue.ring_mut()
+        {
+            with_ring!(vring, r => r.ahead(Direction::Readable));
+        }
         if let Err(e) = result {
             cell.pkts.rx_pkts.add(1);
             cell.drops.add(DropReason::BadDescriptor, 1);
@@ -73,24 +80,27 @@ impl Rx {
 
     /// See [`crate::port::RxQueue::complete`].
     #[inline]
-    pub(crate) fn complete(&mut self, _burst: &Burst) {
+    pub(crate) fn complete(&mut self, _burst: &Burst) -> bool {
         if self.taken.is_empty() {
-            return;
+            return false;
         }
         let taken = &self.taken;
         // Also when the ring was found broken after these were taken: they were good.
-        let wanted = self.queue.ring_mut().is_some_and(|vring| {
+        if let Some(vring) = self.queue.ring_mut() {
             with_ring!(vring, r => {
                 for &(t, _) in taken {
                     r.put(t, 0);
                 }
-                r.publish()
-            })
-        });
-        if wanted {
-            self.queue.signal_call();
+                r.publish();
+            });
         }
         self.taken.clear();
+        true
+    }
+
+    #[inline]
+    pub(crate) fn notify(&mut self) {
+        self.queue.notify();
     }
 
     pub(crate) fn arm(&mut self) -> bool {
@@ -118,6 +128,15 @@ fn take_chains<R: Ring>(
     let waiting = ring.peek(burst.room())?;
     for _ in 0..waiting {
         let before = bufs.len();
+        if before < burst.seg_room()
+            && let Some((t, buf)) = ring.take_single(Direction::Readable)
+            && bufs.push(buf)
+        {
+            prefetch(buf.ptr);
+            prefetch(buf.ptr.wrapping_add(64));
+            taken.push((t, bufs.len()));
+            continue;
+        }
         match ring.take(Direction::Readable, bufs)? {
             // More pieces than the burst can hold: the rest of them waits for the next one.
             Step::Chain(t) if bufs.len() > burst.seg_room() && before > 0 => {
@@ -146,12 +165,53 @@ fn take_chains<R: Ring>(
 /// Copies header and head of one chain, and adds the frame, or counts why not.
 #[inline]
 fn add_frame(pieces: &[Buf], hdr_bytes: usize, features: u64, burst: &mut Burst, cell: &PortCell) {
+    // A small frame in one piece, as nearly all are: header and frame are copied without a cursor.
+    if let [piece] = pieces
+        && hdr_bytes == NetHdr::BYTES
+        && let Some(len) = (piece.len as usize).checked_sub(NetHdr::BYTES)
+        && (FRAME_MIN..=HEAD_CAP as u64).contains(&(len as u64))
+    {
+        add_small(piece.ptr.cast_const(), len, features, burst, cell);
+        return;
+    }
     let total: u64 = pieces.iter().map(|b| u64::from(b.len)).sum();
     let bytes = total.saturating_sub(hdr_bytes as u64);
     if let Err(reason) = try_frame(pieces, bytes, hdr_bytes, features, burst) {
         cell.pkts.rx_pkts.add(1);
         cell.pkts.rx_bytes.add(bytes);
         cell.drops.add(reason, 1);
+    }
+}
+
+/// [`add_frame`] for a piece of a header and `len` bytes, at most [`HEAD_CAP`].
+#[inline]
+fn add_small(at: *const u8, len: usize, features: u64, burst: &mut Burst, cell: &PortCell) {
+    // SAFETY: the ring checked the piece, which begins with a header.
+    let low = unsafe { at.cast::<u64>().read_unaligned() };
+    let rest = at.wrapping_add(8).cast::<u32>();
+    // SAFETY: as above: four bytes behind the first eight.
+    let high = unsafe { rest.read_unaligned() };
+    let hdr = NetHdr::from_words(u64::from_le(low), u32::from_le(high));
+    let Some(frame) = burst.push() else {
+        cell.pkts.rx_pkts.add(1);
+        cell.drops.add(DropReason::BadDescriptor, 1);
+        return;
+    };
+    let (from, to) = (at.wrapping_add(NetHdr::BYTES), frame.fill().as_mut_ptr());
+    // SAFETY: `len` bytes follow the header in the piece, and the head has room for `HEAD_CAP`;
+    // private memory does not overlap a guest's.
+    unsafe { copy_short(from, to, len) };
+    frame.set_head_len(len);
+    // See `try_frame`.
+    compiler_fence(Ordering::SeqCst);
+    match offload(&hdr, features) {
+        Some(request) => frame.offload = request,
+        None => {
+            burst.pop();
+            cell.pkts.rx_pkts.add(1);
+            cell.pkts.rx_bytes.add(len as u64);
+            cell.drops.add(DropReason::BadOffload, 1);
+        }
     }
 }
 
@@ -256,7 +316,7 @@ impl Cursor<'_> {
             let src = first.ptr.wrapping_add(self.skip as usize).cast_const();
             // SAFETY: `skip` is at most the piece's length, `n` bytes remain behind it, and the
             // ring checked that the piece is mapped. Private memory does not overlap a guest's.
-            unsafe { std::ptr::copy_nonoverlapping(src, now.as_mut_ptr(), n) };
+            unsafe { copy_short(src, now.as_mut_ptr(), n) };
             dst = later;
             if n == here {
                 self.rest = self.rest.get(1..).unwrap_or(&[]);

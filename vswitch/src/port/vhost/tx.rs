@@ -14,6 +14,7 @@ use super::queue::Queue;
 use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, with_ring};
 use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
+use crate::frame::copy::copy_short;
 use crate::frame::{Burst, Gso, OutItem, Scratch, TxCaps};
 use crate::offload::{self, Out};
 use crate::sys::aio::Signaller;
@@ -71,13 +72,14 @@ impl Tx {
             parts: &mut self.parts,
             broken: None,
         };
-        let (broken, call) = with_ring!(vring, r => out.run(r, burst, items, cell));
-        if call {
-            self.queue.signal_call();
-        }
-        if let Some(e) = broken {
+        if let Some(e) = with_ring!(vring, r => out.run(r, burst, items, cell)) {
             self.queue.set_broken(e);
         }
+    }
+
+    #[inline]
+    pub(crate) fn notify(&mut self) {
+        self.queue.notify();
     }
 }
 
@@ -98,10 +100,17 @@ impl Sender<'_> {
         burst: &Burst,
         items: &[OutItem],
         cell: &PortCell,
-    ) -> (Option<RingError>, bool) {
+    ) -> Option<RingError> {
         if let Err(e) = ring.peek(items.len()) {
             self.broken = Some(e);
         }
+        let mut put = Put {
+            ring,
+            parts: self.parts,
+            broken: self.broken,
+            hdr_bytes: self.hdr_bytes,
+            features: self.features,
+        };
         for &item in items {
             let Some(view) = burst.view(item, self.scratch) else {
                 // A slot that the burst does not have: nothing to send, and nothing to lose.
@@ -109,23 +118,19 @@ impl Sender<'_> {
                 cell.drops.add(DropReason::TxError, 1);
                 continue;
             };
-            let mut put = Put {
-                ring,
-                parts: self.parts,
-                broken: &mut self.broken,
-                hdr_bytes: self.hdr_bytes,
-                features: self.features,
-            };
             offload::send(&view, self.caps, cell, &mut |out| put.frame(out));
         }
-        (self.broken, ring.publish())
+        let broken = put.broken;
+        ring.publish();
+        ring.ahead(Direction::Writable);
+        broken
     }
 }
 
 struct Put<'a, R> {
     ring: &'a mut R,
     parts: &'a mut Parts,
-    broken: &'a mut Option<RingError>,
+    broken: Option<RingError>,
     hdr_bytes: usize,
     features: u64,
 }
@@ -138,6 +143,19 @@ impl<R: Ring> Put<'_, R> {
             return Err(DropReason::TxNotReady);
         }
         let need = self.hdr_bytes as u64 + u64::from(out.len());
+        if let Some((taken, buf)) = self.ring.take_single(Direction::Writable) {
+            if u64::from(buf.len) >= need {
+                let mut writer = Writer {
+                    rest: &[buf],
+                    skip: 0,
+                };
+                writer.frame(self.hdr_bytes, header(out, self.features, 1), out);
+                #[allow(clippy::cast_possible_truncation)] // a frame is far below 2^32
+                self.ring.put(taken, need as u32);
+                return Ok(());
+            }
+            self.ring.untake(taken);
+        }
         self.parts.bufs.clear();
         self.parts.chains.clear();
         if let Err(reason) = self.gather(need) {
@@ -148,17 +166,12 @@ impl<R: Ring> Put<'_, R> {
         }
         let Parts { bufs, chains } = &*self.parts;
         #[allow(clippy::cast_possible_truncation)] // at most MERGE_MAX
-        let hdr = header(out, self.features, chains.len() as u16).to_bytes();
+        let hdr = header(out, self.features, chains.len() as u16);
         let mut writer = Writer {
             rest: bufs.range(0, bufs.len()),
             skip: 0,
         };
-        writer.write(hdr.get(..self.hdr_bytes).unwrap_or(&[]));
-        writer.write(out.head);
-        for (ptr, len) in out.tail.pieces() {
-            // SAFETY: a tail's piece is readable for its length while `out` is borrowed.
-            unsafe { writer.copy(ptr, len) };
-        }
+        writer.frame(self.hdr_bytes, hdr, out);
         let mut left = need;
         for &(taken, room) in chains {
             let here = left.min(room);
@@ -186,7 +199,7 @@ impl<R: Ring> Put<'_, R> {
                 Ok(Step::Empty) => return Err(DropReason::TxQueueFull),
                 Ok(Step::NoRoom) => return Err(DropReason::TxTooBig),
                 Err(e) => {
-                    *self.broken = Some(e);
+                    self.broken = Some(e);
                     return Err(DropReason::TxBadDescriptor);
                 }
             }
@@ -232,10 +245,63 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Header, head and tail of a frame.
+    #[inline]
+    fn frame(&mut self, hdr_bytes: usize, hdr: NetHdr, out: &Out<'_>) {
+        match self.place() {
+            Some((at, NetHdr::BYTES..)) if hdr_bytes == NetHdr::BYTES => {
+                // As words: bytes stored one by one and read as words again would stall.
+                let (low, high) = hdr.to_words();
+                // SAFETY: the place has room for the header's twelve bytes.
+                unsafe { at.cast::<u64>().write_unaligned(low.to_le()) };
+                let rest = at.wrapping_add(8).cast::<u32>();
+                // SAFETY: as above.
+                unsafe { rest.write_unaligned(high.to_le()) };
+                self.advance(NetHdr::BYTES);
+            }
+            _ => self.write(hdr.to_bytes().get(..hdr_bytes).unwrap_or(&[])),
+        }
+        self.write(out.head);
+        for (ptr, len) in out.tail.pieces() {
+            // SAFETY: a tail's piece is readable for its length while `out` is borrowed.
+            unsafe { self.copy(ptr, len) };
+        }
+    }
+
+    /// Where to write on, and how many bytes this piece has room for.
+    #[inline]
+    fn place(&self) -> Option<(*mut u8, usize)> {
+        let first = self.rest.first()?;
+        // SAFETY: `skip` is at most the piece's length.
+        let at = unsafe { first.ptr.add(self.skip as usize) };
+        Some((at, (first.len - self.skip) as usize))
+    }
+
+    /// Goes on by `len` bytes, which this piece has, and to the next piece when it is full.
+    #[inline]
+    fn advance(&mut self, len: usize) {
+        #[allow(clippy::cast_possible_truncation)] // at most the piece's u32 length
+        {
+            self.skip += len as u32;
+        }
+        if self.rest.first().is_some_and(|b| b.len == self.skip) {
+            self.rest = self.rest.get(1..).unwrap_or(&[]);
+            self.skip = 0;
+        }
+    }
+
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        // SAFETY: a slice is readable.
-        unsafe { self.copy(bytes.as_ptr(), bytes.len()) };
+        match self.place() {
+            Some((at, room)) if room >= bytes.len() => {
+                // SAFETY: a slice is readable, the place has room for it, and private memory does
+                // not overlap a guest's.
+                unsafe { copy_short(bytes.as_ptr(), at, bytes.len()) };
+                self.advance(bytes.len());
+            }
+            // SAFETY: as above.
+            _ => unsafe { self.copy(bytes.as_ptr(), bytes.len()) },
+        }
     }
 
     /// # Safety
@@ -243,30 +309,19 @@ impl Writer<'_> {
     #[inline]
     unsafe fn copy(&mut self, mut src: *const u8, mut len: usize) {
         while len > 0 {
-            let Some(first) = self.rest.first() else {
+            let Some((at, room)) = self.place() else {
                 debug_assert!(false, "more bytes than room");
                 return;
             };
-            let here = (first.len - self.skip) as usize;
-            let n = here.min(len);
-            // SAFETY: `skip` is at most the piece's length.
-            let dst = unsafe { first.ptr.add(self.skip as usize) };
+            let n = room.min(len);
             // SAFETY: `n` bytes are readable by contract and writable in the piece. `copy`, not
             // `copy_nonoverlapping`: two guests may share memory with each other, or a guest may
             // offer the same page for sending and receiving.
-            unsafe { std::ptr::copy(src, dst, n) };
+            unsafe { std::ptr::copy(src, at, n) };
             // SAFETY: at most one past the readable bytes.
             src = unsafe { src.add(n) };
             len -= n;
-            if n == here {
-                self.rest = self.rest.get(1..).unwrap_or(&[]);
-                self.skip = 0;
-            } else {
-                #[allow(clippy::cast_possible_truncation)] // less than the piece's u32 length
-                {
-                    self.skip += n as u32;
-                }
-            }
+            self.advance(n);
         }
     }
 }

@@ -119,7 +119,7 @@ impl Bufs {
     }
     /// `false` when full.
     #[inline]
-    fn push(&mut self, buf: Buf) -> bool {
+    pub(super) fn push(&mut self, buf: Buf) -> bool {
         if self.0.len() == self.0.capacity() {
             return false;
         }
@@ -157,14 +157,25 @@ pub(super) trait Ring {
     /// How many chains wait, at most `max` (an upper bound where only walking can tell);
     /// prefetches their descriptors.
     fn peek(&mut self, max: usize) -> Result<usize, RingError>;
+    /// Asks the processor for what the next burst will touch, as far as chains are known to wait:
+    /// their buffers' first lines, and the descriptors of the burst after it. The lines are in the
+    /// other core's cache; fetched now, they arrive while this burst is worked on.
+    fn ahead(&mut self, want: Direction);
+    /// Takes the next chain if it is a single direct descriptor inside one region, as nearly all
+    /// are. `None`: none is known to wait, or [`Ring::take`] has to look.
+    fn take_single(&mut self, want: Direction) -> Option<(Taken, Buf)>;
     /// Takes the next chain.
     fn take(&mut self, want: Direction, bufs: &mut Bufs) -> Result<Step, RingError>;
     /// Puts the chain taken last back, as if it had not been taken.
     fn untake(&mut self, taken: Taken);
     /// Returns a chain with `written` bytes; the guest sees it after [`Ring::publish`].
     fn put(&mut self, taken: Taken, written: u32);
-    /// Shows the guest what was returned; says whether it wants a call.
-    fn publish(&mut self) -> bool;
+    /// Shows the guest what was returned.
+    fn publish(&mut self);
+    /// Whether the guest wants a call for what was published since this was last asked. A full fence
+    /// stands between [`Ring::publish`] and this: the guest writes its wish and then looks at what
+    /// was published.
+    fn wants_call(&mut self) -> bool;
     /// Asks for kicks, then says whether chains wait already.
     fn arm(&mut self) -> bool;
     /// Asks for no kicks.
@@ -297,6 +308,27 @@ fn append_across(
     Ok(true)
 }
 
+/// The piece a direct descriptor without a successor describes, when it lies in one region.
+#[inline]
+pub(super) fn single(
+    mem: &GuestMem,
+    hint: &mut usize,
+    desc: &Desc,
+    flags: u16,
+    want: Direction,
+) -> Option<Buf> {
+    let interesting = vring::DESC_F_NEXT | vring::DESC_F_INDIRECT | vring::DESC_F_WRITE;
+    let wanted = match want {
+        Direction::Readable => 0,
+        Direction::Writable => vring::DESC_F_WRITE,
+    };
+    if flags & interesting != wanted || desc.len == 0 {
+        return None;
+    }
+    let (ptr, room) = mem.span(desc.addr, hint)?;
+    (u64::from(desc.len) <= room).then_some(Buf { ptr, len: desc.len })
+}
+
 /// Finds the table an indirect descriptor points at: its address and entries, at most
 /// [`CHAIN_MAX`]. (The specification also limits it to the ring's size; drivers with small rings
 /// and QEMU do not, and nothing here depends on it.)
@@ -332,4 +364,40 @@ pub(super) fn prefetch(ptr: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = ptr;
+}
+
+/// As [`prefetch`], for a line that will be written: taken from whoever has it now.
+#[inline]
+pub(super) fn prefetch_write(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // By hand: the compiler emits it only for targets known to have it, and every x86-64 processor
+    // takes it, as a no-op where it is not implemented (Intel SDM, PREFETCHW).
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) ptr, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
+/// Chains [`Ring::ahead`] looks at: one burst.
+pub(super) const AHEAD: u16 = 32;
+
+/// Asks for the first two lines of a buffer: `virtio_net_hdr` and headers, or a whole small frame.
+#[inline]
+pub(super) fn prefetch_buffer(mem: &GuestMem, hint: &mut usize, desc: &Desc, want: Direction) {
+    let Some((ptr, _)) = mem.span(desc.addr, hint) else {
+        return;
+    };
+    let second = ptr.wrapping_add(64);
+    match want {
+        Direction::Readable => {
+            prefetch(ptr);
+            prefetch(second);
+        }
+        Direction::Writable => {
+            prefetch_write(ptr);
+            prefetch_write(second);
+        }
+    }
 }

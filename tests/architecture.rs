@@ -20,9 +20,9 @@ const LAYERS: &[(Order, &[&str])] = &[
     (Order::Unordered, &["datapath"]),
     (
         Order::Unordered,
-        &["control", "manager", "observe", "containers", "bench"],
+        &["control", "manager", "observe", "containers"],
     ),
-    (Order::Ordered, &["config", "demo", "cli", "main"]),
+    (Order::Ordered, &["config", "bench", "demo", "cli", "main"]),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,9 @@
 //!
 //! Modules stand in layers; a module imports lower layers only (a test checks it):
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
-//! 3 `datapath` · 4 `control` · 5 `config demo cli`.
+//! 3 `datapath` · 4 `control` · 5 `config bench demo cli`.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

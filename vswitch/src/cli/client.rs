@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::progress;
+use crate::bench::BenchError;
 use crate::control::SwitchError;
 use crate::control::api::{
     ApiError, Envelope, ErrorCode, MAX_REQUEST_BYTES, Reply, Request, VERSION,
@@ -44,6 +45,9 @@ pub(super) enum Failure {
     /// The daemon said no.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// Nothing could be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// A file cannot be read.
     #[error("cannot read {}: {source}; name a file that this user may read", path.display())]
     File {
@@ -93,7 +97,8 @@ impl Failure {
             | Failure::Config(_)
             | Failure::Start(_)
             | Failure::System { .. }
-            | Failure::Output(_) => 1,
+            | Failure::Output(_)
+            | Failure::Bench(_) => 1,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the answer is no (denied, invalid, differs), 2 usage, 3 cannot reach the
 //! daemon.
 
+mod bench;
 mod client;
 mod files;
 mod progress;
@@ -57,6 +58,9 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure the switch on this machine, in this process; no daemon is asked.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Run the switch in the foreground until SIGTERM or Ctrl-C.
     Run {
         /// switch.toml.
@@ -298,6 +302,7 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
             let held = demo::run(demo::Options { keep, json });
             Ok(if held { Answer::Done } else { Answer::No })
         }
+        Command::Bench(command) => bench::bench(command, out),
         Command::Run { config } => run::run(&config, socket),
         Command::Check { file } => check(&file, out),
         Command::Status => {

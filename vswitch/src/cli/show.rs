@@ -11,7 +11,7 @@ use crate::control::api::{
 };
 use crate::policy::model::qualified;
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)

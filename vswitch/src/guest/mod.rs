@@ -333,24 +333,37 @@ impl GuestQueue {
     /// Sends as many of `frames` as there is room for, in order; returns how many.
     #[inline]
     pub fn send(&mut self, frames: &[(NetHdr, &[u8])]) -> usize {
+        let fits = |&&(ref hdr, frame): &&(NetHdr, &[u8])| self.push(hdr, frame);
+        let sent = frames.iter().take_while(fits).count();
+        self.flush();
+        sent
+    }
+
+    /// Puts a frame into the ring, if there is room; the back-end sees it after
+    /// [`GuestQueue::flush`].
+    #[inline]
+    pub fn push(&mut self, hdr: &NetHdr, frame: &[u8]) -> bool {
         let ring = &mut self.tx.ring;
-        while ring.take_used().is_some() {}
-        let mut sent = 0;
-        for (hdr, frame) in frames {
-            let Some(slot) = ring.next_free() else {
-                break;
-            };
-            let at = ring.at(slot);
-            ring.buffers().write(at, &hdr.to_bytes());
-            ring.buffers().write(at + NetHdr::BYTES, frame);
-            ring.offer(NetHdr::BYTES + frame.len());
-            sent += 1;
+        if ring.free() == 0 {
+            while ring.take_used().is_some() {}
         }
-        if ring.publish() {
+        let Some(slot) = ring.next_free() else {
+            return false;
+        };
+        let at = ring.at(slot);
+        ring.buffers().write(at, &hdr.to_bytes());
+        ring.buffers().write(at + NetHdr::BYTES, frame);
+        ring.offer(NetHdr::BYTES + frame.len());
+        true
+    }
+
+    /// Shows the back-end what was pushed.
+    #[inline]
+    pub fn flush(&mut self) {
+        if self.tx.ring.publish() {
             self.tx.kick.signal();
             self.kicks += 1;
         }
-        sent
     }
 
     /// Frames handed to the back-end and not yet returned.

@@ -1,0 +1,257 @@
+//! The frames of the generator: UDP over IPv4 between two guests with declared addresses, each a
+//! function of its direction and number alone.
+
+use std::net::Ipv4Addr;
+
+use crate::packet::{Mac, checksum};
+
+/// First destination port; with every 2^15 connections the next one.
+const PORT: u16 = 9000;
+/// Connections that differ by the initiator's port only.
+const PER_PORT: u32 = 1 << 15;
+/// First port of the initiator.
+const FIRST: u16 = 16_384;
+/// Most connections: ports up to 9000 + 511.
+pub const FLOWS_MAX: u32 = 512 * PER_PORT;
+/// Where the source port stands: Ethernet header and IPv4 header without options.
+const PORTS_AT: usize = 34;
+/// Where the frame's number stands: behind the UDP header.
+const NUMBER_AT: usize = 42;
+/// Bytes of headers and number.
+const MIN_BYTES: usize = 50;
+/// Bytes compared in a long frame's beginning (to be exact: all that changes, and what is around).
+const HEAD: usize = 64;
+
+/// How long frames are, in the ring: without FCS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizes {
+    /// All alike.
+    Fixed(usize),
+    /// Of twelve, seven of 64, four of 570, one of 1514 bytes (the "simple" internet mix).
+    Imix,
+}
+
+impl std::fmt::Display for Sizes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Sizes::Fixed(bytes) => write!(f, "{bytes}"),
+            Sizes::Imix => f.write_str("imix"),
+        }
+    }
+}
+
+impl std::str::FromStr for Sizes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "imix" {
+            return Ok(Sizes::Imix);
+        }
+        match text.parse() {
+            Ok(n) if (MIN_BYTES..=1514).contains(&n) => Ok(Sizes::Fixed(n)),
+            _ => Err(format!("write `imix`, or bytes from {MIN_BYTES} to 1514")),
+        }
+    }
+}
+
+/// IMIX, spread so that no two long ones follow each other.
+const IMIX: [u8; 12] = [0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 1, 0];
+const IMIX_BYTES: [usize; 3] = [64, 570, 1514];
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// From A, who opened the connections.
+    No,
+    /// From B.
+    Yes,
+}
+
+impl Reply {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Reply::No => Reply::Yes,
+            Reply::Yes => Reply::No,
+        }
+    }
+}
+
+/// MAC and address of A and B.
+pub(super) const MACS: [Mac; 2] = [
+    Mac([0x52, 0x54, 0, 0xbe, 0, 1]),
+    Mac([0x52, 0x54, 0, 0xbe, 0, 2]),
+];
+pub(super) const IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+
+/// The frames of one direction.
+#[derive(Debug)]
+pub(super) struct Frames {
+    reply: Reply,
+    flows: u32,
+    sizes: Sizes,
+    templates: Vec<Vec<u8>>,
+}
+
+impl Frames {
+    pub(super) fn new(sizes: Sizes, flows: u32, reply: Reply) -> Self {
+        let template = |bytes| template(bytes, reply);
+        let templates = match sizes {
+            Sizes::Fixed(bytes) => vec![template(bytes)],
+            Sizes::Imix => IMIX_BYTES.into_iter().map(template).collect(),
+        };
+        Frames {
+            reply,
+            flows: flows.clamp(1, FLOWS_MAX),
+            sizes,
+            templates,
+        }
+    }
+
+    /// Mean length.
+    pub(super) fn mean_bytes(&self) -> u64 {
+        match self.sizes {
+            Sizes::Fixed(bytes) => bytes as u64,
+            Sizes::Imix => {
+                let of = |i: &u8| IMIX_BYTES.get(usize::from(*i)).copied().unwrap_or(0);
+                (IMIX.iter().map(of).sum::<usize>() / IMIX.len()) as u64
+            }
+        }
+    }
+
+    /// Source and destination port of frame `number`.
+    #[inline]
+    fn ports(&self, number: u64) -> [u8; 4] {
+        #[allow(clippy::cast_possible_truncation)] // below `flows`
+        let flow = (number % u64::from(self.flows)) as u32;
+        #[allow(clippy::cast_possible_truncation)] // below 512 and below 2^15
+        let (high, low) = ((flow / PER_PORT) as u16, (flow % PER_PORT) as u16);
+        let ([a, b], [c, d]) = ((FIRST + low).to_be_bytes(), (PORT + high).to_be_bytes());
+        match self.reply {
+            Reply::No => [a, b, c, d],
+            Reply::Yes => [c, d, a, b],
+        }
+    }
+
+    #[inline]
+    fn template(&mut self, number: u64) -> &mut [u8] {
+        let which = match self.sizes {
+            Sizes::Fixed(_) => 0,
+            #[allow(clippy::cast_possible_truncation)] // below 12
+            Sizes::Imix => usize::from(IMIX[(number % 12) as usize]),
+        };
+        self.templates
+            .get_mut(which)
+            .map_or(&mut [], Vec::as_mut_slice)
+    }
+
+    /// Frame `number`.
+    #[inline]
+    pub(super) fn frame(&mut self, number: u64) -> &[u8] {
+        let ports = self.ports(number);
+        let frame = self.template(number);
+        put(frame, PORTS_AT, ports);
+        put(frame, NUMBER_AT, number.to_be_bytes());
+        frame
+    }
+
+    /// The number of a frame that arrived. `None`: it is not what was sent. Of long frames the
+    /// beginning and the last bytes are compared.
+    #[inline]
+    pub(super) fn check(&mut self, frame: &[u8]) -> Option<u64> {
+        let number = u64::from_be_bytes(get(frame, NUMBER_AT)?);
+        let sent = self.frame(number);
+        let same = frame.len() == sent.len()
+            && frame.get(..HEAD.min(frame.len())) == sent.get(..HEAD.min(sent.len()))
+            && frame.last_chunk::<8>() == sent.last_chunk::<8>();
+        same.then_some(number)
+    }
+}
+
+#[inline]
+fn put<const N: usize>(frame: &mut [u8], at: usize, bytes: [u8; N]) {
+    if let Some(room) = frame.get_mut(at..at + N) {
+        room.copy_from_slice(&bytes);
+    }
+}
+
+#[inline]
+fn get<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
+    frame.get(at..)?.first_chunk().copied()
+}
+
+/// A frame of that length without UDP checksum (allowed with IPv4, RFC 768), so that ports and
+/// payload can change without one.
+fn template(bytes: usize, reply: Reply) -> Vec<u8> {
+    let (from, to) = match reply {
+        Reply::No => (0, 1),
+        Reply::Yes => (1, 0),
+    };
+    let ip_bytes = u16::try_from(bytes - 14).unwrap_or(u16::MAX);
+    let mut ip = vec![0x45, 0];
+    ip.extend(ip_bytes.to_be_bytes());
+    // Identification 0, don't fragment, time to live 64, UDP, checksum to come.
+    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    ip.extend(IPS[from].octets());
+    ip.extend(IPS[to].octets());
+    let sum = !checksum::fold(checksum::sum(&ip, 0));
+    put(&mut ip, 10, sum.to_be_bytes());
+    let mut frame = Vec::with_capacity(bytes);
+    frame.extend(MACS[to].0);
+    frame.extend(MACS[from].0);
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip);
+    frame.extend([0; 4]);
+    frame.extend((ip_bytes - 20).to_be_bytes());
+    frame.extend([0, 0]);
+    // A payload in which a shifted or foreign piece would show.
+    #[allow(clippy::cast_possible_truncation)] // a pattern
+    frame.extend((frame.len()..bytes).map(|i| (i * 7) as u8));
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Frames, Reply, Sizes};
+    use crate::packet::{parse, proto};
+
+    #[test]
+    fn frames_are_what_they_are_checked_against() {
+        for sizes in [Sizes::Fixed(64), Sizes::Fixed(1514), Sizes::Imix] {
+            let [mut a, mut b] = [Reply::No, Reply::Yes].map(|r| Frames::new(sizes, 100_000, r));
+            for number in (0..200).chain([99_999, 100_000, 123_456]) {
+                let frame = a.frame(number).to_vec();
+                let len = u32::try_from(frame.len()).unwrap();
+                let p = parse(&frame[..frame.len().min(256)], len).unwrap();
+                assert_eq!(p.protocol, proto::UDP);
+                let answer = b.frame(number).to_vec();
+                let q = parse(&answer[..answer.len().min(256)], len).unwrap();
+                assert_eq!(
+                    (p.src, p.sport, p.dst, p.dport),
+                    (q.dst, q.dport, q.src, q.sport)
+                );
+
+                let mut expected = Frames::new(sizes, 100_000, Reply::No);
+                assert_eq!(expected.check(&frame), Some(number));
+                assert_eq!(expected.check(&answer), None, "the other direction's");
+                for at in [0, 35, 45, 63.min(frame.len() - 1), frame.len() - 1] {
+                    let mut damaged = frame.clone();
+                    damaged[at] ^= 0x10;
+                    assert_ne!(expected.check(&damaged), Some(number), "byte {at}");
+                }
+                assert_eq!(expected.check(&frame[..frame.len() - 1]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        for (text, sizes) in [("64", Sizes::Fixed(64)), ("imix", Sizes::Imix)] {
+            assert_eq!(text.parse(), Ok(sizes));
+            assert_eq!(sizes.to_string(), text);
+        }
+        for wrong in ["49", "1515", "", "-1"] {
+            assert!(wrong.parse::<Sizes>().is_err(), "{wrong}");
+        }
+        assert_eq!(Frames::new(Sizes::Imix, 1, Reply::No).mean_bytes(), 353);
+    }
+}

@@ -1,0 +1,212 @@
+//! The generator: two virtio guests of our own on one thread, A and B, that exchange UDP over any
+//! vhost-user back-ends: our switch in this process, or another one behind two sockets.
+//!
+//! A opens each connection and B answers it, as real replies in the reverse direction; then both
+//! send flat out. Every frame carries its number in its direction, from which the
+//! receiver computes what the whole frame must look like.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::BenchError;
+use super::frames::{Frames, Reply, Sizes};
+use crate::guest::{Guest, GuestConfig, GuestError, NetHdr, feature};
+
+/// Frames given to a ring in one go: the switch's own burst.
+const BURST: u64 = 32;
+/// Frames taken from a ring in one go, at most.
+const RECEIVED: usize = 64;
+/// Turns between two looks at the clock.
+const TURNS: usize = 16;
+/// Bytes from one buffer to the next: what DPDK's default pool has (2048 of data, 128 of headroom,
+/// 192 of header). A power of two would put all buffers into a few sets of every cache.
+const BUF_BYTES: usize = 2368;
+/// Unanswered first frames while connections are opened: a quarter of the smallest usual ring.
+const OPENING: u64 = 64;
+/// How long opening may make no progress.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// What the two guests are like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoadConfig {
+    pub(super) ring: u16,
+    pub(super) packed: bool,
+    /// The guests' memory in 2 MiB pages.
+    pub(super) huge: bool,
+    pub(super) sizes: Sizes,
+    pub(super) flows: u32,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Load {
+    ends: [End; 2],
+    flows: u32,
+}
+
+/// One guest.
+#[derive(Debug)]
+struct End {
+    guest: Guest,
+    frames: Frames,
+    /// What the other end sends, as it must arrive here.
+    expected: Frames,
+    sent: u64,
+    arrived: u64,
+    /// Number of the next frame that may arrive.
+    next: u64,
+    wrong: u64,
+}
+
+/// What one run showed, both directions together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) seconds: f64,
+    /// Frames that arrived in that time.
+    arrived: u64,
+    /// Mean length of a frame.
+    frame_bytes: u64,
+    /// Frames that arrived otherwise than they were sent, or out of order.
+    pub(super) wrong: u64,
+}
+
+impl Run {
+    /// Million frames a second.
+    #[allow(clippy::cast_precision_loss)] // far below 2^53
+    pub(super) fn mpps(&self) -> f64 {
+        self.arrived as f64 / self.seconds / 1e6
+    }
+
+    /// Gigabits of frames a second.
+    #[allow(clippy::cast_precision_loss)] // as above
+    pub(super) fn gbps(&self) -> f64 {
+        self.mpps() * self.frame_bytes as f64 * 8.0 / 1e3
+    }
+}
+
+impl Load {
+    /// Attaches both guests to the back-ends that listen at these paths.
+    pub(super) fn connect(sockets: [&Path; 2], config: &LoadConfig) -> Result<Self, BenchError> {
+        let mut features = feature::VERSION_1 | feature::MRG_RXBUF | feature::EVENT_IDX;
+        if config.packed {
+            features |= feature::RING_PACKED;
+        }
+        let guest = GuestConfig {
+            ring_size: config.ring,
+            buf_bytes: BUF_BYTES,
+            features,
+            huge: config.huge,
+            ..GuestConfig::default()
+        };
+        let end = |socket: &Path, reply: Reply| -> Result<End, GuestError> {
+            Ok(End {
+                guest: Guest::connect(socket, guest.clone())?,
+                frames: Frames::new(config.sizes, config.flows, reply),
+                expected: Frames::new(config.sizes, config.flows, reply.other()),
+                sent: 0,
+                arrived: 0,
+                next: 0,
+                wrong: 0,
+            })
+        };
+        let [a, b] = sockets;
+        let ends = end(a, Reply::No).and_then(|a| Ok([a, end(b, Reply::Yes)?]));
+        let ends = ends.map_err(|e| match e {
+            GuestError::Io(_) if config.huge => BenchError::HugePages(e),
+            e => BenchError::Guest(e),
+        });
+        Ok(Load {
+            ends: ends?,
+            flows: config.flows,
+        })
+    }
+
+    /// A opens every connection, B answers each.
+    pub(super) fn open(&mut self) -> Result<(), BenchError> {
+        let [a, b] = &mut self.ends;
+        let flows = u64::from(self.flows);
+        let mut last = Instant::now();
+        while a.arrived < flows {
+            let unanswered = a.sent - a.arrived;
+            a.send((flows - a.sent).min(OPENING.saturating_sub(unanswered)));
+            let moved = b.receive() + a.receive();
+            b.send(b.arrived - b.sent);
+            if moved > 0 {
+                last = Instant::now();
+            } else if last.elapsed() > STUCK_AFTER {
+                return Err(BenchError::Stuck {
+                    opened: a.arrived,
+                    of: flows,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Both directions for `warm_up` and then `time`; only what arrives in `time` is counted.
+    /// `mark` is called when that time begins and when it is over.
+    pub(super) fn run(&mut self, warm_up: Duration, time: Duration, mut mark: impl FnMut()) -> Run {
+        self.phase(warm_up);
+        let arrived = |ends: &[End; 2]| ends.iter().map(|e| e.arrived).sum::<u64>();
+        let before = arrived(&self.ends);
+        mark();
+        let seconds = self.phase(time);
+        mark();
+        Run {
+            seconds,
+            arrived: arrived(&self.ends) - before,
+            frame_bytes: self.ends[0].frames.mean_bytes(),
+            wrong: self.ends.iter().map(|e| e.wrong).sum(),
+        }
+    }
+
+    /// Sends and receives for so long; the seconds it was.
+    fn phase(&mut self, time: Duration) -> f64 {
+        let start = Instant::now();
+        loop {
+            // A look at the clock costs as much as a frame: one for some turns.
+            for _ in 0..TURNS {
+                for end in &mut self.ends {
+                    end.send(BURST);
+                    end.receive();
+                }
+            }
+            let elapsed = start.elapsed();
+            if elapsed >= time {
+                return elapsed.as_secs_f64();
+            }
+        }
+    }
+}
+
+impl End {
+    /// Sends up to `due` frames.
+    #[inline]
+    fn send(&mut self, due: u64) {
+        let Some(queue) = self.guest.queue(0) else {
+            return;
+        };
+        for _ in 0..due {
+            if !queue.push(&NetHdr::default(), self.frames.frame(self.sent)) {
+                break;
+            }
+            self.sent += 1;
+        }
+        queue.flush();
+    }
+
+    /// Receives and checks; says how many.
+    #[inline]
+    fn receive(&mut self) -> u64 {
+        let Some(queue) = self.guest.queue(0) else {
+            return 0;
+        };
+        let (expected, next, wrong) = (&mut self.expected, &mut self.next, &mut self.wrong);
+        let n = queue.recv(RECEIVED, |_, frame| match expected.check(frame) {
+            Some(number) if number >= *next => *next = number + 1,
+            _ => *wrong += 1,
+        }) as u64;
+        self.arrived += n;
+        n
+    }
+}

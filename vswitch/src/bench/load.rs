@@ -1,5 +1,5 @@
-//! The generator: two virtio guests of our own on one thread, A and B, that exchange UDP over any
-//! vhost-user back-ends: our switch in this process, or another one behind two sockets.
+//! The generator: two virtio guests of our own on one thread, A and B, that exchange UDP over two
+//! vhost-user sockets.
 //!
 //! A opens each connection and B answers it, as real replies in the reverse direction; then both
 //! send flat out. Every frame carries its number in its direction, from which the
@@ -23,7 +23,7 @@ const TURNS: usize = 16;
 const BUF_BYTES: usize = 2368;
 /// Unanswered first frames while connections are opened: a quarter of the smallest usual ring.
 const OPENING: u64 = 64;
-/// How long opening may make no progress.
+/// Without progress for so long, there will be none.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// What the two guests are like.

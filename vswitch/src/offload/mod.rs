@@ -2,7 +2,7 @@
 //! segmented (TCP, UDP) here, while the frame is on its way into the receiver's memory.
 //!
 //! The data path calls [`normalise`] once after parsing, so that everything behind it works on
-//! requests that agree with the headers; a port's `tx` calls [`send`] (or [`emit`]) per frame.
+//! requests that agree with the headers; a port's `tx` calls [`send`] per frame.
 //! Headers are only ever read from, and edited in, private memory; payload is summed and copied
 //! by raw reads of the sender's memory. A sender that changes its payload between the two gets a
 //! wrong checksum for its trouble, as on any network card.
@@ -63,27 +63,6 @@ impl Out<'_> {
     }
 }
 
-/// Calls `sink` once per frame to send: once when the receiver can take the frame whole (no byte
-/// is touched then, except for a completed checksum), else once per segment. Returns the frames
-/// sent. Costs a few branches when no offload is asked for.
-///
-/// # Errors
-/// [`DropReason::TxTooBig`] when the frame exceeds `caps.max_frame_bytes` and cannot be segmented,
-/// [`DropReason::TooManySegments`], [`DropReason::BadOffload`] for a request that
-/// [`normalise`] would have refused, or what `sink` returned: then nothing follows, but segments
-/// before it were sent.
-#[inline]
-pub fn emit(
-    view: &TxView<'_>,
-    caps: &TxCaps,
-    sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
-) -> Result<u32, DropReason> {
-    if is_plain(view) {
-        return emit_plain(view, caps, sink);
-    }
-    emit_offloaded(view, caps, sink)
-}
-
 /// Whether nothing is asked for.
 #[inline]
 fn is_plain(view: &TxView<'_>) -> bool {
@@ -111,8 +90,15 @@ fn emit_plain(
     Ok(1)
 }
 
-/// [`emit`] and the counters of a transmit queue: `tx_pkts`, `tx_bytes`, `extra_segments_pkts`,
-/// and the drop when there is one.
+/// Calls `sink` once per frame to send: once when the receiver can take the frame whole (no byte
+/// is touched then, except for a completed checksum), else once per segment. Costs a few branches
+/// when no offload is asked for.
+///
+/// Counts as a transmit queue does: `tx_pkts`, `tx_bytes`, `extra_segments_pkts`, and the drop when
+/// there is one: [`DropReason::TxTooBig`] when the frame exceeds `caps.max_frame_bytes` and cannot be
+/// segmented, [`DropReason::TooManySegments`], [`DropReason::BadOffload`] for a request that
+/// [`normalise`] would have refused, or what `sink` returned: then nothing follows, but segments
+/// before it were sent.
 #[inline]
 pub fn send(
     view: &TxView<'_>,

@@ -161,6 +161,19 @@ struct Sent {
     data_valid: bool,
 }
 
+/// [`send`] without its counters: the frames sent, or why not.
+fn emit(
+    view: &TxView<'_>,
+    caps: &TxCaps,
+    sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
+) -> Result<u32, DropReason> {
+    if is_plain(view) {
+        emit_plain(view, caps, sink)
+    } else {
+        emit_offloaded(view, caps, sink)
+    }
+}
+
 fn run(one: &One, tag: Option<u16>, caps: &TxCaps) -> Result<Vec<Sent>, DropReason> {
     let mut scratch = Scratch::default();
     let view = one

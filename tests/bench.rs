@@ -2,14 +2,19 @@
 
 mod common;
 
-use common::Lab;
 use common::process;
 use common::switch::binary;
+use common::{Lab, Need};
 use std::process::Output;
 use std::time::Duration;
 
 /// Bound on a measurement that takes a fraction of a second.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// The machine to itself: two threads spin.
+fn turn() -> Option<Lab> {
+    Lab::open(&[Need::Program("setpriv")])
+}
 
 fn bench(args: &[&str]) -> Output {
     let mut command = process::command(binary());
@@ -23,8 +28,7 @@ fn shortly(args: &[&str]) -> Output {
 
 #[test]
 fn loopback_measures_what_it_says() {
-    // The machine is not needed, but its turn: two threads spin.
-    let Some(_lab) = Lab::open(&[]) else { return };
+    let Some(_lab) = turn() else { return };
     for (args, ring) in [
         (&["--size", "64", "--flows", "1000"][..], "split"),
         (&["--size", "imix", "--flows", "40000"][..], "split"),
@@ -69,6 +73,153 @@ fn loopback_measures_what_it_says() {
     }
 }
 
+/// The report of a measurement, as JSON; as text it says each of `words`.
+fn report(args: &[&str], words: &[&str]) -> serde_json::Value {
+    let run = |more: &[&str]| {
+        let output = bench(&[args, more].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {error}");
+        output.stdout
+    };
+    let text = String::from_utf8_lossy(&run(&[])).into_owned();
+    for word in words.iter().chain(&["TSC", "steal"]) {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    let report: serde_json::Value =
+        serde_json::from_slice(&run(&["--json"])).expect("one document");
+    assert!(number(&report["machine"]["tsc_hz"]) > 0.0, "{report}");
+    report
+}
+
+fn number(value: &serde_json::Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+/// That a median lies where it must; says it.
+fn median(summary: &serde_json::Value) -> f64 {
+    let [low, median, high] = ["low", "median", "high"].map(|which| number(&summary[which]));
+    assert!(low <= median && median <= high, "{summary}");
+    median
+}
+
+#[test]
+fn churn_makes_every_connection_it_counts() {
+    let Some(_lab) = turn() else { return };
+    for (protocol, frames) in [("udp", 2.0), ("tcp", 8.0)] {
+        let report = report(
+            &[
+                "churn",
+                "--protocol",
+                protocol,
+                "--connections",
+                "3000",
+                "--repeats",
+                "2",
+            ],
+            &["connections per second", "3000 connections in the table"],
+        );
+        assert_eq!(report["config"]["protocol"], protocol);
+        assert_eq!(number(&report["frames_per_connection"]), frames);
+        assert_eq!(number(&report["made"]), 6000.0);
+        // As many as one repetition makes: UDP starts anew, TCP takes the place of what was closed.
+        assert_eq!(number(&report["in_table"]), 3000.0);
+        assert!(median(&report["per_second"]) > 0.0, "{report}");
+        assert!(median(&report["cycles_per_connection"]) > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn denied_frames_are_dropped_and_counted() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["deny", "--repeats", "2", "--seconds", "0.05"],
+        &["denied by forwarded"],
+    );
+    assert!(number(&report["denied"]) > 0.0, "{report}");
+    for figure in ["forwarded_mpps", "denied_mpps", "ratio", "denied_cycles"] {
+        assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
+    }
+}
+
+#[test]
+fn latency_is_shown_by_load_and_percentile() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &[
+            "latency",
+            "--load",
+            "1,5",
+            "--repeats",
+            "2",
+            "--seconds",
+            "0.05",
+        ],
+        &["LOAD", "p99.9"],
+    );
+    let loads = report["loads"].as_array().expect("a list");
+    assert_eq!(loads.len(), 2, "{report}");
+    for load in loads {
+        let [sent, lost] = ["sent", "lost"].map(|name| number(&load[name]));
+        assert!(sent > 0.0 && lost <= sent, "{load}");
+        let percentiles = load["percentiles_ns"].as_array().expect("a list");
+        assert_eq!(percentiles.len(), 4, "{load}");
+        let mut last = 0.0;
+        for percentile in percentiles {
+            let value = median(&percentile[1]);
+            assert!(
+                value >= last && value <= number(&load["largest_ns"]),
+                "{load}"
+            );
+            last = value;
+        }
+        let curve = load["curve_ns"].as_array().expect("a list");
+        let end = curve.last().expect("a frame arrived");
+        assert_eq!(
+            (number(&end[0]), &end[1]),
+            (1.0, &load["largest_ns"]),
+            "{load}"
+        );
+    }
+}
+
+#[test]
+fn ndr_is_between_its_bounds() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["ndr", "--trial", "0.01", "--trials", "1", "--at-most", "5"],
+        &["NDR", "PDR", "CARRIED"],
+    );
+    assert!(number(&report["overload_mpps"]) > 0.0, "{report}");
+    assert!(number(&report["trials"]) > 0.0, "{report}");
+    let goals = report["goals"].as_array().expect("a list");
+    assert_eq!(goals.len(), 2, "{report}");
+    for goal in goals {
+        let [mpps, lower] = ["mpps", "lower_mpps"].map(|name| number(&goal[name]));
+        assert!(mpps <= lower, "{goal}");
+        assert!(
+            goal["upper_mpps"].is_null() || lower < number(&goal["upper_mpps"]),
+            "{goal}"
+        );
+    }
+}
+
+#[test]
+fn a_policy_is_enforced_in_the_midst_of_traffic() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["policy", "--flows", "2000", "--repeats", "1"],
+        &["last frame it denies", "slowest slice"],
+    );
+    // That nothing the new policy denies went on arriving is what exit code 0 says.
+    assert!(median(&report["before_mpps"]) > 0.0, "{report}");
+    assert!(median(&report["apply_us"]) > 0.0, "{report}");
+    assert!(median(&report["lowest"]) >= 0.0, "{report}");
+    let curve = report["curve"].as_array().expect("a list");
+    assert!(curve.iter().any(|at| number(&at[0]) == 0.0), "{report}");
+}
+
 #[test]
 fn what_cannot_be_measured_is_refused() {
     for args in [
@@ -79,6 +230,14 @@ fn what_cannot_be_measured_is_refused() {
         &["loopback", "--repeats", "0"],
         &["loopback", "--seconds", "0"],
         &["loopback", "--ring", "1000"],
+        &["churn", "--protocol", "sctp"],
+        &["churn", "--connections", "0"],
+        &["latency", "--load", "0"],
+        &["latency", "--load", "101"],
+        &["ndr", "--trials", "0"],
+        &["policy", "--flows", "999999999"],
+        &["speed"],
+        &[],
     ] {
         let output = bench(args);
         let error = String::from_utf8_lossy(&output.stderr);

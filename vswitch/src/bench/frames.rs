@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::packet::{Mac, checksum};
+use crate::packet::{Mac, checksum, proto};
 
 /// First destination port; with every 2^15 connections the next one.
 const PORT: u16 = 9000;
@@ -14,7 +14,7 @@ const FIRST: u16 = 16_384;
 /// Most connections: ports up to 9000 + 511.
 pub const FLOWS_MAX: u32 = 512 * PER_PORT;
 /// Where the source port stands: Ethernet header and IPv4 header without options.
-const PORTS_AT: usize = 34;
+pub(super) const PORTS_AT: usize = 34;
 /// Where the frame's number stands: behind the UDP header.
 const NUMBER_AT: usize = 42;
 /// Bytes of headers and number.
@@ -118,20 +118,6 @@ impl Frames {
         }
     }
 
-    /// Source and destination port of frame `number`.
-    #[inline]
-    fn ports(&self, number: u64) -> [u8; 4] {
-        #[allow(clippy::cast_possible_truncation)] // below `flows`
-        let flow = (number % u64::from(self.flows)) as u32;
-        #[allow(clippy::cast_possible_truncation)] // below 512 and below 2^15
-        let (high, low) = ((flow / PER_PORT) as u16, (flow % PER_PORT) as u16);
-        let ([a, b], [c, d]) = ((FIRST + low).to_be_bytes(), (PORT + high).to_be_bytes());
-        match self.reply {
-            Reply::No => [a, b, c, d],
-            Reply::Yes => [c, d, a, b],
-        }
-    }
-
     #[inline]
     fn template(&mut self, number: u64) -> &mut [u8] {
         let which = match self.sizes {
@@ -147,7 +133,9 @@ impl Frames {
     /// Frame `number`.
     #[inline]
     pub(super) fn frame(&mut self, number: u64) -> &[u8] {
-        let ports = self.ports(number);
+        #[allow(clippy::cast_possible_truncation)] // below `flows`
+        let flow = (number % u64::from(self.flows)) as u32;
+        let ports = ports(flow, self.reply);
         let frame = self.template(number);
         put(frame, PORTS_AT, ports);
         put(frame, NUMBER_AT, number.to_be_bytes());
@@ -167,45 +155,64 @@ impl Frames {
     }
 }
 
+/// Source and destination port of frames of connection `flow`, below [`FLOWS_MAX`].
 #[inline]
-fn put<const N: usize>(frame: &mut [u8], at: usize, bytes: [u8; N]) {
+pub(super) fn ports(flow: u32, reply: Reply) -> [u8; 4] {
+    #[allow(clippy::cast_possible_truncation)] // below 512 and below 2^15
+    let (high, low) = ((flow / PER_PORT) as u16, (flow % PER_PORT) as u16);
+    let ([a, b], [c, d]) = ((FIRST + low).to_be_bytes(), (PORT + high).to_be_bytes());
+    match reply {
+        Reply::No => [a, b, c, d],
+        Reply::Yes => [c, d, a, b],
+    }
+}
+
+#[inline]
+pub(super) fn put<const N: usize>(frame: &mut [u8], at: usize, bytes: [u8; N]) {
     if let Some(room) = frame.get_mut(at..at + N) {
         room.copy_from_slice(&bytes);
     }
 }
 
 #[inline]
-fn get<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn get<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
     frame.get(at..)?.first_chunk().copied()
 }
 
 /// A frame of that length without UDP checksum (allowed with IPv4, RFC 768), so that ports and
 /// payload can change without one.
 fn template(bytes: usize, reply: Reply) -> Vec<u8> {
-    let (from, to) = match reply {
-        Reply::No => (0, 1),
-        Reply::Yes => (1, 0),
-    };
     let ip_bytes = u16::try_from(bytes - 14).unwrap_or(u16::MAX);
-    let mut ip = vec![0x45, 0];
-    ip.extend(ip_bytes.to_be_bytes());
-    // Identification 0, don't fragment, time to live 64, UDP, checksum to come.
-    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend(IPS[from].octets());
-    ip.extend(IPS[to].octets());
-    let sum = !checksum::fold(checksum::sum(&ip, 0));
-    put(&mut ip, 10, sum.to_be_bytes());
-    let mut frame = Vec::with_capacity(bytes);
-    frame.extend(MACS[to].0);
-    frame.extend(MACS[from].0);
-    frame.extend([0x08, 0x00]);
-    frame.extend(ip);
+    let mut frame = headers(reply, proto::UDP, ip_bytes, 0);
     frame.extend([0; 4]);
     frame.extend((ip_bytes - 20).to_be_bytes());
     frame.extend([0, 0]);
     // A payload in which a shifted or foreign piece would show.
     #[allow(clippy::cast_possible_truncation)] // a pattern
     frame.extend((frame.len()..bytes).map(|i| (i * 7) as u8));
+    frame
+}
+
+/// Ethernet and IPv4 headers of a packet of `ip_bytes`.
+pub(super) fn headers(reply: Reply, protocol: u8, ip_bytes: u16, id: u16) -> Vec<u8> {
+    let (from, to) = match reply {
+        Reply::No => (0, 1),
+        Reply::Yes => (1, 0),
+    };
+    let mut ip = vec![0x45, 0];
+    ip.extend(ip_bytes.to_be_bytes());
+    ip.extend(id.to_be_bytes());
+    // Don't fragment, time to live 64, checksum to come.
+    ip.extend([0x40, 0, 64, protocol, 0, 0]);
+    ip.extend(IPS[from].octets());
+    ip.extend(IPS[to].octets());
+    let sum = !checksum::fold(checksum::sum(&ip, 0));
+    put(&mut ip, 10, sum.to_be_bytes());
+    let mut frame = Vec::with_capacity(usize::from(ip_bytes) + 14);
+    frame.extend(MACS[to].0);
+    frame.extend(MACS[from].0);
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip);
     frame
 }
 

@@ -5,17 +5,23 @@
 //! send flat out. Every frame carries its number in its direction, from which the
 //! receiver computes what the whole frame must look like.
 
+mod paced;
+mod watched;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::BenchError;
 use super::frames::{Frames, Reply, Sizes};
+use super::options::Rings;
 use crate::guest::{Guest, GuestConfig, GuestError, NetHdr, feature};
 
+pub(super) use watched::Watched;
+
 /// Frames given to a ring in one go: the switch's own burst.
-const BURST: u64 = 32;
+pub(super) const BURST: u32 = 32;
 /// Frames taken from a ring in one go, at most.
-const RECEIVED: usize = 64;
+pub(super) const RECEIVED: usize = 64;
 /// Turns between two looks at the clock.
 const TURNS: usize = 16;
 /// Bytes from one buffer to the next: what DPDK's default pool has (2048 of data, 128 of headroom,
@@ -23,16 +29,15 @@ const TURNS: usize = 16;
 const BUF_BYTES: usize = 2368;
 /// Unanswered first frames while connections are opened: a quarter of the smallest usual ring.
 const OPENING: u64 = 64;
+/// Without an arrival for so long, the frames that are missing are lost.
+pub(super) const QUIET: Duration = Duration::from_millis(20);
 /// Without progress for so long, there will be none.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
+pub(super) const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// What the two guests are like.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LoadConfig {
-    pub(super) ring: u16,
-    pub(super) packed: bool,
-    /// The guests' memory in 2 MiB pages.
-    pub(super) huge: bool,
+    pub(super) rings: Rings,
     pub(super) sizes: Sizes,
     pub(super) flows: u32,
 }
@@ -86,64 +91,108 @@ impl Run {
     }
 }
 
+/// Frames that are not the load's.
+pub(super) trait Source {
+    /// The next one.
+    fn next(&mut self) -> &[u8];
+}
+
+/// Attaches two guests to the back-ends that listen at these paths.
+pub(super) fn attach(sockets: [&Path; 2], rings: Rings) -> Result<[Guest; 2], BenchError> {
+    let mut features = feature::VERSION_1 | feature::MRG_RXBUF | feature::EVENT_IDX;
+    if rings.packed {
+        features |= feature::RING_PACKED;
+    }
+    let guest = GuestConfig {
+        ring_size: rings.ring,
+        buf_bytes: BUF_BYTES,
+        features,
+        huge: rings.huge,
+        ..GuestConfig::default()
+    };
+    let connect = |socket| {
+        Guest::connect(socket, guest.clone()).map_err(|e| match e {
+            GuestError::Io(_) if rings.huge => BenchError::HugePages(e),
+            e => BenchError::Guest(e),
+        })
+    };
+    let [a, b] = sockets;
+    Ok([connect(a)?, connect(b)?])
+}
+
 impl Load {
     /// Attaches both guests to the back-ends that listen at these paths.
     pub(super) fn connect(sockets: [&Path; 2], config: &LoadConfig) -> Result<Self, BenchError> {
-        let mut features = feature::VERSION_1 | feature::MRG_RXBUF | feature::EVENT_IDX;
-        if config.packed {
-            features |= feature::RING_PACKED;
-        }
-        let guest = GuestConfig {
-            ring_size: config.ring,
-            buf_bytes: BUF_BYTES,
-            features,
-            huge: config.huge,
-            ..GuestConfig::default()
+        let [a, b] = attach(sockets, config.rings)?;
+        let end = |guest, reply: Reply| End {
+            guest,
+            frames: Frames::new(config.sizes, config.flows, reply),
+            expected: Frames::new(config.sizes, config.flows, reply.other()),
+            sent: 0,
+            arrived: 0,
+            next: 0,
+            wrong: 0,
         };
-        let end = |socket: &Path, reply: Reply| -> Result<End, GuestError> {
-            Ok(End {
-                guest: Guest::connect(socket, guest.clone())?,
-                frames: Frames::new(config.sizes, config.flows, reply),
-                expected: Frames::new(config.sizes, config.flows, reply.other()),
-                sent: 0,
-                arrived: 0,
-                next: 0,
-                wrong: 0,
-            })
-        };
-        let [a, b] = sockets;
-        let ends = end(a, Reply::No).and_then(|a| Ok([a, end(b, Reply::Yes)?]));
-        let ends = ends.map_err(|e| match e {
-            GuestError::Io(_) if config.huge => BenchError::HugePages(e),
-            e => BenchError::Guest(e),
-        });
         Ok(Load {
-            ends: ends?,
+            ends: [end(a, Reply::No), end(b, Reply::Yes)],
             flows: config.flows,
-            least: 4 * u64::from(config.ring),
+            least: 4 * u64::from(config.rings.ring),
         })
     }
 
-    /// A opens every connection, B answers each.
+    /// Has A and B send frames of another kind, each from its own source of them, and receive; says how many frames that
+    /// are not the load's arrived so far.
+    pub(super) fn others(&mut self, sources: &mut [impl Source; 2]) -> u64 {
+        for (end, source) in self.ends.iter_mut().zip(sources) {
+            if let Some(queue) = end.guest.queue(0) {
+                for _ in 0..BURST {
+                    if !queue.push(&NetHdr::default(), source.next()) {
+                        break;
+                    }
+                }
+                queue.flush();
+            }
+            end.receive();
+        }
+        self.ends.iter().map(|e| e.wrong).sum()
+    }
+
+    /// A opens every connection, B answers each. Also anew, whatever became of frames before.
     pub(super) fn open(&mut self) -> Result<(), BenchError> {
         let [a, b] = &mut self.ends;
         let flows = u64::from(self.flows);
+        // B's answer has the number of what it answers, and no frame of before has such a one.
+        let first = a.sent.max(b.sent).next_multiple_of(flows);
+        (a.sent, b.sent) = (first, first);
         let mut last = Instant::now();
-        while a.arrived < flows {
-            let unanswered = a.sent - a.arrived;
-            a.send((flows - a.sent).min(OPENING.saturating_sub(unanswered)));
+        loop {
+            let (sent, answered) = (a.sent - first, a.next.saturating_sub(first));
+            if answered == flows {
+                return Ok(());
+            }
+            let unanswered = sent - answered;
+            a.send((flows - sent).min(OPENING.saturating_sub(unanswered)));
             let moved = b.receive() + a.receive();
-            b.send(b.arrived - b.sent);
+            b.send(b.next.saturating_sub(b.sent));
             if moved > 0 {
                 last = Instant::now();
             } else if last.elapsed() > STUCK_AFTER {
                 return Err(BenchError::Stuck {
-                    opened: a.arrived,
+                    opened: answered,
                     of: flows,
                 });
             }
         }
-        Ok(())
+    }
+
+    /// Receives until nothing comes any more: what is under way belongs to what was before.
+    pub(super) fn drain(&mut self) {
+        let mut last = Instant::now();
+        while last.elapsed() < QUIET {
+            if self.ends.iter_mut().map(End::receive).sum::<u64>() > 0 {
+                last = Instant::now();
+            }
+        }
     }
 
     /// Both directions for `warm_up` and then `time`; only what arrives in `time` is counted.
@@ -171,7 +220,7 @@ impl Load {
             // A look at the clock costs as much as a frame: one for some turns.
             for _ in 0..TURNS {
                 for end in &mut self.ends {
-                    end.send(BURST);
+                    end.send(BURST.into());
                     arrived += end.receive();
                 }
             }

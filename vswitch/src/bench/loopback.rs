@@ -3,58 +3,54 @@
 use std::io;
 use std::time::Duration;
 
+use clap::Args;
 use serde::Serialize;
 
-use super::frames::Sizes;
-use super::load::LoadConfig;
-use super::machine::{Machine, Watch};
-use super::rig::{Rig, RigConfig};
+use super::frames::{FLOWS_MAX, Sizes};
+use super::load::{Load, LoadConfig, Run};
+use super::options::{Repeats, Rings, display};
+use super::rig::{Rig, RigConfig, policy};
+use super::sample::{Passed, Sample};
 use super::stats::Summary;
-use super::{BenchError, Cores};
-use crate::control::Switch;
+use super::{Bench, BenchError, Cores, Progress};
 use crate::sys::affinity::pin_thread;
 use crate::sys::time::tsc_hz;
 
 /// Not counted, before each repetition: caches fill.
-const WARM_UP: Duration = Duration::from_millis(100);
+pub(super) const WARM_UP: Duration = Duration::from_millis(100);
 /// A switch that is idle for more than this share of the time could have done 1.3 times as much.
-const GENERATOR_BOUND: f64 = 1.0 / 1.3;
+pub(super) const GENERATOR_BOUND: f64 = 1.0 / 1.3;
 
-/// What is measured.
-#[derive(Clone, Debug, Serialize)]
+/// Guest to guest through the switch: two virtio guests of our own open connections over vhost-user, then
+/// both send flat out, and every frame is checked on arrival.
+#[derive(Clone, Debug, Serialize, Args)]
 pub struct Loopback {
-    /// Frame sizes.
+    /// Bytes of each frame without FCS, or imix.
+    #[arg(long = "size", default_value = "64")]
     #[serde(serialize_with = "display")]
     pub sizes: Sizes,
     /// Connections.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
     pub flows: u32,
-    /// Rules in the policy.
+    /// Rules in the policy; the last one admits the load.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rules: u32,
-    /// Entries of each ring.
-    pub ring: u16,
-    /// Packed rings.
-    pub packed: bool,
-    /// Guests' memory in 2 MiB pages.
-    pub huge: bool,
-    /// Repetitions.
-    pub repeats: u32,
-    /// Length of each.
-    pub seconds: f64,
-    /// One more, with the cycles of each step.
+    /// Rings of the guests.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rings: Rings,
+    /// How often, and how long.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub repeats: Repeats,
+    /// Once more, with the cycles of each step.
+    #[arg(long)]
     pub profile: bool,
-}
-
-fn display<T: std::fmt::Display, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(value)
 }
 
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
-pub struct LoopbackReport {
-    /// What was asked for.
-    pub config: Loopback,
-    /// Where.
-    pub machine: Machine,
+pub struct LoopbackFigures {
     /// Both directions together, million frames a second.
     pub mpps: Summary,
     /// The same, gigabits a second of frames without FCS.
@@ -73,127 +69,63 @@ pub struct LoopbackReport {
     pub steps: Vec<(&'static str, f64)>,
 }
 
-/// The steps of a frame's way, as the worker's counters name them.
-const STEPS: [(&str, &str); 7] = [
-    ("rx", "step_rx_cycles"),
-    ("parse", "step_parse_cycles"),
-    ("guard, output", "step_locate_cycles"),
-    ("lookup", "step_lookup_cycles"),
-    ("track, judge", "step_track_cycles"),
-    ("tx", "step_tx_cycles"),
-    ("complete, notify", "step_complete_cycles"),
-];
+impl Bench for Loopback {
+    type Figures = LoopbackFigures;
 
-/// The switch's counters at one moment.
-struct Sample {
-    cycles: u64,
-    iterations: u64,
-    rx: u64,
-    dropped: u64,
-    steps: [u64; STEPS.len()],
-}
-
-impl Sample {
-    fn take(switch: &Switch) -> Result<Self, BenchError> {
-        let stats = switch.stats()?;
-        let counter = |name: &str| {
-            let workers = stats.workers.iter();
-            workers.filter_map(|w| w.counters.get(name)).sum()
+    fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
+        progress("starting the switch");
+        let load = LoadConfig {
+            rings: self.rings,
+            sizes: self.sizes,
+            flows: self.flows,
         };
-        Ok(Sample {
-            cycles: counter("busy_cycles"),
-            iterations: counter("busy_iterations"),
-            rx: stats.conservation.rx,
-            dropped: stats.conservation.dropped,
-            steps: STEPS.map(|(_, name)| counter(name)),
+        let mut rig = rig(cores, self.rules, &load)?;
+        progress("opening connections");
+        rig.load.open()?;
+        let (mut mpps, mut gbps, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut seconds, mut sum) = (0.0, Passed::default());
+        for n in 0..self.repeats.repeats {
+            progress(&format!("repetition {} of {}", n + 1, self.repeats.repeats));
+            let (run, passed) = overload(&mut rig, self.repeats.time())?;
+            mpps.push(run.mpps());
+            gbps.push(run.gbps());
+            cycles.push(passed.cycles_per_frame());
+            seconds += run.seconds;
+            sum.add(&passed);
+        }
+        let mut steps = Vec::new();
+        if self.profile {
+            progress("profiling");
+            rig.switch.profile(true)?;
+            steps = overload(&mut rig, self.repeats.time())?.1.steps;
+        }
+        #[allow(clippy::cast_precision_loss)] // a few GHz
+        let busy = sum.cycles / (seconds * tsc_hz() as f64);
+        Ok(LoopbackFigures {
+            mpps: Summary::of(mpps),
+            gbps: Summary::of(gbps),
+            cycles_per_frame: Summary::of(cycles),
+            busy,
+            burst: sum.frames / sum.iterations.max(1.0),
+            dropped: sum.dropped / sum.frames.max(1.0),
+            generator_bound: busy < GENERATOR_BOUND,
+            steps,
         })
     }
 }
 
-/// The repetitions so far.
-#[derive(Default)]
-struct Series {
-    mpps: Vec<f64>,
-    gbps: Vec<f64>,
-    cycles: Vec<f64>,
-    seconds: f64,
-    busy_cycles: f64,
-    iterations: f64,
-    frames: f64,
-    dropped: f64,
-    steps: Vec<(&'static str, f64)>,
-}
-
-/// Measures, and says how far it is.
-///
-/// # Errors
-/// See [`BenchError`].
-pub fn run(
-    config: &Loopback,
-    progress: impl Fn(&str) + Sync,
-) -> Result<LoopbackReport, BenchError> {
-    let cores = Cores::choose()?;
-    let watch = Watch::start(cores);
-    let measure = || measure(config, cores, &progress);
-    let series = std::thread::scope(|s| s.spawn(measure).join())
-        .map_err(|_panic| io::Error::other("the generator's thread died"))??;
-    #[allow(clippy::cast_precision_loss)] // a few GHz
-    let busy = series.busy_cycles / (series.seconds * tsc_hz() as f64);
-    Ok(LoopbackReport {
-        config: config.clone(),
-        machine: watch.end(),
-        mpps: Summary::of(series.mpps),
-        gbps: Summary::of(series.gbps),
-        cycles_per_frame: Summary::of(series.cycles),
-        busy,
-        burst: series.frames / series.iterations.max(1.0),
-        dropped: series.dropped / series.frames.max(1.0),
-        generator_bound: busy < GENERATOR_BOUND,
-        steps: series.steps,
-    })
-}
-
-/// On the generator's thread.
-fn measure(config: &Loopback, cores: Cores, progress: impl Fn(&str)) -> Result<Series, BenchError> {
-    let rig = RigConfig {
-        load: LoadConfig {
-            ring: config.ring,
-            packed: config.packed,
-            huge: config.huge,
-            sizes: config.sizes,
-            flows: config.flows,
-        },
-        rules: config.rules,
-        // Twice what is needed: in a table nearly full a bucket may have no room (`flowtable`, *Limits*).
-        connections: (config.flows as usize * 2).max(1 << 14),
-    };
-    progress("starting the switch");
-    let mut rig = Rig::start(cores, &rig)?;
+/// A switch with so many rules and the generator, on the generator's thread, which is pinned.
+pub(super) fn rig(cores: Cores, rules: u32, load: &LoadConfig) -> Result<Rig<Load>, BenchError> {
+    let config = RigConfig::new(policy(rules, "udp"), load.flows as usize);
+    let rig = Rig::start(cores, config, |sockets| Load::connect(sockets, load))?;
     if let Some(core) = cores.generator {
         pin_thread(core)?;
     }
-    progress("opening connections");
-    rig.load.open()?;
-    let mut series = Series::default();
-    for n in 0..config.repeats {
-        progress(&format!("repetition {} of {}", n + 1, config.repeats));
-        repetition(&mut rig, config, &mut series, false)?;
-    }
-    if config.profile {
-        progress("profiling");
-        rig.switch.profile(true)?;
-        repetition(&mut rig, config, &mut series, true)?;
-    }
-    Ok(series)
+    Ok(rig)
 }
 
-fn repetition(
-    rig: &mut Rig,
-    config: &Loopback,
-    series: &mut Series,
-    profiled: bool,
-) -> Result<(), BenchError> {
-    let time = Duration::from_secs_f64(config.seconds);
+/// Both guests flat out for so long.
+pub(super) fn overload(rig: &mut Rig<Load>, time: Duration) -> Result<(Run, Passed), BenchError> {
     let mut samples = Vec::with_capacity(2);
     let switch = &rig.switch;
     let mark = || samples.push(Sample::take(switch));
@@ -205,26 +137,5 @@ fn repetition(
     let (Some(before), Some(after)) = (samples.next(), samples.next()) else {
         return Err(io::Error::other("a run has a beginning and an end").into());
     };
-    let (before, after) = (before?, after?);
-    #[allow(clippy::cast_precision_loss)] // far below 2^53
-    let passed = |b: u64, a: u64| a.wrapping_sub(b) as f64;
-    let frames = passed(before.rx, after.rx).max(1.0);
-    if profiled {
-        let cycles = before.steps.iter().zip(after.steps);
-        let steps = STEPS.iter().zip(cycles);
-        series.steps = steps
-            .map(|((step, _), (b, a))| (*step, passed(*b, a) / frames))
-            .collect();
-        return Ok(());
-    }
-    let cycles = passed(before.cycles, after.cycles);
-    series.mpps.push(run.mpps());
-    series.gbps.push(run.gbps());
-    series.cycles.push(cycles / frames);
-    series.seconds += run.seconds;
-    series.busy_cycles += cycles;
-    series.iterations += passed(before.iterations, after.iterations);
-    series.frames += frames;
-    series.dropped += passed(before.dropped, after.dropped);
-    Ok(())
+    Ok((run, after?.since(&before?)))
 }

@@ -18,6 +18,10 @@ pub struct Machine {
     pub kernel: String,
     /// Where threads were pinned.
     pub cores: Cores,
+    /// 2 MiB pages that were free when it began (the connection table takes them first).
+    pub huge_pages_free: u64,
+    /// Transparent huge pages: always, madvise or never.
+    pub thp: String,
     /// Share of the time in which the hypervisor ran something else on these processors.
     pub steal: f64,
 }
@@ -34,12 +38,21 @@ impl Watch {
         let info = read("/proc/cpuinfo");
         let model = info.lines().find_map(|l| l.strip_prefix("model name"));
         let model = model.map(|m| m.trim_start_matches([' ', '\t', ':']));
+        let memory = read("/proc/meminfo");
+        let free = memory
+            .lines()
+            .find_map(|l| l.strip_prefix("HugePages_Free:"));
+        // `always [madvise] never`: the one in brackets holds.
+        let thp = read("/sys/kernel/mm/transparent_hugepage/enabled");
+        let thp = thp.split(['[', ']']).nth(1).unwrap_or("unknown").to_owned();
         Watch {
             machine: Machine {
                 cpu: model.unwrap_or("unknown").to_owned(),
                 tsc_hz: tsc_hz(),
                 kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
                 cores,
+                huge_pages_free: free.and_then(|n| n.trim().parse().ok()).unwrap_or(0),
+                thp,
                 steal: 0.0,
             },
             before: steal_and_total(),

@@ -1,23 +1,90 @@
 //! `vswitch bench`: what this switch does on this machine, measured so that the reader can check
 //! it. Each measurement builds what it needs in this process, repeats, and says how far its
 //! repetitions lay apart, where its threads ran, and when the generator was the limit.
+//!
+//! A measurement is a [`Bench`]: its fields are the command's arguments and the `config` of its
+//! report at once. [`run`] runs any of them.
 
+mod churn;
+mod deny;
+mod exchange;
 mod frames;
+mod latency;
 mod load;
 mod loopback;
 mod machine;
+mod mlr;
+mod ndr;
+mod options;
+mod policy;
 mod rig;
+mod sample;
 mod stats;
 
 use std::io;
 
+use serde::Serialize;
+
+pub use churn::{Churn, ChurnFigures};
+pub use deny::{Deny, DenyFigures};
+pub use exchange::Protocol;
 pub use frames::{FLOWS_MAX, Sizes};
-pub use loopback::{Loopback, LoopbackReport, run as loopback};
+pub use latency::{AtLoad, Latency, LatencyFigures, PERCENTILES};
+pub use loopback::{Loopback, LoopbackFigures};
 pub use machine::Machine;
+pub use ndr::{Carried, Ndr, NdrFigures};
+pub use options::{Repeats, Rings};
+pub use policy::{PolicyChange, PolicyChangeFigures};
 pub use stats::Summary;
 
 use crate::control::SwitchError;
 use crate::guest::GuestError;
+use machine::Watch;
+
+/// Where a measurement says how far it is.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
+
+/// A measurement.
+pub trait Bench: Serialize + Sync {
+    /// What is seen.
+    type Figures: Serialize + Send;
+
+    /// Measures. The calling thread may be pinned: it has no other use.
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError>;
+}
+
+/// What was measured, where, and what was seen.
+#[derive(Clone, Debug, Serialize)]
+#[serde(bound = "")]
+pub struct Report<B: Bench> {
+    /// What was asked for.
+    pub config: B,
+    /// Where.
+    pub machine: Machine,
+    /// What was seen.
+    #[serde(flatten)]
+    pub figures: B::Figures,
+}
+
+/// Measures, and says how far it is.
+///
+/// # Errors
+/// See [`BenchError`].
+pub fn run<B: Bench>(config: B, progress: impl Fn(&str) + Sync) -> Result<Report<B>, BenchError> {
+    let cores = Cores::choose()?;
+    let watch = Watch::start(cores);
+    let measure = || config.measure(cores, &progress);
+    let figures = std::thread::scope(|s| s.spawn(measure).join())
+        .map_err(|_panic| io::Error::other("the measuring thread died"))??;
+    Ok(Report {
+        machine: watch.end(),
+        config,
+        figures,
+    })
+}
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +121,12 @@ pub enum BenchError {
     /// Frames arrived otherwise than they were sent.
     #[error("{0} frames arrived damaged or out of order: what was measured is not forwarding")]
     Wrong(u64),
+    /// What no rule admits arrived.
+    #[error("{0} frames arrived that no rule admits: what was measured is no firewall")]
+    Admitted(u64),
+    /// A policy was applied, and frames that it denies went on arriving.
+    #[error("frames that the new policy denies still arrived half a second after it was applied")]
+    NotEnforced,
     /// No place for sockets, or a thread that died.
     #[error(transparent)]
     Io(#[from] io::Error),

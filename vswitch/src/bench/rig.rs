@@ -1,10 +1,9 @@
 //! A switch in this process with the generator's two guests on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::frames::{IPS, MACS};
-use super::load::{Load, LoadConfig};
 use super::{BenchError, Cores};
 use crate::control::Switch;
 use crate::control::state::{Poll, PortConfig, PortKind, WorkloadConfig};
@@ -14,20 +13,30 @@ use crate::policy::model::{Action, Policy, Rule};
 const ATTACHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the switch of a measurement is like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct RigConfig {
-    pub(super) load: LoadConfig,
-    /// Rules in the policy: the last of them admits the load.
-    pub(super) rules: u32,
+    pub(super) policy: Policy,
     /// Room in the connection table.
     pub(super) connections: usize,
+    pub(super) poll: Poll,
+}
+
+impl RigConfig {
+    /// A busy switch with room for so many connections.
+    pub(super) fn new(policy: Policy, connections: usize) -> Self {
+        RigConfig {
+            policy,
+            // Twice what is needed: in a table nearly full a bucket may have no room (`flowtable`, *Limits*).
+            connections: (connections * 2).max(1 << 14),
+            poll: Poll::Busy,
+        }
+    }
 }
 
 /// See the module documentation. Fields are dropped in this order.
-pub(super) struct Rig {
-    pub(super) load: Load,
+pub(super) struct Rig<G> {
+    pub(super) load: G,
     pub(super) switch: Switch,
-    _dir: Dir,
 }
 
 /// A directory that goes with its owner.
@@ -40,58 +49,92 @@ impl Drop for Dir {
     }
 }
 
-impl Rig {
-    pub(super) fn start(cores: Cores, config: &RigConfig) -> Result<Self, BenchError> {
-        let dir = std::env::temp_dir().join(format!("vswitch-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&dir)?;
-        let dir = Dir(dir);
-        let sockets = ["a", "b"].map(|name| dir.0.join(format!("{name}.sock")));
-        let mut builder = Switch::builder()
-            .poll(Poll::Busy)
-            .connections(config.connections)
-            .max_ports(8)
-            .policy(policy(config.rules));
-        if let Some(core) = cores.worker {
-            builder = builder.workers([core]);
-        }
-        for (i, name) in ["a", "b"].into_iter().enumerate() {
-            let kind = PortKind::VhostUser {
-                socket: sockets[i].clone(),
-                client: false,
-                owner: None,
-            };
-            let mut port = PortConfig::new(name, kind);
-            port.max_connections = Some(config.connections);
-            port.workloads.push(WorkloadConfig {
-                name: name.to_owned(),
-                mac: vec![MACS[i]],
-                ip: vec![IPS[i].into()],
-                ..WorkloadConfig::default()
-            });
-            builder = builder.port(port);
-        }
-        let switch = builder.spawn()?;
-        let load = Load::connect([&sockets[0], &sockets[1]], &config.load)?;
-        // A frame to a guest whose rings are not in use yet is dropped.
-        let since = Instant::now();
-        while switch.status()?.ports_up < sockets.len() {
-            if since.elapsed() > ATTACHED_WITHIN {
-                return Err(BenchError::NotAttached);
-            }
-            std::thread::yield_now();
-        }
-        Ok(Rig {
-            load,
-            switch,
-            _dir: dir,
-        })
+impl<G> Rig<G> {
+    /// Starts the switch and has `connect` attach the generator to the sockets of its two ports.
+    pub(super) fn start(
+        cores: Cores,
+        config: RigConfig,
+        connect: impl FnOnce([&Path; 2]) -> Result<G, BenchError>,
+    ) -> Result<Self, BenchError> {
+        let connections = config.connections;
+        let switch = switch(cores, config)?;
+        let load = attach(&switch, connections, connect)?;
+        Ok(Rig { load, switch })
     }
 }
 
-/// So many rules, of which the last one admits UDP from A to B.
-fn policy(rules: u32) -> Policy {
+/// A switch without ports.
+pub(super) fn switch(cores: Cores, config: RigConfig) -> Result<Switch, BenchError> {
+    let mut builder = Switch::builder()
+        .poll(config.poll)
+        .connections(config.connections)
+        .max_ports(8)
+        .policy(config.policy);
+    if let Some(core) = cores.worker {
+        builder = builder.workers([core]);
+    }
+    Ok(builder.spawn()?)
+}
+
+/// Gives the switch two ports, each of which may open so many connections, and has `connect` attach the generator.
+pub(super) fn attach<G>(
+    switch: &Switch,
+    connections: usize,
+    connect: impl FnOnce([&Path; 2]) -> Result<G, BenchError>,
+) -> Result<G, BenchError> {
+    // Sockets are needed until the guests are attached; gone then, so that nothing is left behind
+    // however this process ends.
+    let dir = std::env::temp_dir().join(format!("vswitch-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let dir = Dir(dir);
+    let sockets = NAMES.map(|name| dir.0.join(format!("{name}.sock")));
+    for (i, socket) in sockets.iter().enumerate() {
+        let kind = PortKind::VhostUser {
+            socket: socket.clone(),
+            client: false,
+            owner: None,
+        };
+        switch.add_port(port(i, kind, connections))?;
+    }
+    let up = switch.status()?.ports_up + sockets.len();
+    let load = connect([&sockets[0], &sockets[1]])?;
+    // A frame to a guest whose rings are not in use yet is dropped.
+    wait_up(switch, up)?;
+    Ok(load)
+}
+
+/// Waits until the peers of so many ports are attached.
+pub(super) fn wait_up(switch: &Switch, ports: usize) -> Result<(), BenchError> {
+    let since = Instant::now();
+    while switch.status()?.ports_up < ports {
+        if since.elapsed() > ATTACHED_WITHIN {
+            return Err(BenchError::NotAttached);
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Ports and workloads of A and B.
+const NAMES: [&str; 2] = ["a", "b"];
+
+/// The port of A (0) or B (1).
+pub(super) fn port(i: usize, kind: PortKind, connections: usize) -> PortConfig {
+    let mut port = PortConfig::new(NAMES[i], kind);
+    port.max_connections = Some(connections);
+    port.workloads.push(WorkloadConfig {
+        name: NAMES[i].to_owned(),
+        mac: vec![MACS[i]],
+        ip: vec![IPS[i].into()],
+        ..WorkloadConfig::default()
+    });
+    port
+}
+
+/// So many rules, of which the last one admits `service`.
+pub(super) fn policy(rules: u32, service: &str) -> Policy {
     let denying = (1..rules.max(1)).map(|i| {
-        // Services that the load does not use, all different up to 50,000.
+        // Services that no load uses, all different up to 50,000.
         let port = 10_000 + i % 50_000;
         Rule {
             service: format!("tcp/{port}").parse().into_iter().collect(),
@@ -99,7 +142,7 @@ fn policy(rules: u32) -> Policy {
         }
     });
     let admitting = Rule {
-        service: "udp".parse().into_iter().collect(),
+        service: service.parse().into_iter().collect(),
         ..Rule::new("load", &["any"], &["any"], Action::Allow)
     };
     Policy {

@@ -1,0 +1,106 @@
+//! `vswitch bench …`. A measurement is one line in each of the two lists below, and a file that shows its figures.
+
+mod churn;
+mod deny;
+mod latency;
+mod loopback;
+mod ndr;
+mod policy;
+
+use std::fmt::Write as _;
+
+use clap::Subcommand;
+use indicatif::ProgressBar;
+
+use super::client::Failure;
+use super::show::table;
+use super::{Answer, Out};
+use crate::bench::{self, Bench, Machine, Report, Rings, Summary};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    Loopback(bench::Loopback),
+    Ndr(bench::Ndr),
+    Latency(bench::Latency),
+    Churn(bench::Churn),
+    Deny(bench::Deny),
+    Policy(bench::PolicyChange),
+}
+
+pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> {
+    match command {
+        BenchCommand::Loopback(config) => measure(config, out, loopback::show),
+        BenchCommand::Ndr(config) => measure(config, out, ndr::show),
+        BenchCommand::Latency(config) => measure(config, out, latency::show),
+        BenchCommand::Deny(config) => measure(config, out, deny::show),
+        BenchCommand::Policy(config) => measure(config, out, policy::show),
+        BenchCommand::Churn(config) => measure(config, out, churn::show),
+    }
+}
+
+const GENERATOR_BOUND: &str =
+    "generator-bound: the switch could have done more than the generator offered";
+
+fn measure<B: Bench>(
+    config: B,
+    out: Out,
+    show: fn(&Report<B>) -> String,
+) -> Result<Answer, Failure> {
+    // On standard error, if that is a terminal.
+    let progress = ProgressBar::new_spinner();
+    let report = bench::run(config, |text| {
+        progress.set_message(text.to_owned());
+        progress.tick();
+    });
+    progress.finish_and_clear();
+    out.print(&report?, |report| {
+        let mut text = show(report);
+        text.truncate(text.trim_end().len());
+        text
+    })
+}
+
+/// What was measured, and where.
+fn header(what: &str, m: &Machine) -> String {
+    let mut out = format!(
+        "{what}\n{}, TSC {:.2} GHz, kernel {}, {} free pages of 2 MiB, THP {}, steal {:.1} %\n",
+        m.cpu,
+        ghz(m.tsc_hz),
+        m.kernel,
+        m.huge_pages_free,
+        m.thp,
+        100.0 * m.steal,
+    );
+    let _ = match (m.cores.worker, m.cores.generator) {
+        (Some(w), Some(g)) => writeln!(out, "switch on core {w}, generator on core {g}"),
+        _ => writeln!(
+            out,
+            "one core for switch and generator: figures mean little"
+        ),
+    };
+    if cfg!(debug_assertions) {
+        let _ = writeln!(out, "a debug build: its figures say little");
+    }
+    out
+}
+
+fn rings(r: Rings) -> String {
+    let kind = if r.packed { "packed" } else { "split" };
+    let pages = if r.huge { "2 MiB" } else { "4 KiB" };
+    format!("{kind} rings of {}, {pages} pages", r.ring)
+}
+
+/// A table of figures, each with its number of decimals.
+fn summaries(rows: &[(&str, &Summary, usize)]) -> String {
+    let mut t = table(&["", "MEDIAN", "LOW", "HIGH"]);
+    for &(name, s, digits) in rows {
+        let cell = |v: f64| format!("{v:.digits$}");
+        t.add_row([name.to_owned(), cell(s.median), cell(s.low), cell(s.high)]);
+    }
+    format!("\n{t}\n")
+}
+
+#[allow(clippy::cast_precision_loss)] // a few GHz
+fn ghz(hz: u64) -> f64 {
+    hz as f64 / 1e9
+}

@@ -221,6 +221,37 @@ fn a_policy_is_enforced_in_the_midst_of_traffic() {
 }
 
 #[test]
+fn table_measures_what_it_says() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["table", "--connections", "3000", "--repeats", "2"],
+        &[
+            "4 KiB",
+            "burst",
+            "insert",
+            "expire",
+            "p99.9",
+            "bytes a connection",
+        ],
+    );
+    assert_eq!(number(&report["config"]["connections"]), 3000.0);
+    assert_eq!(number(&report["refused"]), 0.0);
+    for figure in [
+        "hit_ns",
+        "miss_ns",
+        "hit_single_ns",
+        "miss_single_ns",
+        "insert_ns",
+        "expire_ns",
+    ] {
+        assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
+    }
+    let stall = |which: &str| number(&report["stalls"][which]);
+    assert!(0.0 < stall("p50_us") && stall("p50_us") <= stall("p999_us"));
+    assert!(number(&report["bytes_per_connection"]) > 0.0, "{report}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for args in [
         &["loopback", "--size", "40"][..],
@@ -230,6 +261,8 @@ fn what_cannot_be_measured_is_refused() {
         &["loopback", "--repeats", "0"],
         &["loopback", "--seconds", "0"],
         &["loopback", "--ring", "1000"],
+        &["table", "--connections", "0"],
+        &["table", "--repeats", "0"],
         &["churn", "--protocol", "sctp"],
         &["churn", "--connections", "0"],
         &["latency", "--load", "0"],

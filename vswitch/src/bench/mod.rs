@@ -20,6 +20,7 @@ mod policy;
 mod rig;
 mod sample;
 mod stats;
+mod table;
 
 use std::io;
 
@@ -36,6 +37,7 @@ pub use ndr::{Carried, Ndr, NdrFigures};
 pub use options::{Repeats, Rings};
 pub use policy::{PolicyChange, PolicyChangeFigures};
 pub use stats::Summary;
+pub use table::{Scaling, Stalls, TableAlone, TableFigures};
 
 use crate::control::SwitchError;
 use crate::guest::GuestError;
@@ -127,6 +129,9 @@ pub enum BenchError {
     /// A policy was applied, and frames that it denies went on arriving.
     #[error("frames that the new policy denies still arrived half a second after it was applied")]
     NotEnforced,
+    /// No memory for a connection table.
+    #[error(transparent)]
+    Table(#[from] flowtable::TableError),
     /// No place for sockets, or a thread that died.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -9,6 +9,13 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
+/// From now on the kernel backs what this process maps with pages of the smallest size only, unless
+/// reserved huge pages are asked for.
+pub fn disable_transparent_huge_pages() {
+    // SAFETY: takes no pointer. It fails only where there are none of them.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+}
+
 /// A mapping, removed when dropped.
 #[derive(Debug)]
 pub struct Mapping {

@@ -6,6 +6,7 @@ mod latency;
 mod loopback;
 mod ndr;
 mod policy;
+mod table;
 
 use std::fmt::Write as _;
 
@@ -13,7 +14,7 @@ use clap::Subcommand;
 use indicatif::ProgressBar;
 
 use super::client::Failure;
-use super::show::table;
+use super::show::table as columns;
 use super::{Answer, Out};
 use crate::bench::{self, Bench, Machine, Report, Rings, Summary};
 
@@ -25,6 +26,7 @@ pub(super) enum BenchCommand {
     Churn(bench::Churn),
     Deny(bench::Deny),
     Policy(bench::PolicyChange),
+    Table(bench::TableAlone),
 }
 
 pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> {
@@ -34,6 +36,7 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Latency(config) => measure(config, out, latency::show),
         BenchCommand::Deny(config) => measure(config, out, deny::show),
         BenchCommand::Policy(config) => measure(config, out, policy::show),
+        BenchCommand::Table(config) => measure(config, out, table::show),
         BenchCommand::Churn(config) => measure(config, out, churn::show),
     }
 }
@@ -92,7 +95,7 @@ fn rings(r: Rings) -> String {
 
 /// A table of figures, each with its number of decimals.
 fn summaries(rows: &[(&str, &Summary, usize)]) -> String {
-    let mut t = table(&["", "MEDIAN", "LOW", "HIGH"]);
+    let mut t = columns(&["", "MEDIAN", "LOW", "HIGH"]);
     for &(name, s, digits) in rows {
         let cell = |v: f64| format!("{v:.digits$}");
         t.add_row([name.to_owned(), cell(s.median), cell(s.low), cell(s.high)]);

@@ -252,6 +252,139 @@ fn table_measures_what_it_says() {
 }
 
 #[test]
+fn containers_exchange_what_they_should() {
+    let Some(_lab) = Lab::open(&[Need::Netns]) else {
+        return;
+    };
+    let report = report(
+        &[
+            "afxdp",
+            "--size",
+            "imix",
+            "--repeats",
+            "2",
+            "--seconds",
+            "0.05",
+        ],
+        &["container to container", "were lost"],
+    );
+    for figure in ["mpps", "gbps", "cycles_per_frame"] {
+        assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
+    }
+    let [sent, lost] = ["sent", "lost"].map(|name| number(&report[name]));
+    assert!(sent > 0.0 && lost < sent, "{report}");
+    assert_ne!(report["mode"], "", "{report}");
+}
+
+#[test]
+fn a_switch_starts_and_forwards() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["start", "--connections", "10000", "--repeats", "2"],
+        &["until it runs"],
+    );
+    let times = ["started_ms", "attached_ms", "forwarded_ms"].map(|name| median(&report[name]));
+    assert!(
+        0.0 < times[0] && times[0] < times[1] && times[1] < times[2],
+        "{report}"
+    );
+}
+
+#[test]
+fn memory_is_taken_at_the_start() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &["memory", "--connections", "200000"],
+        &["idle", "100000 connections"],
+    );
+    let all = |when: &str| number(&report[when]["total"]);
+    assert!(all("before") < all("idle"), "{report}");
+    // A connection's entry alone has 64 bytes.
+    assert!(number(&report["by_connection"]) > 64.0, "{report}");
+    for when in ["before", "idle", "used"] {
+        let parts = ["anonymous", "files", "huge"].map(|part| number(&report[when][part]));
+        assert_eq!(all(when), parts.iter().sum::<f64>(), "{report}");
+    }
+}
+
+#[test]
+fn an_idle_switch_is_looked_at_thread_by_thread() {
+    let Some(_lab) = turn() else { return };
+    let report = report(
+        &[
+            "idle",
+            "--connections",
+            "10000",
+            "--seconds",
+            "0.1",
+            "--frames",
+            "3",
+        ],
+        &["control", "pmd-", "the first one after idling"],
+    );
+    let root = common::is_root();
+    assert_eq!(number(&report["containers"]), if root { 2.0 } else { 0.0 });
+    assert_eq!(report["no_containers"].is_null(), root, "{report}");
+    for kind in ["awake_us", "asleep_us"] {
+        let [p50, p90, largest] = ["p50", "p90", "largest"].map(|p| number(&report[kind][p]));
+        assert!(0.0 < p50 && p50 <= p90 && p90 <= largest, "{report}");
+    }
+}
+
+/// Without the right to make namespaces, `afxdp` says what to do, and the others need none.
+#[test]
+fn who_is_not_root_is_told() {
+    let Some(_lab) = Lab::open(&[Need::Root, Need::Program("setpriv")]) else {
+        return;
+    };
+    let mut command = process::command("setpriv");
+    command
+        .args(["--reuid", "65534", "--clear-groups", "--"])
+        .arg(binary())
+        .args(["bench", "afxdp"]);
+    let output = process::run(command, LIMIT);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("root"), "{error}");
+}
+
+#[test]
+fn pictures_are_drawn() {
+    let Some(lab) = turn() else { return };
+    let file = lab.path_str("picture.svg");
+    for args in [
+        &[
+            "latency",
+            "--load",
+            "1",
+            "--repeats",
+            "1",
+            "--seconds",
+            "0.05",
+        ][..],
+        &["policy", "--flows", "1000", "--repeats", "1"],
+    ] {
+        let output = bench(&[args, &["--svg", &file]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {error}");
+        let picture = std::fs::read_to_string(&file).expect("it was drawn");
+        assert!(
+            picture.starts_with("<svg") && picture.ends_with("</svg>\n"),
+            "{picture}"
+        );
+        assert!(
+            !picture.contains("NaN") && !picture.contains("inf"),
+            "{picture}"
+        );
+    }
+    // Said before anything is measured.
+    let output = bench(&["latency", "--svg", &lab.path_str("no/such/picture.svg")]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("picture.svg"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for args in [
         &["loopback", "--size", "40"][..],

@@ -223,7 +223,7 @@ fn segment(s: &Step, step: u16) -> (Vec<u8>, u64) {
     frame.extend([5 << 4, s.flags, 0xff, 0xff, 0, 0, 0, 0]);
     frame.extend(pattern(s.payload));
     let [from, to] = match s.from {
-        Reply::No => IPS,
+        Reply::No => [IPS[0], IPS[1]],
         Reply::Yes => [IPS[1], IPS[0]],
     };
     let [from, to] = [from, to].map(|ip| Addr::from(std::net::IpAddr::from(ip)));

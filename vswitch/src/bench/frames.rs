@@ -76,12 +76,17 @@ impl Reply {
     }
 }
 
-/// MAC and address of A and B.
-pub(super) const MACS: [Mac; 2] = [
-    Mac([0x52, 0x54, 0, 0xbe, 0, 1]),
-    Mac([0x52, 0x54, 0, 0xbe, 0, 2]),
-];
-pub(super) const IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+/// MAC and address of A and B, and of two more.
+pub(super) const MACS: [Mac; 4] = [mac(1), mac(2), mac(3), mac(4)];
+pub(super) const IPS: [Ipv4Addr; 4] = [ip(1), ip(2), ip(3), ip(4)];
+
+const fn mac(n: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0xbe, 0, n])
+}
+
+const fn ip(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, n)
+}
 
 /// The frames of one direction.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use super::BenchError;
 use super::frames::{Frames, Reply, Sizes};
 use super::options::Rings;
 use crate::guest::{Guest, GuestConfig, GuestError, NetHdr, feature};
+use crate::sys::time::tsc;
 
 pub(super) use watched::Watched;
 
@@ -183,6 +184,31 @@ impl Load {
                 });
             }
         }
+    }
+
+    /// One frame from A to B, alone; TSC cycles from its send until B has it.
+    pub(super) fn one(&mut self) -> Result<u64, BenchError> {
+        let [a, b] = &mut self.ends;
+        let (number, since, start) = (a.sent, Instant::now(), tsc());
+        while b.next <= number {
+            // It may take a moment until there is room.
+            a.send(u64::from(a.sent == number));
+            if b.receive() == 0 && since.elapsed() > STUCK_AFTER {
+                return Err(BenchError::Stuck { opened: 0, of: 1 });
+            }
+        }
+        let cycles = tsc().wrapping_sub(start);
+        // Its buffer comes back.
+        a.receive();
+        Ok(cycles)
+    }
+
+    /// Memory of both guests, bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.ends
+            .iter()
+            .map(|e| e.guest.raw_memory().1 as u64)
+            .sum()
     }
 
     /// Receives until nothing comes any more: what is under way belongs to what was before.

@@ -5,42 +5,55 @@
 //! A measurement is a [`Bench`]: its fields are the command's arguments and the `config` of its
 //! report at once. [`run`] runs any of them.
 
+mod afxdp;
 mod churn;
 mod deny;
 mod exchange;
 mod frames;
+mod idle;
 mod latency;
 mod load;
 mod loopback;
 mod machine;
+mod memory;
 mod mlr;
 mod ndr;
 mod options;
 mod policy;
 mod rig;
 mod sample;
+mod start;
 mod stats;
 mod table;
+mod veth;
 
 use std::io;
 
 use serde::Serialize;
 
+pub use afxdp::{AfXdp, AfXdpFigures};
 pub use churn::{Churn, ChurnFigures};
 pub use deny::{Deny, DenyFigures};
 pub use exchange::Protocol;
 pub use frames::{FLOWS_MAX, Sizes};
+pub use idle::{Idle, IdleFigures, Percentiles};
 pub use latency::{AtLoad, Latency, LatencyFigures, PERCENTILES};
 pub use loopback::{Loopback, LoopbackFigures};
 pub use machine::Machine;
+pub use memory::{Memory, MemoryFigures, Resident};
 pub use ndr::{Carried, Ndr, NdrFigures};
 pub use options::{Repeats, Rings};
 pub use policy::{PolicyChange, PolicyChangeFigures};
+pub use start::{Start, StartFigures};
 pub use stats::Summary;
 pub use table::{Scaling, Stalls, TableAlone, TableFigures};
 
 use crate::control::SwitchError;
 use crate::guest::GuestError;
+use crate::port::afxdp::AfXdpError;
+use crate::port::mem::MemError;
+use crate::sys::netlink::NetlinkError;
+use crate::sys::netns::NetNsError;
 use machine::Watch;
 
 /// Where a measurement says how far it is.
@@ -132,6 +145,21 @@ pub enum BenchError {
     /// No memory for a connection table.
     #[error(transparent)]
     Table(#[from] flowtable::TableError),
+    /// No place for containers.
+    #[error("cannot make network namespaces: {0}; run this as root")]
+    NoNamespaces(#[source] NetNsError),
+    /// No place for containers.
+    #[error("cannot make veth pairs: {0}")]
+    Veth(#[from] NetlinkError),
+    /// A container's interface cannot be used.
+    #[error(transparent)]
+    AfXdp(#[from] AfXdpError),
+    /// No memory between generator and interface.
+    #[error(transparent)]
+    Mem(#[from] MemError),
+    /// Traffic stopped.
+    #[error("nothing arrived for five seconds while traffic was under way")]
+    Silent,
     /// No place for sockets, or a thread that died.
     #[error(transparent)]
     Io(#[from] io::Error),

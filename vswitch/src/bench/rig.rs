@@ -87,7 +87,7 @@ pub(super) fn attach<G>(
     let dir = std::env::temp_dir().join(format!("vswitch-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let dir = Dir(dir);
-    let sockets = NAMES.map(|name| dir.0.join(format!("{name}.sock")));
+    let sockets = [NAMES[0], NAMES[1]].map(|name| dir.0.join(format!("{name}.sock")));
     for (i, socket) in sockets.iter().enumerate() {
         let kind = PortKind::VhostUser {
             socket: socket.clone(),
@@ -115,21 +115,22 @@ pub(super) fn wait_up(switch: &Switch, ports: usize) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Ports and workloads of A and B.
-const NAMES: [&str; 2] = ["a", "b"];
-
-/// The port of A (0) or B (1).
+/// The port of A (0) or B (1), or of one of two more that carry no load.
 pub(super) fn port(i: usize, kind: PortKind, connections: usize) -> PortConfig {
-    let mut port = PortConfig::new(NAMES[i], kind);
+    let name = NAMES.get(i).copied().unwrap_or_default();
+    let mut port = PortConfig::new(name, kind);
     port.max_connections = Some(connections);
     port.workloads.push(WorkloadConfig {
-        name: NAMES[i].to_owned(),
-        mac: vec![MACS[i]],
-        ip: vec![IPS[i].into()],
+        name: name.to_owned(),
+        mac: MACS.get(i).copied().into_iter().collect(),
+        ip: IPS.get(i).copied().map(Into::into).into_iter().collect(),
         ..WorkloadConfig::default()
     });
     port
 }
+
+/// Ports and workloads of A, B and two more.
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// So many rules, of which the last one admits `service`.
 pub(super) fn policy(rules: u32, service: &str) -> Policy {

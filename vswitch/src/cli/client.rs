@@ -55,6 +55,13 @@ pub(super) enum Failure {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}; name a file that this user may write", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// Configuration is wrong.
     #[error("{0}")]
     Config(#[from] crate::config::Errors),
@@ -92,7 +99,7 @@ impl Failure {
                 ErrorCode::Refused => 1,
                 ErrorCode::Version => 3,
             },
-            Failure::File { .. } => 2,
+            Failure::File { .. } | Failure::Write { .. } => 2,
             Failure::TooLong
             | Failure::Config(_)
             | Failure::Start(_)

@@ -21,6 +21,34 @@ pub(super) fn read(path: &Path) -> Result<(String, String), Failure> {
     Ok((text, absolute.display().to_string()))
 }
 
+/// That a file can be written, before there is anything to write; leaves it as it was.
+pub(super) fn writable(path: &Path) -> Result<(), Failure> {
+    let new = !path.exists();
+    let opened = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let done = opened.and_then(|_file| {
+        if new {
+            std::fs::remove_file(path)
+        } else {
+            Ok(())
+        }
+    });
+    done.map_err(|source| Failure::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Replaces a file's text.
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|source| Failure::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// `switch.toml` and what it names.
 #[derive(Debug)]
 pub(super) struct Files {

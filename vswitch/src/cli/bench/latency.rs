@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::svg::{Axis, Chart, Line, Scale};
 use super::{header, rings};
 use crate::bench::{Latency, PERCENTILES, Report};
 use crate::cli::show::table;
@@ -51,4 +52,63 @@ pub(super) fn show(report: &Report<Latency>) -> String {
 
 fn us(ns: f64) -> String {
     format!("{:.1}", ns / 1e3)
+}
+
+/// The delays of all frames from short to long, as is the custom: the further right, the rarer.
+pub(super) fn chart(report: &Report<Latency>) -> Chart {
+    let (c, r) = (&report.config, &report.figures);
+    // One in so many frames took as long or longer; the last one stands for all frames.
+    #[allow(clippy::cast_precision_loss)] // far below 2^53
+    let lines = r.loads.iter().map(|l| {
+        let rare = |share: f64| (1.0 / (1.0 - share)).min(l.sent.max(1) as f64);
+        let points = l
+            .curve_ns
+            .iter()
+            .map(|&(share, ns)| (rare(share), ns / 1e3));
+        Line {
+            name: format!("{} % ({:.2} Mpps)", l.percent, l.mpps),
+            points: points.collect(),
+        }
+    });
+    let lines: Vec<_> = lines.collect();
+    let all = || lines.iter().flat_map(|l| &l.points);
+    let most = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(1.0, f64::max);
+    let least = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let rarest = most(|p| p.0).max(10.0);
+    let names = [
+        "0 %",
+        "90 %",
+        "99 %",
+        "99.9 %",
+        "99.99 %",
+        "99.999 %",
+        "99.9999 %",
+    ];
+    let ticks = names.iter().zip((0..).map(|n| 10f64.powi(n)));
+    let ticks = ticks.filter(|(_, at)| *at <= rarest);
+    Chart {
+        title: format!("Delay from guest to guest, {}-byte frames", c.sizes),
+        subtitle: format!(
+            "{} connections, {} rules; the most is {:.2} Mpps; {}",
+            c.flows, c.rules, r.most_mpps, report.machine.cpu
+        ),
+        x: Axis {
+            label: "share of the frames that took no longer",
+            from: 1.0,
+            to: rarest,
+            scale: Scale::Log,
+            ticks: ticks.map(|(name, at)| (at, (*name).to_owned())).collect(),
+        },
+        y: Axis::log(
+            "µs",
+            if least.is_finite() {
+                least.max(0.01)
+            } else {
+                1.0
+            },
+            most(|p| p.1),
+        ),
+        lines,
+        mark: None,
+    }
 }

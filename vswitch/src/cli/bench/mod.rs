@@ -1,42 +1,68 @@
 //! `vswitch bench …`. A measurement is one line in each of the two lists below, and a file that shows its figures.
 
+mod afxdp;
 mod churn;
 mod deny;
+mod idle;
 mod latency;
 mod loopback;
+mod memory;
 mod ndr;
 mod policy;
+mod start;
+mod svg;
 mod table;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
 use super::client::Failure;
 use super::show::table as columns;
-use super::{Answer, Out};
+use super::{Answer, Out, files};
+use svg::Chart;
+
 use crate::bench::{self, Bench, Machine, Report, Rings, Summary};
+
+/// A measurement with a picture.
+#[derive(Debug, Args)]
+pub(super) struct Drawn<B: Args> {
+    #[command(flatten)]
+    bench: B,
+    /// Draws the result into this file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
     Loopback(bench::Loopback),
     Ndr(bench::Ndr),
-    Latency(bench::Latency),
+    Latency(Drawn<bench::Latency>),
     Churn(bench::Churn),
     Deny(bench::Deny),
-    Policy(bench::PolicyChange),
     Table(bench::TableAlone),
+    Policy(Drawn<bench::PolicyChange>),
+    Afxdp(bench::AfXdp),
+    Start(bench::Start),
+    Memory(bench::Memory),
+    Idle(bench::Idle),
 }
 
 pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> {
     match command {
         BenchCommand::Loopback(config) => measure(config, out, loopback::show),
         BenchCommand::Ndr(config) => measure(config, out, ndr::show),
-        BenchCommand::Latency(config) => measure(config, out, latency::show),
+        BenchCommand::Latency(drawn) => draw(drawn, out, latency::show, latency::chart),
         BenchCommand::Deny(config) => measure(config, out, deny::show),
-        BenchCommand::Policy(config) => measure(config, out, policy::show),
         BenchCommand::Table(config) => measure(config, out, table::show),
+        BenchCommand::Policy(drawn) => draw(drawn, out, policy::show, policy::chart),
+        BenchCommand::Afxdp(config) => measure(config, out, afxdp::show),
+        BenchCommand::Start(config) => measure(config, out, start::show),
+        BenchCommand::Memory(config) => measure(config, out, memory::show),
+        BenchCommand::Idle(config) => measure(config, out, idle::show),
         BenchCommand::Churn(config) => measure(config, out, churn::show),
     }
 }
@@ -49,6 +75,27 @@ fn measure<B: Bench>(
     out: Out,
     show: fn(&Report<B>) -> String,
 ) -> Result<Answer, Failure> {
+    let report = run(config)?;
+    print(&report, out, show)
+}
+
+fn draw<B: Bench + Args>(
+    drawn: Drawn<B>,
+    out: Out,
+    show: fn(&Report<B>) -> String,
+    chart: fn(&Report<B>) -> Chart,
+) -> Result<Answer, Failure> {
+    let Drawn { bench, svg } = drawn;
+    // Before the time is spent.
+    svg.as_deref().map_or(Ok(()), files::writable)?;
+    let report = run(bench)?;
+    if let Some(path) = svg {
+        files::write(&path, &chart(&report).svg())?;
+    }
+    print(&report, out, show)
+}
+
+fn run<B: Bench>(config: B) -> Result<Report<B>, Failure> {
     // On standard error, if that is a terminal.
     let progress = ProgressBar::new_spinner();
     let report = bench::run(config, |text| {
@@ -56,7 +103,15 @@ fn measure<B: Bench>(
         progress.tick();
     });
     progress.finish_and_clear();
-    out.print(&report?, |report| {
+    Ok(report?)
+}
+
+fn print<B: Bench>(
+    report: &Report<B>,
+    out: Out,
+    show: fn(&Report<B>) -> String,
+) -> Result<Answer, Failure> {
+    out.print(report, |report| {
         let mut text = show(report);
         text.truncate(text.trim_end().len());
         text

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::svg::{Axis, Chart, Line};
 use super::{header, rings, summaries};
 use crate::bench::{PolicyChange, Report};
 
@@ -32,4 +33,29 @@ pub(super) fn show(report: &Report<PolicyChange>) -> String {
     ]);
     let _ = writeln!(out, "\nslices of {} ms", r.slice_ms);
     out
+}
+
+/// The rate before and after a change that denies none of the traffic.
+pub(super) fn chart(report: &Report<PolicyChange>) -> Chart {
+    let (c, r) = (&report.config, &report.figures);
+    let most = r.curve.iter().map(|p| p.1).fold(0.0, f64::max);
+    let ends = r.curve.first().zip(r.curve.last());
+    let (from, to) = ends.map_or((0.0, 1.0), |(a, b)| (a.0, b.0));
+    Chart {
+        title: format!(
+            "Traffic through a change of policy, {} live connections",
+            c.flows
+        ),
+        subtitle: format!(
+            "each is judged again on its next frame; {} rules, mean of {} changes, slices of {} ms; {}",
+            c.rules, c.repeats, r.slice_ms, report.machine.cpu
+        ),
+        x: Axis::linear("ms from the call of apply", from, to),
+        y: Axis::from_zero("Mpps, both directions", most),
+        lines: vec![Line {
+            name: "forwarded".to_owned(),
+            points: r.curve.clone(),
+        }],
+        mark: Some((0.0, "apply")),
+    }
 }

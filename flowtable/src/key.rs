@@ -10,12 +10,14 @@ pub struct Addr(pub [u8; 16]);
 
 impl Addr {
     /// The v4-mapped form of four IPv4 bytes in network order.
+    #[inline]
     pub const fn from_v4_bytes(v4: [u8; 4]) -> Addr {
         let [a, b, c, d] = v4;
         Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
 
     /// Whether this is a v4-mapped address.
+    #[inline]
     pub const fn is_v4(&self) -> bool {
         u128::from_be_bytes(self.0) >> 32 == 0xffff
     }
@@ -26,10 +28,12 @@ impl Addr {
         v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
     }
 
+    #[inline]
     const fn bits(self) -> u128 {
         u128::from_be_bytes(self.0)
     }
 
+    #[inline]
     const fn from_words(high: u64, low: u64) -> Addr {
         Addr((((high as u128) << 64) | low as u128).to_be_bytes())
     }
@@ -85,6 +89,7 @@ pub enum Side {
 
 impl Side {
     /// The other end.
+    #[inline]
     #[must_use]
     pub const fn other(self) -> Side {
         match self {
@@ -118,13 +123,14 @@ impl FlowKey {
     /// connection give equal keys and opposite sides; when both ends are the same, `src` is low.
     #[inline]
     pub fn new(zone: u16, proto: u8, src: &Endpoint, dst: &Endpoint) -> (FlowKey, Side) {
-        let order = |e: &Endpoint| (e.addr.bits(), e.port, e.attachment);
-        let (low, high, side) = if order(src) <= order(dst) {
-            (src, dst, Side::Low)
+        let order = |e: &Endpoint| u64::from(e.port) << 32 | u64::from(e.attachment);
+        let (src_addr, dst_addr) = (src.addr.bits(), dst.addr.bits());
+        let forward = src_addr < dst_addr || src_addr == dst_addr && order(src) <= order(dst);
+        let (low, low_addr, high, high_addr, side) = if forward {
+            (src, src_addr, dst, dst_addr, Side::Low)
         } else {
-            (dst, src, Side::High)
+            (dst, dst_addr, src, src_addr, Side::High)
         };
-        let (low_addr, high_addr) = (low.addr.bits(), high.addr.bits());
         let words = [
             upper(low_addr),
             lower(low_addr),
@@ -140,6 +146,7 @@ impl FlowKey {
     }
 
     /// The end that compares less.
+    #[inline]
     pub fn low(&self) -> Endpoint {
         let w = &self.words;
         Endpoint {
@@ -150,6 +157,7 @@ impl FlowKey {
     }
 
     /// The end that compares greater.
+    #[inline]
     pub fn high(&self) -> Endpoint {
         let w = &self.words;
         Endpoint {
@@ -160,6 +168,7 @@ impl FlowKey {
     }
 
     /// The end on `side`.
+    #[inline]
     pub fn endpoint(&self, side: Side) -> Endpoint {
         match side {
             Side::Low => self.low(),
@@ -168,11 +177,13 @@ impl FlowKey {
     }
 
     /// The zone: tuples in different zones are different connections.
+    #[inline]
     pub fn zone(&self) -> u16 {
         ((self.words[4] >> 16) & 0xffff) as u16
     }
 
     /// The IP protocol number.
+    #[inline]
     pub fn proto(&self) -> u8 {
         ((self.words[4] >> 8) & 0xff) as u8
     }
@@ -183,6 +194,7 @@ impl FlowKey {
     }
 
     /// The key held in `words`, whatever the spare byte says.
+    #[inline]
     pub(crate) fn from_words(mut words: [u64; KEY_WORDS]) -> FlowKey {
         words[SPARE_WORD] &= !0xff;
         FlowKey { words }
@@ -200,6 +212,7 @@ impl fmt::Debug for FlowKey {
     }
 }
 
+#[inline]
 const fn upper(bits: u128) -> u64 {
     (bits >> 64) as u64
 }
@@ -208,6 +221,7 @@ const fn upper(bits: u128) -> u64 {
     clippy::cast_possible_truncation,
     reason = "the lower half is what is wanted"
 )]
+#[inline]
 const fn lower(bits: u128) -> u64 {
     bits as u64
 }

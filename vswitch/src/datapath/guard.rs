@@ -71,9 +71,11 @@ pub fn sender<'s>(
         }
         if owner.outside {
             outside = Some((idx, owner));
-        } else if owner.macs.contains(&p.src_mac) {
+        } else if owner.has_mac(p.src_mac) {
             if port.guard {
-                source_address(snapshot, port, (idx, owner), domain, p)?;
+                if is_ip(p) && !owner.has_ip(&p.src) {
+                    other_source_address(snapshot, port, idx, domain, p)?;
+                }
             } else if is_ip(p) && is_of_another(snapshot, domain, idx, &p.src) {
                 return Err(DropReason::SpoofedIp);
             }
@@ -126,18 +128,16 @@ fn is_ip(p: &Parsed) -> bool {
     matches!(p.l3, L3::V4 | L3::V6)
 }
 
-/// A workload's source address: one of its own, one behind its router port, or one of the few
+/// A workload's source address that is none of its own: one behind its router port, or one of the few
 /// that a host uses before it has any.
-fn source_address(
+#[cold]
+fn other_source_address(
     snapshot: &Snapshot,
     port: &PortView,
-    (idx, owner): (OwnerIdx, &Owner),
+    idx: OwnerIdx,
     domain: DomainId,
     p: &Parsed,
 ) -> Result<(), DropReason> {
-    if !is_ip(p) || owner.ips.contains(&p.src) {
-        return Ok(());
-    }
     if is_unspecified(&p.src) {
         // DHCP discovery (RFC 2131 section 4.1), duplicate address detection and router
         // solicitation (RFC 4861 sections 4.1 and 4.3), MLD before an address is valid (RFC 3590).
@@ -175,10 +175,9 @@ fn ends_here(p: &Parsed) -> bool {
 }
 
 /// Whether `owner` at `port` may be sent a packet for `addr`.
-#[inline]
 pub fn accepts(port: &PortView, owner: &Owner, addr: &Addr) -> bool {
     owner.outside
-        || owner.ips.contains(addr)
+        || owner.has_ip(addr)
         || (!port.guard && owner.ips.is_empty())
         || (is_link_local_v6(addr) && owner.macs.iter().any(|m| *addr == eui64_link_local(*m)))
         || port.routes.iter().any(|r| r.contains(addr.to_ip()))

@@ -74,7 +74,7 @@ pub(crate) fn consume(ctx: &Ctx<'_>) {
 fn owns(owner: &Owner, addr: &Addr, mac: Option<Mac>, src_mac: Mac) -> bool {
     let mac_fits = mac.is_none_or(|m| m == src_mac);
     let addr_fits = is_unspecified(addr)
-        || owner.ips.contains(addr)
+        || owner.has_ip(addr)
         // Made of its MAC, or of any other form: answered for by nobody but its user.
         || is_link_local_v6(addr);
     mac_fits && addr_fits

@@ -286,6 +286,7 @@ fn is_link_local_group(p: &Parsed) -> bool {
 
 /// Whose the destination MAC is. A workload's is declared; any other goes to an uplink: the one
 /// it was learned behind, else the domain's first.
+#[inline]
 pub(crate) fn destination(
     snapshot: &Snapshot,
     learned: &Learned,
@@ -299,12 +300,11 @@ pub(crate) fn destination(
         if idx == at.src {
             return Err(DropReason::SamePort);
         }
-        if matches!(p.l3, L3::V4 | L3::V6) {
+        if matches!(p.l3, L3::V4 | L3::V6) && !owner.has_ip(&p.dst) {
             let port = snapshot
                 .port(owner.port)
                 .ok_or(DropReason::UnknownDestination)?;
-            let routed_to_local = !owner.ips.contains(&p.dst)
-                && snapshot.by_addr(at.domain, p.dst).is_some_and(|o| o != idx);
+            let routed_to_local = snapshot.by_addr(at.domain, p.dst).is_some_and(|o| o != idx);
             if routed_to_local || !guard::accepts(port, owner, &p.dst) {
                 return Err(DropReason::DestinationMismatch);
             }

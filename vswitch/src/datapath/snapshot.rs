@@ -101,6 +101,9 @@ pub struct Owner {
     pub outside: bool,
     /// Its segments with a quota.
     pub group: GroupId,
+    /// The first of `macs` and of `ips`, here too: nearly every frame is from and for these, and to follow
+    /// a vector is to wait for its line.
+    first: (Option<Mac>, Option<Addr>),
     /// Those quotas, by index; see [`Snapshot::segment_quotas`].
     pub quotas: Vec<usize>,
     /// MACs, the first one answers ARP and ND.
@@ -109,6 +112,22 @@ pub struct Owner {
     pub ips: Vec<Addr>,
     /// Workload name; the port's for the outside.
     pub name: String,
+}
+
+impl Owner {
+    /// Whether this is one of its MACs.
+    #[inline]
+    #[must_use]
+    pub fn has_mac(&self, mac: Mac) -> bool {
+        self.first.0 == Some(mac) || self.macs.contains(&mac)
+    }
+
+    /// Whether this is one of its addresses.
+    #[inline]
+    #[must_use]
+    pub fn has_ip(&self, addr: &Addr) -> bool {
+        self.first.1 == Some(*addr) || self.ips.contains(addr)
+    }
 }
 
 /// A port as the data path sees it.
@@ -367,6 +386,10 @@ impl Builder {
                 party: w.party,
                 outside: false,
                 group: w.group,
+                first: (
+                    w.macs.first().copied(),
+                    w.ips.first().map(|ip| Addr::from(*ip)),
+                ),
                 quotas: Vec::new(),
                 macs: w.macs.clone(),
                 ips: w.ips.iter().map(|ip| Addr::from(*ip)).collect(),
@@ -389,6 +412,7 @@ impl Builder {
                     },
                     outside: true,
                     group: GroupId::NONE,
+                    first: (None, None),
                     quotas: Vec::new(),
                     macs: Vec::new(),
                     ips: Vec::new(),

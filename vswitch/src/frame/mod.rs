@@ -375,6 +375,18 @@ impl Burst {
         self.frames.get_mut(..self.received).unwrap_or(&mut [])
     }
 
+    /// The whole frame, and whether its checksum is verified, if it goes out as it lies here: without tag,
+    /// tail or offload request.
+    #[inline]
+    #[must_use]
+    pub fn plain(&self, item: OutItem) -> Option<(&[u8], bool)> {
+        let frame = self.frames.get(item.slot as usize)?;
+        let (gso, csum) = (frame.offload.gso, frame.offload.csum);
+        let asks = gso != Gso::None || csum == Csum::Partial;
+        (item.tag.is_none() && frame.seg_count == 0 && !asks)
+            .then(|| (frame.head(), csum == Csum::Valid))
+    }
+
     /// What a port sends for `item`. `scratch` is used only when a tag must be pushed.
     #[inline]
     pub fn view<'a>(&'a self, item: OutItem, scratch: &'a mut Scratch) -> Option<TxView<'a>> {

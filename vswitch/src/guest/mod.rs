@@ -521,6 +521,8 @@ impl FrontEnd<'_> {
             self.command(Request::SetVringKick, &[i], &[side.kick.fd()])?;
             self.command(Request::SetVringEnable, &[pair(1)], &[])?;
         }
+        // DPDK acknowledges first and starts the device then: with the answer to one more question it has.
+        self.ask(Request::GetFeatures, &[], &[])?;
         Ok(())
     }
 

@@ -20,12 +20,14 @@ impl Mac {
     pub const BROADCAST: Mac = Mac([0xff; 6]);
 
     /// Whether the group bit is set: multicast or broadcast.
+    #[inline]
     #[must_use]
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
     }
 
     /// The address in the low 48 bits, first octet highest: a cheap key.
+    #[inline]
     #[must_use]
     pub const fn as_u64(self) -> u64 {
         let m = self.0;

@@ -1,21 +1,23 @@
 //! From a policy and the workloads there are to a classifier. Off the data path; 100 000 rules
 //! take well under a second, which is less than it takes to read them from a file.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::classify::{
-    Cell, CellIndex, CellTable, Classifier, Entry, Group, Info, Intervals, NO_CELL, Pairs,
-    RulePart, Set, TenantPart, ether_key, filter_bit, ip_key,
-};
+use ahash::{AHashMap as HashMap, AHashSet as HashSet};
+
+use super::arrange::{self, Draft, Placed};
+use super::cells::Entry;
+use super::classify::{Classifier, Info, RulePart, TenantPart, ether_key, ip_key};
 use super::error::{FieldError, FieldPath};
 use super::infrastructure::{self, DHCP_GROUPS, DHCP_SERVERS, ROUTER_GROUPS, ROUTERS};
 use super::limit::RuleState;
 use super::model::{
     ANY, Infrastructure, Policy, PortRange, Rule, SegmentRef, ServiceSpec, Tier, qualified,
 };
+use super::ranges::{Ranges, WideRanges};
 use super::validate::validate;
 use super::{Party, SetId, TenantId, WorkloadFacts};
 use crate::packet::Cidr;
@@ -29,12 +31,6 @@ pub struct Compiled {
     pub parties: Vec<Party>,
 }
 
-/// Cells longer than this get an index: guess (16 entries are four cache lines).
-const INDEX_FROM: usize = 16;
-
-/// An index may hold this many times its cell's entries before a scan is the better bargain.
-const INDEX_GROWTH: usize = 16;
-
 impl Classifier {
     /// Compiles a policy for these workloads. `previous` is the classifier it replaces: a rule of
     /// the same name keeps its counts, and of the same limit its buckets.
@@ -45,6 +41,16 @@ impl Classifier {
         policy: &Policy,
         workloads: &[WorkloadFacts],
         previous: Option<&Classifier>,
+    ) -> Result<Compiled, Vec<FieldError>> {
+        Self::compile_as(policy, workloads, previous, &arrange::NARROW)
+    }
+
+    /// The same with another choice of what is narrow, so that tests see every way to be searched.
+    pub(super) fn compile_as(
+        policy: &Policy,
+        workloads: &[WorkloadFacts],
+        previous: Option<&Classifier>,
+        narrow: &[usize],
     ) -> Result<Compiled, Vec<FieldError>> {
         let mut errors = validate(policy);
         for (index, workload) in workloads.iter().enumerate() {
@@ -61,17 +67,15 @@ impl Classifier {
         }
         let mut compiler = Compiler::new(policy, workloads);
         compiler.rules(previous);
-        compiler.cells();
-        let parties = compiler.workloads();
-        compiler.outside();
-        let management = compiler.sets.watched;
-        let mut classifier = compiler.out;
-        (classifier.sets, classifier.members) = (compiler.sets.sets, compiler.sets.members);
-        gather_pairs(&mut classifier);
-        let errors = super::management::check(&classifier, policy, &management);
+        compiler.groups();
+        let mut parties = compiler.workloads();
+        let outside = compiler.outside();
+        let management = compiler.finish(&mut parties, outside, narrow);
+        let errors =
+            super::management::check(&compiler.out, policy, &management, &compiler.entries);
         if errors.is_empty() {
             Ok(Compiled {
-                classifier,
+                classifier: compiler.out,
                 parties,
             })
         } else {
@@ -79,12 +83,6 @@ impl Classifier {
         }
     }
 }
-
-/// Pairs are gathered for up to this many sets: guess (a table of 256 KiB).
-const MAX_PAIRED_SETS: usize = 256;
-
-/// And while they hold up to this many entries: guess (16 MiB).
-const MAX_PAIRED_ENTRIES: usize = 1 << 20;
 
 /// A number for a position in a list that validation or memory keeps below 2^32.
 fn number(at: usize) -> u32 {
@@ -101,48 +99,29 @@ struct Compiler<'a> {
     segments: HashMap<(&'a str, &'a str), Segment>,
     from: Groups,
     to: Groups,
-    /// (from-group, to-group, entry), in rule order.
-    entries: Vec<(u32, u32, Entry)>,
+    /// In rule order.
+    entries: Vec<Placed>,
     sets: Sets,
     out: Classifier,
 }
 
 /// Distinct lists of segments at one end of rules.
 #[derive(Default)]
-struct Groups {
-    numbers: HashMap<Vec<Segment>, u32>,
-    groups: Vec<Group>,
-}
+struct Groups(HashMap<Vec<Segment>, u32>);
 
 impl Groups {
-    /// The number of a list, which `rule` (in ascending order) uses.
-    fn intern(&mut self, mut list: Vec<Segment>, rule: u32) -> u32 {
+    /// The number of a list.
+    fn intern(&mut self, mut list: Vec<Segment>) -> u32 {
         list.sort_unstable();
         list.dedup();
-        let next = number(self.groups.len());
-        let group = *self.numbers.entry(list).or_insert(next);
-        if group == next {
-            self.groups.push(Group {
-                first: rule,
-                last: rule,
-                filter: 0,
-            });
-        } else if let Some(group) = self.groups.get_mut(group as usize) {
-            group.last = rule;
-        }
-        group
-    }
-
-    fn meet(&mut self, group: u32, other: u32) {
-        if let Some(group) = self.groups.get_mut(group as usize) {
-            group.filter |= filter_bit(other);
-        }
+        let next = number(self.0.len());
+        *self.0.entry(list).or_insert(next)
     }
 
     /// For every segment, the groups it is in.
     fn by_segment(&self, segments: usize) -> Vec<Vec<u32>> {
         let mut lists = vec![Vec::new(); segments];
-        for (list, &group) in &self.numbers {
+        for (list, &group) in &self.0 {
             for &segment in list {
                 if let Some(groups) = lists.get_mut(segment as usize) {
                     groups.push(group);
@@ -157,8 +136,8 @@ impl Groups {
 #[derive(Default)]
 struct Sets {
     numbers: HashMap<(Vec<u32>, Vec<u32>, bool), SetId>,
-    sets: Vec<Set>,
-    members: Vec<u32>,
+    drafts: Vec<Draft>,
+    are_loose: Vec<bool>,
     from_of: Vec<Vec<u32>>,
     to_of: Vec<Vec<u32>>,
     loose: HashSet<Segment>,
@@ -169,8 +148,8 @@ struct Sets {
 }
 
 impl Sets {
-    /// The number of the set of a tenant's parties that are in exactly these segments. Groups are
-    /// numbered by their first rule, so ascending is the order a search wants.
+    /// The number of the set of a tenant's parties that are in exactly these segments, until
+    /// [`Compiler::finish`] gives it its own.
     fn intern(&mut self, tenant: TenantId, segments: &[Segment]) -> SetId {
         let gather = |of: &[Vec<u32>]| {
             let lists = segments.iter().filter_map(|&s| of.get(s as usize));
@@ -181,22 +160,16 @@ impl Sets {
         };
         let (from, to) = (gather(&self.from_of), gather(&self.to_of));
         let loose = segments.iter().any(|s| self.loose.contains(s));
-        let next = SetId(number(self.sets.len()));
+        let next = SetId(number(self.drafts.len()));
         let set = *self
             .numbers
             .entry((from, to, loose))
             .or_insert_with_key(|(from, to, loose)| {
-                let start = number(self.members.len());
-                self.members.extend(from);
-                let middle = number(self.members.len());
-                self.members.extend(to);
-                self.sets.push(Set {
-                    from: start,
-                    to: middle,
-                    end: number(self.members.len()),
-                    loose: *loose,
-                    filter: to.iter().fold(0, |bits, &group| bits | filter_bit(group)),
+                self.drafts.push(Draft {
+                    from: from.clone(),
+                    to: to.clone(),
                 });
+                self.are_loose.push(*loose);
                 next
             });
         for segment in segments {
@@ -280,6 +253,7 @@ impl<'a> Compiler<'a> {
                     self.rule(rule, next_tier);
                     self.out.infos.push(Info {
                         name,
+                        action: rule.action,
                         tenant,
                         tier,
                         written,
@@ -296,56 +270,29 @@ impl<'a> Compiler<'a> {
 
     fn rule(&mut self, rule: &Rule, next_tier: u32) {
         let id = number(self.out.rules.len());
-        self.out.rules.push(RulePart {
-            next_tier,
-            action: rule.action,
-            log: rule.log,
-            limited: rule.limit.is_some(),
-            staged: rule.staged,
-        });
-        let from = self.from.intern(self.resolve(&rule.tenant, &rule.from), id);
-        let to = self.to.intern(self.resolve(&rule.tenant, &rule.to), id);
-        self.from.meet(from, to);
-        self.to.meet(to, from);
+        self.out.rules.push(RulePart::new(rule, next_tier));
+        let from = self.from.intern(self.resolve(&rule.tenant, &rule.from));
+        let to = self.to.intern(self.resolve(&rule.tenant, &rule.to));
         let services = service_ranges(&rule.service);
         self.entries
             .extend(services.map(|(key_low, key_high, sport)| {
                 let entry = Entry {
-                    key_low,
-                    key_high,
-                    sport_low: sport.low,
-                    sport_high: sport.high,
-                    rule_staged: id << 1 | u32::from(rule.staged),
+                    other: (0, 0),
+                    key: (key_low, key_high),
+                    sport: (sport.low, sport.high),
+                    rule: id,
+                    staged: rule.staged,
+                    verify: false,
                 };
                 (from, to, entry)
             }));
     }
 
-    /// Gathers the entries of each pair of groups.
-    fn cells(&mut self) {
-        // Stable: rules stay in order within their cell.
-        self.entries.sort_by_key(|&(from, to, _)| (from, to));
-        let same = |a: &(u32, u32, Entry), b: &(u32, u32, Entry)| (a.0, a.1) == (b.0, b.1);
-        let count = self.entries.chunk_by(same).count();
-        let mut cells = CellTable::with_capacity(count);
-        for cell in self.entries.chunk_by(same) {
-            let Some(&(from, to, _)) = cell.first() else {
-                continue;
-            };
-            let at = self.out.entries.len();
-            self.out
-                .entries
-                .extend(cell.iter().map(|(_, _, entry)| entry));
-            cells.insert(from, to, place(&mut self.out, at));
-        }
-        self.out.cells = cells;
-        self.entries = Vec::new();
-
+    /// What segments mean for the groups; every rule is known.
+    fn groups(&mut self) {
         let segments = self.policy.segments.len() + self.tenants.len() * 3;
         self.sets.from_of = self.from.by_segment(segments);
         self.sets.to_of = self.to.by_segment(segments);
-        self.out.from_groups = std::mem::take(&mut self.from.groups);
-        self.out.to_groups = std::mem::take(&mut self.to.groups);
         let loose = (0..).zip(&self.policy.segments);
         self.sets.loose = loose.filter(|(_, s)| s.loose).map(|(n, _)| n).collect();
         for (tenant, infrastructure) in self.tenants.clone() {
@@ -412,8 +359,9 @@ impl<'a> Compiler<'a> {
         parties
     }
 
-    /// What each tenant knows of the outside.
-    fn outside(&mut self) {
+    /// What each tenant knows of the outside: ranges of IPv4 and of IPv6 addresses.
+    fn outside(&mut self) -> Vec<[Vec<(u128, SetId)>; 2]> {
+        let mut outside = Vec::with_capacity(self.tenants.len());
         let mut local: HashMap<TenantId, HashSet<IpAddr>> = HashMap::new();
         for workload in self.workloads {
             local
@@ -464,15 +412,58 @@ impl<'a> Compiler<'a> {
             let (v4, v6) = (ranges(true), ranges(false));
             let v4 = disjoint(v4, id, &mut self.sets);
             let v6 = disjoint(v6, id, &mut self.sets);
-            if let Some(part) = self.out.tenants.get_mut(tenant) {
-                // What starts after the last IPv4 address is nobody's.
-                let v4 = v4
-                    .into_iter()
-                    .filter_map(|(start, set)| Some((u32::try_from(start).ok()?, set)));
-                part.v4 = Intervals::new(v4).with_top_table();
-                part.v6 = Intervals::new(v6.into_iter());
-            }
+            outside.push([v4, v6]);
         }
+        outside
+    }
+
+    /// Numbers the sets for good and puts every rule where it is searched. Returns who is at each
+    /// end of the management paths.
+    fn finish(
+        &mut self,
+        parties: &mut [Party],
+        outside: Vec<[Vec<(u128, SetId)>; 2]>,
+        narrow: &[usize],
+    ) -> Vec<BTreeSet<Party>> {
+        let groups = (self.from.0.len(), self.to.0.len());
+        let numbers = arrange::numbering(&self.sets.drafts, groups.0, groups.1);
+        let renumber = |set: SetId| SetId(numbers.get(set.0 as usize).copied().unwrap_or(0));
+        for party in parties {
+            party.set = renumber(party.set);
+        }
+        let mut sets: Vec<(u32, (&Draft, bool))> = numbers
+            .iter()
+            .copied()
+            .zip(
+                self.sets
+                    .drafts
+                    .iter()
+                    .zip(self.sets.are_loose.iter().copied()),
+            )
+            .collect();
+        sets.sort_unstable_by_key(|&(number, _)| number);
+        self.out.loose = sets.iter().map(|&(_, (_, loose))| loose).collect();
+        let sets: Vec<&Draft> = sets.into_iter().map(|(_, (draft, _))| draft).collect();
+        // Stable: rules stay in order within their groups.
+        self.entries.sort_by_key(|&(from, to, _)| (from, to));
+        self.out.cells = arrange::arrange(&sets, groups, &self.entries, &self.out.rules, narrow);
+        for (part, [v4, v6]) in self.out.tenants.iter_mut().zip(outside) {
+            // What starts after the last IPv4 address is nobody's.
+            let v4 = v4
+                .into_iter()
+                .filter_map(|(start, set)| Some((u32::try_from(start).ok()?, renumber(set).0)));
+            part.v4 = Ranges::new(v4);
+            part.v6 = WideRanges::new(v6.into_iter().map(|(start, set)| (start, renumber(set).0)));
+        }
+        let watched = std::mem::take(&mut self.sets.watched).into_iter();
+        let watched = watched.map(|parties| {
+            let renumbered = parties.into_iter().map(|party| Party {
+                set: renumber(party.set),
+                ..party
+            });
+            renumbered.collect()
+        });
+        watched.collect()
     }
 }
 
@@ -518,144 +509,6 @@ fn range(service: ServiceSpec) -> (u32, u32, PortRange) {
             (ether_key(ethertype), ether_key(ethertype), PortRange::ALL)
         }
     }
-}
-
-/// Makes the entries from `at` on a cell.
-fn place(out: &mut Classifier, at: usize) -> Cell {
-    let entries = out.entries.get(at..).unwrap_or(&[]);
-    match index(entries, &out.rules, number(at)) {
-        Some(index) => {
-            out.indexes.push(index);
-            Cell::Index(number(out.indexes.len() - 1))
-        }
-        None => Cell::Entries {
-            at: number(at),
-            len: number(entries.len()),
-        },
-    }
-}
-
-/// Walks every pair of sets once, so that questions need not: see [`Pairs`].
-fn gather_pairs(out: &mut Classifier) {
-    if out.sets.len() > MAX_PAIRED_SETS {
-        return;
-    }
-    let (entries, indexes) = (out.entries.len(), out.indexes.len());
-    let mut pairs = Pairs {
-        sets: number(out.sets.len()),
-        ..Pairs::default()
-    };
-    let mut known: HashMap<Vec<(u32, u32)>, u32> = HashMap::new();
-    for from in out.sets.clone() {
-        for to in out.sets.clone() {
-            let groups = groups_between(out, from, to);
-            if groups.is_empty() {
-                pairs.table.push(NO_CELL);
-                continue;
-            }
-            let next = number(pairs.cells.len());
-            let cell = *known.entry(groups.clone()).or_insert(next);
-            if cell == next {
-                pairs.cells.push(merge(out, &groups));
-            }
-            pairs.table.push(cell);
-            if out.entries.len() > entries + MAX_PAIRED_ENTRIES {
-                out.entries.truncate(entries);
-                out.indexes.truncate(indexes);
-                return;
-            }
-        }
-    }
-    out.pairs = pairs;
-}
-
-/// The pairs of groups that have a cell.
-fn groups_between(out: &Classifier, from: Set, to: Set) -> Vec<(u32, u32)> {
-    let members = |low: u32, high: u32| out.members.get(low as usize..high as usize).unwrap_or(&[]);
-    let mut groups = Vec::new();
-    for &f in members(from.from, from.to) {
-        let filter = out
-            .from_groups
-            .get(f as usize)
-            .map_or(0, |group| group.filter);
-        if filter & to.filter == 0 {
-            continue;
-        }
-        for &t in members(to.to, to.end) {
-            if filter & filter_bit(t) != 0 && out.cells.get(f, t).is_some() {
-                groups.push((f, t));
-            }
-        }
-    }
-    groups
-}
-
-/// One cell of all the cells of these groups.
-fn merge(out: &mut Classifier, groups: &[(u32, u32)]) -> Cell {
-    let cells = groups.iter().filter_map(|&(f, t)| out.cells.get(f, t));
-    let cells: Vec<Cell> = cells.collect();
-    if let [one] = cells[..] {
-        return one;
-    }
-    let mut entries: Vec<Entry> = Vec::new();
-    for cell in cells {
-        let (at, len) = match cell {
-            Cell::Entries { at, len } => (at, len),
-            Cell::Index(n) => out
-                .indexes
-                .get(n as usize)
-                .map_or((0, 0), |index| (index.entries, index.len)),
-        };
-        let range = at as usize..at as usize + len as usize;
-        entries.extend(out.entries.get(range).unwrap_or(&[]));
-    }
-    entries.sort_by_key(Entry::rule);
-    let at = out.entries.len();
-    out.entries.extend(entries);
-    place(out, at)
-}
-
-/// An index of a long cell; `None` when a scan is as good.
-fn index(entries: &[Entry], rules: &[RulePart], at: u32) -> Option<CellIndex> {
-    if entries.len() <= INDEX_FROM {
-        return None;
-    }
-    let mut bounds = vec![0];
-    for entry in entries {
-        bounds.push(entry.key_low);
-        bounds.push(entry.key_high.saturating_add(1));
-    }
-    bounds.sort_unstable();
-    bounds.dedup();
-    let mut index = CellIndex {
-        entries: at,
-        len: number(entries.len()),
-        starts: Vec::with_capacity(bounds.len() + 1),
-        bounds,
-        picks: Vec::new(),
-    };
-    for &bound in &index.bounds {
-        index.starts.push(number(index.picks.len()));
-        // After a rule that decides whatever the source port, the rest of its tier is dead. Later
-        // tiers are not: a pass, perhaps in another cell, may lead around the rule.
-        let mut dead_below = 0;
-        for (n, entry) in (0..).zip(entries) {
-            if bound < entry.key_low || entry.key_high < bound || entry.rule() < dead_below {
-                continue;
-            }
-            index.picks.push(n);
-            let every_port = entry.sport_low == 0 && entry.sport_high == u16::MAX;
-            let rule = rules.get(entry.rule() as usize);
-            if let Some(rule) = rule.filter(|rule| every_port && !rule.staged) {
-                dead_below = rule.next_tier;
-            }
-        }
-        if index.picks.len() > entries.len() * INDEX_GROWTH {
-            return None;
-        }
-    }
-    index.starts.push(number(index.picks.len()));
-    Some(index)
 }
 
 /// First and last address of a network, as numbers.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::arrange::Placed;
 use super::classify::Classifier;
 use super::compile::service_ranges;
 use super::error::FieldError;
@@ -10,11 +11,13 @@ use super::model::{Policy, PortRange, ServiceSpec};
 use super::validate::infrastructures;
 use super::{Judgement, Party, Query, Service, Verdict, Why};
 
-/// `watched` holds, for every path in order, who is in its `from` and who is in its `to`.
+/// `watched` holds, for every path in order, who is in its `from` and who is in its `to`; `entries`
+/// are all rules'.
 pub(super) fn check(
     classifier: &Classifier,
     policy: &Policy,
     watched: &[BTreeSet<Party>],
+    entries: &[Placed],
 ) -> Vec<FieldError> {
     let paths = infrastructures(policy).flat_map(|(at, _, infrastructure)| {
         let paths = infrastructure.management.iter().enumerate();
@@ -24,7 +27,7 @@ pub(super) fn check(
     for ((at, path), ends) in paths.zip(watched.chunks(2)) {
         let [from, to] = ends else { continue };
         let cut = service_ranges(&path.service)
-            .find_map(|service| first_cut(classifier, from, to, service));
+            .find_map(|service| first_cut(classifier, from, to, service, entries));
         if let Some((service, judgement)) = cut {
             let by = match judgement.why {
                 Why::Rule(rule) => format!("rule {:?}", classifier.rule_name(rule)),
@@ -51,12 +54,13 @@ fn first_cut(
     from: &BTreeSet<Party>,
     to: &BTreeSet<Party>,
     (low, high, sports): (u32, u32, PortRange),
+    entries: &[Placed],
 ) -> Option<(String, Judgement)> {
     let mut keys = BTreeSet::from([low]);
     let mut ports = BTreeSet::from([sports.low]);
-    for entry in &classifier.entries {
-        keys.extend([entry.key_low, entry.key_high.saturating_add(1)]);
-        ports.extend([entry.sport_low, entry.sport_high.saturating_add(1)]);
+    for (_, _, entry) in entries {
+        keys.extend([entry.key.0, entry.key.1.saturating_add(1)]);
+        ports.extend([entry.sport.0, entry.sport.1.saturating_add(1)]);
     }
     for &from in from {
         for &to in to {

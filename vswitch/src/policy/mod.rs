@@ -4,16 +4,20 @@
 //! A workload (or an outside address) belongs to some set of segments. Equal sets get one
 //! [`SetId`], so that a question to the classifier is two small numbers and a service.
 
+mod arrange;
+mod cells;
 pub mod classbench;
 mod classify;
 mod compile;
 mod diff;
 mod error;
 mod infrastructure;
+mod lanes;
 mod limit;
 mod management;
 pub mod model;
 pub mod oracle;
+mod ranges;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -116,6 +120,22 @@ pub struct Judgement {
     pub limited: bool,
     /// First staged rule that would have matched before the deciding one.
     pub staged: Option<RuleId>,
+}
+
+impl Default for Judgement {
+    /// What no rule is about is denied.
+    fn default() -> Self {
+        Judgement {
+            verdict: Verdict::Deny,
+            why: Why::DefaultDeny,
+            also: None,
+            ask: false,
+            log: false,
+            notify: false,
+            limited: false,
+            staged: None,
+        }
+    }
 }
 
 /// What policy needs to know of a workload to find its segments.

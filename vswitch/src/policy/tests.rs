@@ -64,16 +64,20 @@ impl Random {
     }
 }
 
-/// A compiled policy and its workloads; and once more as if it had too many sets for
-/// [`classify::Pairs`], because both must answer the same.
-struct World(Compiled, Classifier);
+/// A compiled policy; and once more for every other way its rules may be searched (see
+/// `arrange.rs`), because all must answer the same.
+struct World(Compiled, Vec<Compiled>);
 
 impl World {
     fn new(policy: &Policy, workloads: &[WorkloadFacts]) -> Self {
-        let compile = || Classifier::compile(policy, workloads, None).unwrap();
-        let mut walked = compile().classifier;
-        walked.pairs = Default::default();
-        World(compile(), walked)
+        // As many narrow ends as can be; only those of one set; no room for anything.
+        let ways: [&[usize]; 3] = [&[usize::MAX], &[1], &[]];
+        let others = ways.map(|way| Classifier::compile_as(policy, workloads, None, way).unwrap());
+        let compiled = Classifier::compile(policy, workloads, None).unwrap();
+        for other in &others {
+            assert_eq!(other.parties, compiled.parties);
+        }
+        World(compiled, others.into())
     }
 
     fn outside(&self, addr: &str) -> Party {
@@ -87,7 +91,12 @@ impl World {
     fn judge(&self, from: Party, to: Party, service: Service) -> Judgement {
         let query = Query { from, to, service };
         let judgement = self.0.classifier.classify(&query);
-        assert_eq!(judgement, self.1.classify(&query));
+        for classifier in self.1.iter().map(|compiled| &compiled.classifier) {
+            assert_eq!(judgement, classifier.classify(&query));
+        }
+        let mut burst = [Judgement::default(); 2];
+        self.0.classifier.classify_burst(&[query; 2], &mut burst);
+        assert_eq!(burst, [judgement; 2]);
         judgement
     }
 
@@ -357,6 +366,10 @@ fn between_tenants_both_must_allow() {
         "default did not allow"
     );
     assert_eq!(world.says(web, db, tcp(9)), "Deny by default");
+    // Rules of the next tenant come right after.
+    assert_eq!(world.says(web, web, tcp(5)), "Deny by default");
+    assert_eq!(world.says(web, web, udp(68, 67)), "Deny by default");
+    assert_eq!(world.says(db, db, tcp(5)), "Deny by default");
     let both = world.judge(web, db, tcp(2));
     let also = both.also.map(|rule| world.0.classifier.rule_name(rule));
     assert_eq!(also, Some("out"));
@@ -566,7 +579,7 @@ fn long_cells_are_indexed_and_answer_the_same() {
         })
         .collect();
     let world = World::new(&policy, &workloads);
-    assert_eq!(world.0.classifier.indexes.len(), 1);
+    assert_eq!(world.0.classifier.cells.indexes.len(), 1);
     let [web, db] = [world.0.parties[0], world.0.parties[1]];
     for (sport, dport, says) in [
         (9, 0, "Allow by r0"),

@@ -1,6 +1,6 @@
 //! What must hold of a policy before it is compiled. Every error is reported, not the first.
 
-use std::collections::{HashMap, HashSet};
+use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use super::error::{FieldError, FieldPath};
 use super::model::{ANY, Action, DEFAULT_TENANT, Infrastructure, Policy, Rule, SegmentRef};

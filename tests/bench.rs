@@ -134,8 +134,13 @@ fn churn_makes_every_connection_it_counts() {
 fn denied_frames_are_dropped_and_counted() {
     let Some(_lab) = turn() else { return };
     let report = report(
-        &["deny", "--repeats", "2", "--seconds", "0.05"],
-        &["denied by forwarded"],
+        &["deny", "--repeats", "2", "--seconds", "0.05", "--profile"],
+        &["denied by forwarded", "track, judge"],
+    );
+    assert_eq!(
+        report["steps"].as_array().map(Vec::len),
+        Some(7),
+        "{report}"
     );
     assert!(number(&report["denied"]) > 0.0, "{report}");
     for figure in ["forwarded_mpps", "denied_mpps", "ratio", "denied_cycles"] {

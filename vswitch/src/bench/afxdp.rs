@@ -25,8 +25,9 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 /// Turns between two looks at the clock.
 const TURNS: usize = 16;
 
-/// Container to container through the switch: two network namespaces behind veth pairs, made for this and gone with it;
-/// needs root. In each a socket of our own (AF_XDP too) sends UDP, and every frame is checked on arrival. So many frames are under
+/// Container to container through the switch, over AF_XDP; needs root.
+///
+/// Two network namespaces behind veth pairs are made for this and gone with it. In each a socket of our own (AF_XDP too) sends UDP, and every frame is checked on arrival. So many frames are under
 /// way each way that the switch always has some, and few enough that no ring of the kernel's overflows.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct AfXdp {

@@ -25,7 +25,9 @@ const ALLOWED: &str = "udp/9000-9511";
 const PORT: u16 = 10_000;
 const PORTS: u64 = 50_000;
 
-/// How fast frames are turned away. In turns: both guests send frames of 64 bytes on established connections, then
+/// How fast frames that no rule admits are dropped, beside what is forwarded.
+///
+/// In turns: both guests send frames of 64 bytes on established connections, then
 /// frames of as many bytes that no rule admits, each from ports not seen before. The second rate by the first is
 /// what a flood of unwanted frames costs.
 #[derive(Clone, Debug, Serialize, Args)]
@@ -44,6 +46,9 @@ pub struct Deny {
     #[command(flatten)]
     #[serde(flatten)]
     pub repeats: Repeats,
+    /// Once more, with the cycles of each step.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// What was seen.
@@ -65,6 +70,8 @@ pub struct DenyFigures {
     pub generator_bound: bool,
     /// Frames denied in all repetitions.
     pub denied: f64,
+    /// TSC cycles by frame and step of the data path, in their order, forwarded and denied, when profiled.
+    pub steps: Vec<(&'static str, f64, f64)>,
 }
 
 impl Bench for Deny {
@@ -93,16 +100,24 @@ impl Bench for Deny {
             let (run, passed) = overload(&mut rig, self.repeats.time())?;
             forwarded.push(run.mpps());
             forwarded_cycles.push(passed.cycles_per_frame());
-            flood(&mut rig, &mut fresh, WARM_UP)?;
-            let before = Sample::take(&rig.switch)?;
-            let time = flood(&mut rig, &mut fresh, self.repeats.time())?;
-            let passed = Sample::take(&rig.switch)?.since(&before);
+            let (time, passed) = denied_for(&mut rig, &mut fresh, self.repeats.time())?;
             let mpps = passed.dropped / time / 1e6;
             denied.push(mpps);
             denied_cycles.push(passed.cycles_per_frame());
             ratio.push(mpps / run.mpps().max(f64::MIN_POSITIVE));
             seconds += time;
             sum.add(&passed);
+        }
+        let mut steps = Vec::new();
+        if self.profile {
+            progress("profiling");
+            rig.switch.profile(true)?;
+            let forwarded = overload(&mut rig, self.repeats.time())?.1.steps;
+            let denied = denied_for(&mut rig, &mut fresh, self.repeats.time())?
+                .1
+                .steps;
+            let both = forwarded.into_iter().zip(denied);
+            steps = both.map(|((step, f), (_, d))| (step, f, d)).collect();
         }
         #[allow(clippy::cast_precision_loss)] // a few GHz
         let busy = sum.cycles / (seconds * tsc_hz() as f64);
@@ -115,6 +130,7 @@ impl Bench for Deny {
             busy,
             generator_bound: busy < GENERATOR_BOUND,
             denied: sum.dropped,
+            steps,
         })
     }
 }
@@ -147,6 +163,18 @@ impl Source for Fresh {
         self.number += 1;
         &self.frame
     }
+}
+
+/// Both guests send what is denied: seconds, and what the switch did.
+fn denied_for(
+    rig: &mut Rig<Load>,
+    fresh: &mut [Fresh; 2],
+    time: Duration,
+) -> Result<(f64, Passed), BenchError> {
+    flood(rig, fresh, WARM_UP)?;
+    let before = Sample::take(&rig.switch)?;
+    let seconds = flood(rig, fresh, time)?;
+    Ok((seconds, Sample::take(&rig.switch)?.since(&before)))
 }
 
 /// Both guests send what is denied for so long; the seconds it was.

@@ -21,8 +21,10 @@ use crate::sys::time::tsc_hz;
 /// Before each late frame; the worker goes to sleep after a fraction of that.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What an idle switch in its default mode costs, with two guests attached and, as root, two containers behind veth pairs: the
-/// CPU time of its threads while nothing is sent. Then the time from a guest's send to the other guest's receive:
+/// CPU time of an idle switch, and what the first frame after idling waits.
+///
+/// A switch in its default mode, with two guests attached and, as root, two containers behind veth pairs: the CPU time of
+/// its threads while nothing is sent. Then the time from a guest's send to the other guest's receive:
 /// right after another frame, and after a pause of 50 ms in which the worker went to sleep.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Idle {

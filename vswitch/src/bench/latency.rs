@@ -17,8 +17,9 @@ pub const PERCENTILES: [(&str, f64); 4] =
 /// Repetitions of the search for what is possible: its median counts.
 const SEARCHED: u32 = 3;
 
-/// How long a frame takes from guest to guest, at stated loads: shares of the most that this switch forwards, which is
-/// found first. Frames are sent evenly; a delay is from putting a frame into the sender's ring to taking it from the
+/// How long a frame takes from guest to guest, by percentile, at stated loads.
+///
+/// Loads are shares of the most that this switch forwards, which is found first. Frames are sent evenly; a delay is from putting a frame into the sender's ring to taking it from the
 /// receiver's, both on the generator's thread, whose own turns (some 100 ns to 1 µs) are part of it.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Latency {

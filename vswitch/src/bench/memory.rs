@@ -12,7 +12,9 @@ use super::options::Rings;
 use super::rig::{self, RigConfig, policy};
 use super::{Bench, BenchError, Cores, Progress};
 
-/// Memory that a switch keeps resident: idle, and with connections in its table. Counted is this process, of which the
+/// Memory that a switch keeps resident: idle, and with connections in its table.
+///
+/// Counted is this process, of which the
 /// switch is nearly all, without the memory of its guests (which is theirs).
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Memory {

@@ -22,9 +22,10 @@ const MOST: f64 = 1.5;
 /// How long both guests send flat out.
 const FLAT_OUT: Duration = Duration::from_millis(500);
 
-/// The highest rate from guest to guest at which no frame is lost (NDR), and at which half a per cent is (PDR), by
-/// search in the manner of MLRsearch (draft-ietf-bmwg-mlrsearch): half of the trials at a load may be worse,
-/// the bounds are at most 0.5 % apart. A frame that finds no room in its sender's ring is lost.
+/// The highest rate from guest to guest at which no frame is lost (NDR), and at which half a per cent is (PDR).
+///
+/// A search in the manner of MLRsearch (draft-ietf-bmwg-mlrsearch): half of the trials at a load may be worse, the bounds
+/// are at most 0.5 % apart. A frame that finds no room in its sender's ring is lost.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Ndr {
     /// Bytes of each frame without FCS, or imix.

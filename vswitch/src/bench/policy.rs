@@ -23,10 +23,14 @@ const SLICE: Duration = Duration::from_millis(5);
 /// Slices before the change, and after.
 const BEFORE: usize = 60;
 const AFTER: usize = 140;
+/// Slices without a frame after which none is under way.
+const SILENT: usize = 4;
 /// A slice with less than this share of the rate before belongs to the dip.
 const DIP: f64 = 0.9;
 
-/// What a change of policy does to live connections, with both guests flat out on all of them. First a change that
+/// What a change of policy does to live connections.
+///
+/// Both guests are flat out on all of them. First a change that
 /// denies other traffic only: every connection is judged again on its next frame, and the rate dips. Then one that denies all
 /// of this traffic: the time from the call of `apply` to the last frame that arrives. Connections are opened again for
 /// each repetition. The program that calls `apply` and the switch's control thread share the two cores with worker and
@@ -144,12 +148,12 @@ fn change(
     })
 }
 
-/// Goes on until nothing arrives in a slice; when the last frame did, if any. By now the policy that denies all is
+/// Goes on until nothing arrives for a while; when the last frame did, if any. By now the policy that denies all is
 /// in force, so it is only what is under way.
 fn silence(load: &mut Load) -> Result<Option<u64>, BenchError> {
     let mut last = None;
     for _ in 0..AFTER {
-        let watched = load.watched(SLICE, 1, |_| ());
+        let watched = load.watched(SLICE, SILENT, |_| ());
         if watched.slices.iter().all(|&n| n == 0) {
             return Ok(last);
         }

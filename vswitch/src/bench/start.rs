@@ -12,7 +12,9 @@ use super::rig::{self, RigConfig, policy};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
 
-/// From the start of a switch in this process to the first frame that it forwarded: the table is taken, the policy
+/// From the start of a switch to the first frame that it forwarded.
+///
+/// In this process: the table is taken, the policy
 /// compiled and published, two guests attach, one sends and the other one answers. What a process takes to start (some
 /// ms) is not in it.
 #[derive(Clone, Debug, Serialize, Args)]

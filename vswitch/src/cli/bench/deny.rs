@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{GENERATOR_BOUND, header, rings, summaries};
+use super::{GENERATOR_BOUND, columns, header, rings, summaries};
 use crate::bench::{Deny, Report};
 
 pub(super) fn show(report: &Report<Deny>) -> String {
@@ -28,6 +28,14 @@ pub(super) fn show(report: &Report<Deny>) -> String {
     );
     if r.generator_bound {
         let _ = writeln!(out, "{GENERATOR_BOUND}");
+    }
+    if !r.steps.is_empty() {
+        let mut t = columns(&["STEP, CYCLES PER FRAME", "FORWARDED", "DENIED"]);
+        for (step, forwarded, denied) in &r.steps {
+            let cells = [forwarded, denied].map(|c| format!("{c:.0}"));
+            t.add_row([(*step).to_owned()].into_iter().chain(cells));
+        }
+        let _ = writeln!(out, "\n{t}");
     }
     out
 }

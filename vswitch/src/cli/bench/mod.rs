@@ -26,7 +26,7 @@ use svg::Chart;
 
 use crate::bench::{self, Bench, Machine, Report, Rings, Summary};
 
-/// A measurement with a picture.
+// A measurement with a picture. (A documentation comment would be the command's help.)
 #[derive(Debug, Args)]
 pub(super) struct Drawn<B: Args> {
     #[command(flatten)]

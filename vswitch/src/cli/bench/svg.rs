@@ -41,7 +41,7 @@ pub(super) struct Line {
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 150.0;
+const RIGHT: f64 = 172.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 56.0;
 /// Told apart also by who does not see all colours (Okabe and Ito's).
@@ -256,7 +256,7 @@ mod tests {
         let svg = chart.svg();
         // What lies outside stays at the edge.
         assert!(
-            svg.contains("M70.0 424.0L390.0 244.0L710.0 64.0L710.0 424.0"),
+            svg.contains("M70.0 424.0L379.0 244.0L688.0 64.0L688.0 424.0"),
             "{svg}"
         );
         assert!(svg.contains("a &lt; b &amp; c"), "{svg}");

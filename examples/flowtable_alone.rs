@@ -52,7 +52,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         initiator: side,
                         word: 0,
                         tick,
-                        user: [0; 8],
+                        user: [0; 3],
+                        far: None,
                     };
                     // A full table is a value, not a panic.
                     let Ok(inserted) = flows.insert_or_get(&key, new) else {

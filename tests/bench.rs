@@ -236,7 +236,8 @@ fn table_measures_what_it_says() {
             "insert",
             "expire",
             "p99.9",
-            "bytes a connection",
+            "bytes mapped for each",
+            "bytes each",
         ],
     );
     assert_eq!(number(&report["config"]["connections"]), 3000.0);
@@ -247,6 +248,7 @@ fn table_measures_what_it_says() {
         "hit_single_ns",
         "miss_single_ns",
         "insert_ns",
+        "open_ns",
         "expire_ns",
     ] {
         assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
@@ -254,6 +256,8 @@ fn table_measures_what_it_says() {
     let stall = |which: &str| number(&report["stalls"][which]);
     assert!(0.0 < stall("p50_us") && stall("p50_us") <= stall("p999_us"));
     assert!(number(&report["bytes_per_connection"]) > 0.0, "{report}");
+    let touched = number(&report["touched_bytes_per_connection"]);
+    assert!(touched > 0.0, "{report}");
 }
 
 #[test]

@@ -14,21 +14,17 @@
 //!   removal. For an insertion that isn't enough; its CAS from `c` proves absence at that instant.
 
 use crate::hash::TAG_BITS;
-use crate::sync::{AtomicU64, Ordering::*, SLOT_WORDS};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::*};
+use crate::tags;
 
-/// Connections a bucket can hold.
-pub(crate) const SLOTS: usize = 2 * SLOT_WORDS;
+/// Connections a bucket can hold: with the control word, one 64-byte cache line.
+pub(crate) use crate::sync::SLOTS;
 /// Bits of an entry index, which is local to its shard and never 0.
 pub(crate) const INDEX_BITS: u32 = 20;
 
-const _: () = assert!(TAG_BITS + INDEX_BITS == 32);
-const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
-/// What the number of a slot in a word's high half is above that of the low half.
-#[expect(clippy::cast_possible_truncation, reason = "it is 7")]
-const HIGH_HALF: u32 = SLOT_WORDS as u32;
-const LANE: u64 = 0xffff_ffff;
-const LANE_ONES: u64 = 1 | 1 << 32;
-const TAG_MASK: u64 = (1 << TAG_BITS) - 1;
+const _: () = assert!(TAG_BITS + INDEX_BITS == u32::BITS);
+/// A slot's low bits: the tag.
+pub(crate) const TAG_MASK: u32 = (1 << TAG_BITS) - 1;
 /// The control word: occupancy in the low bits (14 of them, however few a model uses), version above.
 const OCCUPANCY_BITS: u32 = 14;
 const OCCUPANCY: u64 = (1 << OCCUPANCY_BITS) - 1;
@@ -41,6 +37,11 @@ pub(crate) struct Control(u64);
 impl Control {
     pub(crate) fn occupied(self) -> Bits {
         Bits((self.0 & OCCUPANCY) as u32)
+    }
+
+    /// The slots that are not occupied; they may be reserved.
+    fn vacant(self) -> Bits {
+        Bits(!self.occupied().0 & ((1 << SLOTS) - 1))
     }
 }
 
@@ -70,26 +71,26 @@ impl Iterator for Bits {
 
 /// What a slot holds: a tag of the key's hash and the index of the entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Slot(u64);
+pub(crate) struct Slot(u32);
 
 impl Slot {
-    pub(crate) fn new(tag: u64, index: u32) -> Slot {
-        Slot(u64::from(index) << TAG_BITS | tag)
+    #[inline]
+    pub(crate) fn new(tag: u32, index: u32) -> Slot {
+        Slot(index << TAG_BITS | tag)
     }
 
-    /// 0 when the slot is free.
+    /// `None` when the slot is free.
     #[inline]
-    pub(crate) fn index(self) -> u32 {
-        (self.0 >> TAG_BITS & INDEX_MASK) as u32
+    pub(crate) fn index(self) -> Option<u32> {
+        Some(self.0 >> TAG_BITS).filter(|index| *index != 0)
     }
 }
 
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Bucket {
-    control: AtomicU64,
-    /// Word `i` holds slot `i` in its low half and slot `i + SLOT_WORDS` in its high half.
-    words: [AtomicU64; SLOT_WORDS],
+    pub(crate) control: AtomicU64,
+    pub(crate) slots: [AtomicU32; SLOTS],
 }
 
 #[cfg(not(loom))]
@@ -100,7 +101,7 @@ impl Bucket {
     pub(crate) fn zeroed() -> Bucket {
         Bucket {
             control: AtomicU64::new(0),
-            words: std::array::from_fn(|_| AtomicU64::new(0)),
+            slots: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 
@@ -124,51 +125,31 @@ impl Bucket {
     /// Relaxed: a candidate is read again by [`slot`](Self::slot), and absence needs no more than what
     /// `c` was read with (B4).
     #[inline]
-    pub(crate) fn candidates(&self, c: Control, tag: u64) -> Bits {
-        let pattern = tag * LANE_ONES;
-        let mut found = 0;
-        for (i, word) in self.words.iter().enumerate() {
-            let differ = (word.load(Relaxed) ^ pattern) & (TAG_MASK * LANE_ONES);
-            // Per lane: 2^12 minus a 12-bit number keeps bit 12 exactly when that number is 0.
-            let equal = ((LANE_ONES << TAG_BITS) - differ) >> TAG_BITS & LANE_ONES;
-            found |= equal << i;
-        }
-        let slots = (found & LANE) | (found >> 32) << SLOT_WORDS;
-        Bits((slots & c.0 & OCCUPANCY) as u32)
+    pub(crate) fn candidates(&self, c: Control, tag: u32) -> Bits {
+        Bits(tags::equal(self, tag) & c.occupied().0)
     }
 
     #[inline]
     pub(crate) fn slot(&self, slot: u32) -> Slot {
-        let (word, shift) = self.place(slot);
-        Slot(word.load(Acquire) >> shift & LANE)
+        Slot(self.at(slot).load(Acquire))
     }
 
-    /// Takes a free slot and writes `value` into it, not yet occupied (B2). `None` when every slot is
-    /// occupied, or being filled or cleared by another thread.
-    pub(crate) fn reserve(&self, value: Slot) -> Option<u32> {
-        for (i, word) in (0..).zip(&self.words) {
-            let mut seen = word.load(Relaxed);
-            loop {
-                let (shift, slot) = if seen & LANE == 0 {
-                    (0, i)
-                } else if seen >> 32 == 0 {
-                    (32, i + HIGH_HALF)
-                } else {
-                    break;
-                };
-                match word.compare_exchange_weak(seen, seen | value.0 << shift, Release, Relaxed) {
-                    Ok(_) => return Some(slot),
-                    Err(now) => seen = now,
-                }
-            }
-        }
-        None
+    /// Takes a slot that is free and was vacant in `c`, and writes `value` into it, not yet occupied (B2). `None` when
+    /// every slot is occupied, or being filled or cleared by another thread.
+    #[inline]
+    pub(crate) fn reserve(&self, c: Control, value: Slot) -> Option<u32> {
+        // A slot vacated since `c` doesn't help: the insertion has to look again anyway.
+        c.vacant().find(|slot| {
+            self.at(*slot)
+                .compare_exchange(0, value.0, Release, Relaxed)
+                .is_ok()
+        })
     }
 
     /// Frees a slot this thread reserved, or whose bit it cleared. Release, for [`unchanged`](Self::unchanged).
+    #[inline]
     pub(crate) fn free(&self, slot: u32) {
-        let (word, shift) = self.place(slot);
-        word.fetch_and(!(LANE << shift), Release);
+        self.at(slot).store(0, Release);
     }
 
     /// Occupies a slot this thread reserved, if nothing was inserted or removed since `c`: the point at which
@@ -190,12 +171,7 @@ impl Bucket {
     }
 
     #[inline]
-    fn place(&self, slot: u32) -> (&AtomicU64, u32) {
-        let slot = slot as usize;
-        if slot < SLOT_WORDS {
-            (&self.words[slot], 0)
-        } else {
-            (&self.words[slot - SLOT_WORDS], 32)
-        }
+    fn at(&self, slot: u32) -> &AtomicU32 {
+        &self.slots[slot as usize]
     }
 }

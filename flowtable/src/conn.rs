@@ -1,7 +1,8 @@
 //! A connection in the hands of a caller.
 
-use crate::entry::{Entry, USER_WORDS};
+use crate::entry::{Entry, FAR_WORDS, NEAR_WORDS, USER_WORDS};
 use crate::key::{FlowKey, Side};
+use crate::mem::prefetch;
 use crate::sync::{AtomicU64, Ordering::*};
 use crate::table::Table;
 use std::fmt;
@@ -14,39 +15,28 @@ const GENERATION_SHIFT: u32 = 16;
 #[derive(Clone, Copy)]
 pub struct ConnRef<'a> {
     entry: &'a Entry,
-    index: u32,
-    shard: u16,
+    table: &'a Table,
 }
 
 const _: () = assert!(size_of::<Option<ConnRef<'_>>>() == 16);
 
 impl<'a> ConnRef<'a> {
     #[inline]
-    pub(crate) fn new(entry: &'a Entry, shard: usize, index: u32) -> ConnRef<'a> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a table has at most 4096 shards"
-        )]
-        let shard = shard as u16;
-        ConnRef {
-            entry,
-            index,
-            shard,
-        }
+    pub(crate) fn new(entry: &'a Entry, table: &'a Table) -> ConnRef<'a> {
+        ConnRef { entry, table }
     }
 
-    pub(crate) fn location(&self) -> (usize, u32) {
-        (usize::from(self.shard), self.index)
+    pub(crate) fn entry(&self) -> &'a Entry {
+        self.entry
     }
 
     pub(crate) fn is_in(&self, table: &Table) -> bool {
-        let (shard, index) = self.location();
-        table.has_entry(shard, index, self.entry)
+        std::ptr::eq(self.table, table)
     }
 
     /// The key it was inserted with.
     pub fn key(&self) -> FlowKey {
-        self.entry.key()
+        self.entry.key(|| self.table.far(self.entry))
     }
 
     /// The side that opened it.
@@ -98,17 +88,27 @@ impl<'a> ConnRef<'a> {
         self.entry.is_live()
     }
 
-    /// The caller's word `i`, below 8 (a larger one wraps, and is a bug that debug builds report). The table writes it
-    /// at insertion only.
+    /// The caller's word `i`, below [`USER_WORDS`] (a larger one wraps, and is a bug that debug builds report). The table
+    /// writes it at insertion only. The first [`NEAR_WORDS`] cost nothing after a lookup, the others a cache line.
     #[inline]
     pub fn user(&self, i: usize) -> &'a AtomicU64 {
         debug_assert!(i < USER_WORDS, "a connection has {USER_WORDS} user words");
-        &self.entry.user[i % USER_WORDS]
+        if i < NEAR_WORDS {
+            &self.entry.user[i]
+        } else {
+            &self.table.far(self.entry).user[(i - NEAR_WORDS) % FAR_WORDS]
+        }
+    }
+
+    /// Asks for the cache line of the user words from [`NEAR_WORDS`] on, for whoever will read them soon.
+    #[inline]
+    pub fn prefetch_far(&self) {
+        prefetch(self.table.far(self.entry));
     }
 
     /// A number no other connection in the table has; a later one may get it again once this is gone.
     pub fn id(&self) -> u64 {
-        u64::from(self.shard) << 32 | u64::from(self.index)
+        self.table.number(self.entry) as u64
     }
 }
 

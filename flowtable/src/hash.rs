@@ -20,8 +20,8 @@ pub(crate) struct Hash(pub(crate) u64);
 
 impl Hash {
     #[inline]
-    pub(crate) fn tag(self) -> u64 {
-        (self.0 >> 32) & ((1 << TAG_BITS) - 1)
+    pub(crate) fn tag(self) -> u32 {
+        ((self.0 >> 32) & ((1 << TAG_BITS) - 1)) as u32
     }
 
     /// One of `shards` shards, by multiply and shift: no division.

@@ -99,23 +99,36 @@ impl Side {
     }
 }
 
-/// A connection's identity in six 64-bit words, the same for both directions.
+/// A connection's identity in six 64-bit words, the same for both directions. The last three are 0 between two IPv4
+/// addresses, so that such a connection is told by the first three.
 ///
 /// | word | holds |
 /// |---|---|
-/// | 0, 1 | the low end's address |
-/// | 2, 3 | the high end's address |
-/// | 4 | low port, high port, zone (16 bits each), protocol (8), 8 bits that are zero |
-/// | 5 | low attachment, high attachment |
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+/// | 0 | bits 0 to 31 of the low end's address (an IPv4 address), of the high end's |
+/// | 1 | low port, high port, zone (16 bits each), protocol (8), 8 bits of which one says that words 3 to 5 are not 0 |
+/// | 2 | low attachment, high attachment |
+/// | 3 | bits 64 to 127 of the low end's address |
+/// | 4 | bits 64 to 127 of the high end's address |
+/// | 5 | bits 32 to 63 of the low end's address, of the high end's, without those of a v4-mapped one |
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FlowKey {
     words: [u64; KEY_WORDS],
 }
 
 /// Words in a [`FlowKey`].
 pub(crate) const KEY_WORDS: usize = 6;
-/// The word whose lowest eight bits a key leaves zero; an entry keeps the initiator there.
-pub(crate) const SPARE_WORD: usize = 4;
+/// Of these, the ones that are 0 between IPv4 addresses.
+pub(crate) const WIDE_WORDS: usize = 3;
+/// The others.
+pub(crate) const NARROW_WORDS: usize = KEY_WORDS - WIDE_WORDS;
+/// The word whose lowest eight bits are zero but for [`WIDE`]; an entry keeps the initiator there.
+pub(crate) const SPARE_WORD: usize = 1;
+/// Set in the spare word when any of the wide words is not 0.
+const WIDE: u64 = 1 << 1;
+/// What an entry may add to the spare word.
+pub(crate) const INITIATOR: u64 = 1;
+/// Bits 32 to 63 of a v4-mapped address, twice.
+const V4_MAPPED: u64 = 0xffff << 32 | 0xffff;
 const _: () = assert!(size_of::<FlowKey>() == 48);
 
 impl FlowKey {
@@ -131,16 +144,24 @@ impl FlowKey {
         } else {
             (dst, dst_addr, src, src_addr, Side::High)
         };
-        let words = [
+        let (a, b) = (lower(low_addr), lower(high_addr));
+        let wide = [
             upper(low_addr),
-            lower(low_addr),
             upper(high_addr),
-            lower(high_addr),
+            (a & UPPER_HALF | b >> 32) ^ V4_MAPPED,
+        ];
+        let is_wide = wide[0] | wide[1] | wide[2] != 0;
+        let words = [
+            a << 32 | b & !UPPER_HALF,
             u64::from(low.port) << 48
                 | u64::from(high.port) << 32
                 | u64::from(zone) << 16
-                | u64::from(proto) << 8,
+                | u64::from(proto) << 8
+                | if is_wide { WIDE } else { 0 },
             u64::from(low.attachment) << 32 | u64::from(high.attachment),
+            wide[0],
+            wide[1],
+            wide[2],
         ];
         (FlowKey { words }, side)
     }
@@ -149,10 +170,11 @@ impl FlowKey {
     #[inline]
     pub fn low(&self) -> Endpoint {
         let w = &self.words;
+        let rest = (w[5] ^ V4_MAPPED) & UPPER_HALF | w[0] >> 32;
         Endpoint {
-            addr: Addr::from_words(w[0], w[1]),
-            port: (w[4] >> 48) as u16,
-            attachment: (w[5] >> 32) as u32,
+            addr: Addr::from_words(w[3], rest),
+            port: (w[1] >> 48) as u16,
+            attachment: (w[2] >> 32) as u32,
         }
     }
 
@@ -160,10 +182,11 @@ impl FlowKey {
     #[inline]
     pub fn high(&self) -> Endpoint {
         let w = &self.words;
+        let rest = (w[5] ^ V4_MAPPED) << 32 | w[0] & !UPPER_HALF;
         Endpoint {
-            addr: Addr::from_words(w[2], w[3]),
-            port: ((w[4] >> 32) & 0xffff) as u16,
-            attachment: (w[5] & 0xffff_ffff) as u32,
+            addr: Addr::from_words(w[4], rest),
+            port: ((w[1] >> 32) & 0xffff) as u16,
+            attachment: (w[2] & 0xffff_ffff) as u32,
         }
     }
 
@@ -179,13 +202,13 @@ impl FlowKey {
     /// The zone: tuples in different zones are different connections.
     #[inline]
     pub fn zone(&self) -> u16 {
-        ((self.words[4] >> 16) & 0xffff) as u16
+        ((self.words[SPARE_WORD] >> 16) & 0xffff) as u16
     }
 
     /// The IP protocol number.
     #[inline]
     pub fn proto(&self) -> u8 {
-        ((self.words[4] >> 8) & 0xff) as u8
+        ((self.words[SPARE_WORD] >> 8) & 0xff) as u8
     }
 
     #[inline]
@@ -193,11 +216,27 @@ impl FlowKey {
         &self.words
     }
 
-    /// The key held in `words`, whatever the spare byte says.
+    /// Whether an address is not IPv4, so that the wide words count.
     #[inline]
-    pub(crate) fn from_words(mut words: [u64; KEY_WORDS]) -> FlowKey {
-        words[SPARE_WORD] &= !0xff;
-        FlowKey { words }
+    pub(crate) fn is_wide(&self) -> bool {
+        self.words[SPARE_WORD] & WIDE != 0
+    }
+
+    /// The key of an entry that holds these words; `wide` is asked for if they count.
+    #[inline]
+    pub(crate) fn from_entry(
+        [a, mut b, c]: [u64; NARROW_WORDS],
+        wide: impl FnOnce() -> [u64; WIDE_WORDS],
+    ) -> FlowKey {
+        b &= !INITIATOR;
+        let [d, e, f] = if b & WIDE == 0 {
+            [0; WIDE_WORDS]
+        } else {
+            wide()
+        };
+        FlowKey {
+            words: [a, b, c, d, e, f],
+        }
     }
 }
 
@@ -211,6 +250,9 @@ impl fmt::Debug for FlowKey {
             .finish()
     }
 }
+
+/// The upper half of a word.
+const UPPER_HALF: u64 = 0xffff_ffff << 32;
 
 #[inline]
 const fn upper(bits: u128) -> u64 {
@@ -300,6 +342,33 @@ mod tests {
         for other in others {
             assert_ne!(base, other);
         }
-        assert_eq!(FlowKey::from_words(*base.words()), base);
+    }
+
+    #[test]
+    fn every_bit_of_an_address_tells_keys_apart_and_comes_back() {
+        let plain = |addr: Addr| Endpoint {
+            addr,
+            port: 1,
+            attachment: 1,
+        };
+        for (one, other) in [
+            ("10.0.0.1", "10.0.0.2"),
+            ("10.0.0.1", "::1"),
+            ("::", "::"),
+            ("2001:db8::1", "fe80::ffff:a00:1"),
+        ] {
+            let [one, other] = [one, other].map(|ip| end(ip, 1, 1).addr);
+            let both_v4 = one.is_v4() && other.is_v4();
+            let (key, side) = FlowKey::new(0, 6, &plain(one), &plain(other));
+            assert_eq!(key.endpoint(side).addr, one);
+            assert_eq!(key.endpoint(side.other()).addr, other);
+            assert_eq!(key.is_wide(), !both_v4);
+            for bit in 0..128 {
+                let turned = Addr((one.bits() ^ 1 << bit).to_be_bytes());
+                let (turned_key, side) = FlowKey::new(0, 6, &plain(turned), &plain(other));
+                assert_ne!(turned_key, key, "bit {bit} of {one}");
+                assert_eq!(turned_key.endpoint(side).addr, turned);
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@
 //! assert!(flows.lookup(&key).is_none());
 //! let generation = 1 << 16;
 //! let allow = 1;
-//! let new = New { initiator: side, word: generation | allow, tick: 0, user: [0; 8] };
+//! let new = New { initiator: side, word: generation | allow, tick: 0, user: [0; 3], far: None };
 //! let inserted = flows.insert_or_get(&key, new)?;
 //! assert!(!inserted.existed);
 //!
@@ -56,7 +56,8 @@
 //! * Of several insertions of one key exactly one makes the connection; the others return it, `existed`.
 //! * Of several removals of one connection exactly one returns true. A removal removes *that* connection,
 //!   never a later one with the same key.
-//! * A connection's key, initiator, first word, tick and user words are complete in every hand that gets it.
+//! * A connection's key, initiator, first word, tick and those user words it was given are complete in every hand that
+//!   gets it.
 //! * A lookup may return a connection that is removed a moment later; see [`ConnRef::is_live`]. It
 //!   never returns one that was removed before the lookup began, or not yet inserted.
 //! * Inserting may return [`InsertError`] for lack of room although a removal has returned: the removed one's memory
@@ -88,13 +89,15 @@
 //!
 //! # Memory
 //!
-//! 128 bytes a connection (key 48, verdict word 8, last-seen and link 8, user words 64) and 16 for
-//! its share of a bucket: 144 bytes, for IPv4 and IPv6. All of it is mapped by [`Table::new`]; nothing is allocated
-//! later but 2 KiB and 24 bytes per shard for each participant beyond the first 16. [`Config::huge_pages`]
-//! says whether it is backed by memory from the start or on first touch.
+//! A connection is an entry of 64 bytes (an IPv4 key 24, verdict word 8, last-seen and link 8, three user words), 16 for
+//! its share of a bucket, and a second line of 64 bytes elsewhere (what IPv6 addresses add to a key, five further user
+//! words). 144 bytes are mapped for each by [`Table::new`]; nothing is allocated later but 2 KiB and 24 bytes per shard
+//! for each participant beyond the first 16. The second line is touched only for IPv6 and when [`New::far`] is given: an IPv4
+//! connection without far words costs 80 bytes of memory that comes on first touch. [`Config::huge_pages`] says
+//! whether all is backed by memory from the start.
 //!
-//! A lookup reads two cache lines in a row, the bucket's and the entry's (one when it misses), and a third when the
-//! caller reads user words; [`Participant::lookup_burst`] overlaps 32 of them.
+//! A lookup reads two cache lines in a row, the bucket's and the entry's (one when it misses), and a third for IPv6 or when the
+//! caller reads far user words; [`Participant::lookup_burst`] overlaps 32 of them.
 //!
 //! # Limits
 //!
@@ -132,9 +135,10 @@ mod reclaim;
 mod shard;
 mod sync;
 mod table;
+mod tags;
 
 pub use conn::ConnRef;
-pub use entry::USER_WORDS;
+pub use entry::{FAR_WORDS, NEAR_WORDS, USER_WORDS};
 pub use key::{Addr, Endpoint, FlowKey, Side};
 pub use participant::{Inserted, Participant};
 pub use table::{Config, InsertError, New, Table, TableError};

@@ -4,7 +4,7 @@
 //! removal; removal against removal; lookup against removal followed by reuse of the memory, with the reader
 //! coming online at any moment; lists left behind by a participant that goes away; the verdict word.
 //!
-//! **Not covered**: more than three threads; buckets of more than one word of slots, tags that collide,
+//! **Not covered**: more than three threads; buckets of more than two slots, lanes of free entries, tags that collide,
 //! more than one shard or chunk of records (other code paths of the same steps; the stress tests run them);
 //! sweeping (a snapshot, then the removal covered here); weak compare-exchange failing for no reason,
 //! which loom does not do and miri does; and orders weaker than loom's model knows (it
@@ -40,7 +40,8 @@ fn new(n: u64) -> New {
         initiator: Side::Low,
         word: n,
         tick: 0,
-        user: [n; 8],
+        user: [n; 3],
+        far: Some([n; 5]),
     }
 }
 

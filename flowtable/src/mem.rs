@@ -1,13 +1,13 @@
 #![allow(unsafe_code)]
-//! The table's memory: two zeroed regions taken at start and given back at the end, and prefetching.
+//! The table's memory: zeroed regions taken at start and given back at the end, and prefetching.
 //!
 //! **The invariant this file owns**: a [`Region`] is `len` values of `T` at a valid, aligned address that
 //! nobody else has, zeroed (a valid `T`, by [`Zeroed`]) before the first reference to it, alive until the
-//! region is dropped, and reached only through shared references. It is the only file of the crate with
-//! `unsafe` in it.
+//! region is dropped, and reached only through shared references. Only `tags` has
+//! `unsafe` in it besides.
 
 use crate::bucket::Bucket;
-use crate::entry::Entry;
+use crate::entry::{Entry, Far};
 use std::ops::Index;
 
 /// Values for which zeroed memory is a valid value, and that need no drop.
@@ -33,6 +33,14 @@ unsafe impl Zeroed for Entry {
     #[cfg(loom)]
     fn zeroed() -> Entry {
         Entry::zeroed()
+    }
+}
+
+// SAFETY: as for `Bucket`.
+unsafe impl Zeroed for Far {
+    #[cfg(loom)]
+    fn zeroed() -> Far {
+        Far::zeroed()
     }
 }
 
@@ -63,6 +71,13 @@ impl<T: Zeroed> Region<T> {
     /// Bytes taken from the system.
     pub(crate) fn size_bytes(&self) -> usize {
         self.memory.size_bytes()
+    }
+
+    /// Which of the values `value` is; beyond the last for one of another region.
+    #[inline]
+    pub(crate) fn position(&self, value: &T) -> usize {
+        let address = |value: &T| std::ptr::from_ref(value).addr();
+        address(value).wrapping_sub(address(self.memory.at(0))) / size_of::<T>()
     }
 }
 

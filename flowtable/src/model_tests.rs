@@ -88,7 +88,7 @@ struct Conn {
 
 struct Model {
     table: Arc<Table>,
-    conns: HashMap<[u64; 6], Conn>,
+    conns: HashMap<FlowKey, Conn>,
     /// Entries removed and not given back: since the last quiesce.
     held: usize,
     next: u64,
@@ -96,15 +96,15 @@ struct Model {
 
 impl Model {
     fn in_bucket(&self, key: &FlowKey) -> usize {
-        let bucket = |key: &FlowKey| self.table.place(key).bucket;
+        let bucket = |key: &FlowKey| self.table.place(key).bucket();
         self.conns
             .keys()
-            .filter(|k| bucket(&FlowKey::from_words(**k)) == bucket(key))
+            .filter(|k| bucket(k) == bucket(key))
             .count()
     }
 
     fn check_lookup(&self, p: &Participant, t: Tuple) {
-        let expected = self.conns.get(t.key().0.words());
+        let expected = self.conns.get(&t.key().0);
         for key in [t.key().0, t.reversed().0] {
             let found = p.lookup(&key).map(|c| {
                 assert_eq!(c.key(), key);
@@ -131,13 +131,14 @@ impl Model {
                     initiator,
                     word: value,
                     tick: 0,
-                    user: [value; 8],
+                    user: [value; 3],
+                    far: Some([value; 5]),
                 };
                 let in_bucket = self.in_bucket(&key);
                 let full = self.conns.len() + self.held >= self.table.capacity();
                 match p.insert_or_get(&key, new) {
                     Ok(inserted) if inserted.existed => {
-                        let old = self.conns[key.words()];
+                        let old = self.conns[&key];
                         assert_eq!(inserted.conn.user(0).load(Relaxed), old.value);
                     }
                     Ok(inserted) => {
@@ -149,13 +150,10 @@ impl Model {
                             tick: 0,
                             value,
                         };
-                        assert!(
-                            self.conns.insert(*key.words(), conn).is_none(),
-                            "a duplicate"
-                        );
+                        assert!(self.conns.insert(key, conn).is_none(), "a duplicate");
                     }
                     Err(e) => {
-                        assert!(!self.conns.contains_key(key.words()), "refused what it has");
+                        assert!(!self.conns.contains_key(&key), "refused what it has");
                         match e {
                             InsertError::TableFull => assert!(full),
                             InsertError::BucketFull => assert_eq!(in_bucket, SLOTS),
@@ -167,7 +165,7 @@ impl Model {
             Step::Remove(t) => {
                 let key = t.key().0;
                 let found = p.lookup(&key);
-                assert_eq!(found.is_some(), self.conns.remove(key.words()).is_some());
+                assert_eq!(found.is_some(), self.conns.remove(&key).is_some());
                 if let Some(conn) = found {
                     assert!(p.remove(conn));
                     assert!(!p.remove(conn));
@@ -181,13 +179,13 @@ impl Model {
                 p.lookup_burst(&keys, &mut hits);
                 for (key, hit) in keys.iter().zip(hits) {
                     let value = hit.map(|c| c.user(7).load(Relaxed));
-                    assert_eq!(value, self.conns.get(key.words()).map(|c| c.value));
+                    assert_eq!(value, self.conns.get(key).map(|c| c.value));
                 }
             }
             Step::Advance(t, to) => {
                 let key = t.key().0;
                 if let Some(conn) = p.lookup(&key) {
-                    let model = self.conns.get_mut(key.words()).expect("in the model");
+                    let model = self.conns.get_mut(&key).expect("in the model");
                     assert_eq!(conn.advance_word(model.word ^ 1, u64::MAX), Err(model.word));
                     if to >> 16 >= model.word >> 16 {
                         assert_eq!(conn.advance_word(model.word, to), Ok(()));
@@ -201,7 +199,7 @@ impl Model {
                 let key = t.key().0;
                 if let Some(conn) = p.lookup(&key) {
                     conn.touch(tick);
-                    self.conns.get_mut(key.words()).expect("in the model").tick = tick;
+                    self.conns.get_mut(&key).expect("in the model").tick = tick;
                 }
             }
             Step::SweepRound { chunk, remove_odd } => {
@@ -212,13 +210,13 @@ impl Model {
                     let budget = chunk.min(self.table.buckets() - done);
                     done += budget;
                     removed += p.sweep(budget, |c| {
-                        seen.push(*c.key().words());
+                        seen.push(c.key());
                         remove_odd && c.user(0).load(Relaxed) % 2 == 1
                     });
                 }
-                seen.sort_unstable();
+                seen.sort_unstable_by_key(|k| *k.words());
                 let mut expected: Vec<_> = self.conns.keys().copied().collect();
-                expected.sort_unstable();
+                expected.sort_unstable_by_key(|k| *k.words());
                 assert_eq!(seen, expected, "every connection once a round");
                 if remove_odd {
                     self.conns.retain(|_, c| c.value % 2 == 0);
@@ -259,7 +257,7 @@ fn run(capacity: usize, shards: usize, buckets: usize, seed: u64, steps: Vec<Ste
     let mut listed = 0;
     p.for_each(|c| {
         listed += 1;
-        assert_eq!(model.conns[c.key().words()].value, c.user(0).load(Relaxed));
+        assert_eq!(model.conns[&c.key()].value, c.user(0).load(Relaxed));
     });
     assert_eq!(listed, model.conns.len());
 }
@@ -313,7 +311,8 @@ fn other_attachments_are_another_connection() {
         initiator: Side::Low,
         word,
         tick: 0,
-        user: [0; 8],
+        user: [0; 3],
+        far: Some([0; 5]),
     };
     for (n, (a, b)) in (0..).zip([(1, 2), (1, 3), (2, 1), (3, 2)]) {
         let key = FlowKey::new(0, 17, &end(1, a), &end(2, b)).0;
@@ -347,7 +346,8 @@ fn equal_tags_are_told_apart() {
             initiator: Side::Low,
             word: n,
             tick: 0,
-            user: [0; 8],
+            user: [0; 3],
+            far: Some([0; 5]),
         };
         assert!(!p.insert_or_get(key, new).expect("room").existed);
     }

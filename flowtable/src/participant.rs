@@ -2,6 +2,7 @@
 
 use crate::bucket::{Bucket, Control, SLOTS, Slot};
 use crate::conn::ConnRef;
+use crate::entry::Entry;
 use crate::key::FlowKey;
 use crate::mem::prefetch;
 use crate::reclaim::{List, Record, generation_of};
@@ -33,6 +34,8 @@ pub struct Participant {
     online: Cell<bool>,
     /// Entries waiting on each of the record's three generations of lists.
     waiting: [Cell<usize>; 3],
+    /// Where the next entry is taken from, or given back to.
+    lane: Cell<usize>,
     /// An insertion found no entry: the next quiesce looks for memory others left.
     starved: Cell<bool>,
 }
@@ -46,9 +49,18 @@ pub struct Inserted<'a> {
     pub existed: bool,
 }
 
+/// One key's way through [`Participant::lookup_burst`].
+#[derive(Clone, Copy, Default)]
+struct Probe<'a> {
+    place: Place,
+    control: Control,
+    /// The first entry with the key's tag, or none because the slot was being changed.
+    candidate: Option<Option<&'a Entry>>,
+}
+
 /// What a scan of a bucket under one control word found.
-enum Scan {
-    Found(u32),
+enum Scan<'a> {
+    Found(&'a Entry),
     Absent,
     /// Somebody changed the bucket meanwhile and it matters.
     Changed,
@@ -63,6 +75,7 @@ impl Participant {
             epoch: Cell::new(0),
             online: Cell::new(false),
             waiting: Default::default(),
+            lane: Cell::new(0),
             starved: Cell::new(false),
         }
     }
@@ -88,44 +101,37 @@ impl Participant {
         }
     }
 
+    /// Three passes, so that each pass waits for all its cache lines at once: the buckets' are asked for, then the
+    /// candidates' entries, then these are compared.
+    #[inline]
     fn lookup_chunk<'a>(&'a self, keys: &[FlowKey], hits: &mut [Option<ConnRef<'a>>]) {
         let table = &*self.table;
-        let mut places = [Place {
-            shard: 0,
-            bucket: 0,
-            tag: 0,
-        }; BURST];
-        let mut candidates = [(Control::default(), 0u32); BURST];
-        for (place, key) in places.iter_mut().zip(keys) {
-            *place = table.place(key);
-            prefetch(&table.buckets[place.bucket]);
+        let mut probes = [Probe::default(); BURST];
+        for (probe, key) in probes.iter_mut().zip(keys) {
+            probe.place = table.place(key);
+            prefetch(table.bucket(probe.place));
         }
-        for ((candidate, place), _) in candidates.iter_mut().zip(&places).zip(keys) {
-            let bucket = &table.buckets[place.bucket];
-            let c = bucket.control();
-            if let Some(slot) = bucket.candidates(c, place.tag).next() {
-                let index = bucket.slot(slot).index();
-                *candidate = (c, index);
-                if index != 0 {
-                    prefetch(table.entry(place.shard, index));
-                }
-            } else {
-                *candidate = (c, ABSENT);
+        for (probe, _) in probes.iter_mut().zip(keys) {
+            let bucket = table.bucket(probe.place);
+            probe.control = bucket.control();
+            if let Some(slot) = bucket.candidates(probe.control, probe.place.tag).next() {
+                // None if it is being changed.
+                let entry = table.entry_of(probe.place, bucket.slot(slot));
+                entry.inspect(|e| prefetch(*e));
+                probe.candidate = Some(entry);
             }
         }
-        for ((hit, key), (place, (c, index))) in
-            hits.iter_mut().zip(keys).zip(places.iter().zip(candidates))
-        {
-            *hit = if index == ABSENT {
-                None
-            } else if index != 0
-                && table.entry(place.shard, index).has_key(key)
-                && table.buckets[place.bucket].unchanged(c)
-            {
-                Some(self.conn(place.shard, index))
-            } else {
+        for ((hit, key), probe) in hits.iter_mut().zip(keys).zip(&probes) {
+            *hit = match probe.candidate {
+                None => None,
+                Some(Some(entry))
+                    if table.has_key(entry, key)
+                        && table.bucket(probe.place).unchanged(probe.control) =>
+                {
+                    Some(ConnRef::new(entry, table))
+                }
                 // Another connection with the same tag, or a bucket that is changing: both rare.
-                self.find(*place, key)
+                Some(_) => self.find(probe.place, key),
             };
         }
     }
@@ -138,19 +144,21 @@ impl Participant {
     pub fn insert_or_get(&self, key: &FlowKey, new: New) -> Result<Inserted<'_>, InsertError> {
         self.ensure_online();
         let place = self.table.place(key);
-        let bucket = &self.table.buckets[place.bucket];
+        let bucket = self.table.bucket(place);
+        // While the bucket is waited for.
+        self.table.prefetch_free(place.shard(), self.lane.get());
         let mut mine: Option<(u32, u32)> = None;
         loop {
             let c = bucket.control();
             match self.scan(bucket, c, place, key) {
                 Scan::Changed => continue,
-                Scan::Found(index) => {
+                Scan::Found(entry) => {
                     if let Some((mine, slot)) = mine {
                         bucket.free(slot);
-                        self.give_back_one(place.shard, mine);
+                        self.give_back_one(place.shard(), mine);
                     }
                     return Ok(Inserted {
-                        conn: self.conn(place.shard, index),
+                        conn: ConnRef::new(entry, &self.table),
                         existed: true,
                     });
                 }
@@ -163,7 +171,7 @@ impl Participant {
             if bucket.occupy(c, slot) {
                 self.record.count(1);
                 return Ok(Inserted {
-                    conn: self.conn(place.shard, index),
+                    conn: ConnRef::new(self.table.entry(place.shard(), index), &self.table),
                     existed: false,
                 });
             }
@@ -182,15 +190,16 @@ impl Participant {
         if c.occupied().len() == SLOTS {
             return Err(InsertError::BucketFull);
         }
-        let Some(index) = self.table.take_entry(place.shard) else {
+        let Some(index) = self.table.take_entry(place.shard(), self.next_lane()) else {
             self.starved.set(true);
             return Err(InsertError::TableFull);
         };
-        self.table.entry(place.shard, index).fill(key, new);
-        let Some(slot) = bucket.reserve(Slot::new(place.tag, index)) else {
-            self.give_back_one(place.shard, index);
+        let Some(slot) = bucket.reserve(c, Slot::new(place.tag, index)) else {
+            self.give_back_one(place.shard(), index);
             return Err(InsertError::BucketFull);
         };
+        let entry = self.table.entry(place.shard(), index);
+        entry.fill(|| self.table.far(entry), key, new);
         Ok((index, slot))
     }
 
@@ -199,6 +208,7 @@ impl Participant {
     fn give_back_one(&self, shard: usize, index: u32) {
         self.table.give_back(
             shard,
+            self.next_lane(),
             List {
                 first: index,
                 last: index,
@@ -211,35 +221,34 @@ impl Participant {
     pub fn remove(&self, conn: ConnRef<'_>) -> bool {
         self.ensure_online();
         let place = self.table.place(&conn.key());
-        self.remove_from(place.bucket, conn)
+        self.remove_from(self.table.bucket(place), conn)
     }
 
-    fn remove_from(&self, bucket: usize, conn: ConnRef<'_>) -> bool {
-        let (shard, index) = conn.location();
+    fn remove_from(&self, bucket: &Bucket, conn: ConnRef<'_>) -> bool {
         if !conn.is_in(&self.table) {
             return false;
         }
-        let bucket = &self.table.buckets[bucket];
+        let entry = conn.entry();
+        let (shard, index) = self.table.place_of(entry);
         loop {
             let c = bucket.control();
             // The index alone identifies the connection: `conn` keeps its entry from being used again.
             let Some(slot) = c
                 .occupied()
-                .find(|slot| bucket.slot(*slot).index() == index)
+                .find(|slot| bucket.slot(*slot).index() == Some(index))
             else {
                 return false;
             };
             if bucket.vacate(c, slot) {
                 bucket.free(slot);
-                self.retire(shard, index);
+                self.retire(entry, shard, index);
                 return true;
             }
         }
     }
 
-    fn retire(&self, shard: usize, index: u32) {
+    fn retire(&self, entry: &Entry, shard: usize, index: u32) {
         let epoch = self.epoch.get();
-        let entry = self.table.entry(shard, index);
         self.record
             .push(shard, epoch, index, |next| entry.set_next(next));
         let waiting = &self.waiting[generation_of(epoch)];
@@ -294,8 +303,11 @@ impl Participant {
             for (bucket, indices, len) in group.iter().take(used) {
                 let shard = bucket / self.table.buckets_per_shard;
                 for index in indices.iter().take(*len) {
-                    let conn = self.conn(shard, *index);
-                    if conn.is_live() && f(conn) && self.remove_from(*bucket, conn) {
+                    let conn = ConnRef::new(self.table.entry(shard, *index), &self.table);
+                    if conn.is_live()
+                        && f(conn)
+                        && self.remove_from(&self.table.buckets[*bucket], conn)
+                    {
                         removed += 1;
                     }
                 }
@@ -326,18 +338,27 @@ impl Participant {
                 self.epoch.set(now);
                 // E1: `now` is one more than before, so this generation's list is three epochs old.
                 self.record.drain(generation_of(now), |shard, list| {
-                    self.table.give_back(shard, list);
+                    self.table.give_back(shard, self.next_lane(), list);
                 });
                 self.waiting[generation_of(now)].set(0);
             }
             if !(self.has_waiting() || self.starved.get()) {
                 break;
             }
-            if !domain.try_advance(now, |shard, list| self.table.give_back(shard, list)) {
+            let give_back = |shard, list| self.table.give_back(shard, self.next_lane(), list);
+            if !domain.try_advance(now, give_back) {
                 break;
             }
         }
         self.starved.set(false);
+    }
+
+    /// Each lane in turn.
+    #[inline]
+    fn next_lane(&self) -> usize {
+        let lane = self.lane.get();
+        self.lane.set(lane.wrapping_add(1));
+        lane
     }
 
     fn has_waiting(&self) -> bool {
@@ -381,11 +402,12 @@ impl Participant {
         self.online.set(true);
     }
 
+    #[inline(never)]
     fn find(&self, place: Place, key: &FlowKey) -> Option<ConnRef<'_>> {
-        let bucket = &self.table.buckets[place.bucket];
+        let bucket = self.table.bucket(place);
         loop {
             match self.scan(bucket, bucket.control(), place, key) {
-                Scan::Found(index) => return Some(self.conn(place.shard, index)),
+                Scan::Found(entry) => return Some(ConnRef::new(entry, &self.table)),
                 Scan::Absent => return None,
                 Scan::Changed => {}
             }
@@ -393,15 +415,14 @@ impl Participant {
     }
 
     #[inline]
-    fn scan(&self, bucket: &Bucket, c: Control, place: Place, key: &FlowKey) -> Scan {
+    fn scan(&self, bucket: &Bucket, c: Control, place: Place, key: &FlowKey) -> Scan<'_> {
         for slot in bucket.candidates(c, place.tag) {
-            let index = bucket.slot(slot).index();
-            if index == 0 {
+            let Some(entry) = self.table.entry_of(place, bucket.slot(slot)) else {
                 return Scan::Changed;
-            }
-            if self.table.entry(place.shard, index).has_key(key) {
+            };
+            if self.table.has_key(entry, key) {
                 return if bucket.unchanged(c) {
-                    Scan::Found(index)
+                    Scan::Found(entry)
                 } else {
                     Scan::Changed
                 };
@@ -409,15 +430,7 @@ impl Participant {
         }
         Scan::Absent
     }
-
-    #[inline]
-    fn conn(&self, shard: usize, index: u32) -> ConnRef<'_> {
-        ConnRef::new(self.table.entry(shard, index), shard, index)
-    }
 }
-
-/// A candidate's index when there is no candidate; no shard has so many entries.
-const ABSENT: u32 = u32::MAX;
 
 /// The indices of all connections that were in the bucket at one moment.
 fn snapshot(bucket: &Bucket, indices: &mut [u32; SLOTS]) -> usize {
@@ -425,7 +438,7 @@ fn snapshot(bucket: &Bucket, indices: &mut [u32; SLOTS]) -> usize {
         let c = bucket.control();
         let mut len = 0;
         for (to, slot) in indices.iter_mut().zip(c.occupied()) {
-            *to = bucket.slot(slot).index();
+            *to = bucket.slot(slot).index().unwrap_or(0);
             len += 1;
         }
         if bucket.unchanged(c) {
@@ -484,7 +497,8 @@ mod tests {
             initiator: Side::High,
             word: n,
             tick: 7,
-            user: [n; 8],
+            user: [n; 3],
+            far: Some([n; 5]),
         }
     }
 

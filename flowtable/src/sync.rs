@@ -8,12 +8,19 @@ pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, f
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
-/// Slot words in a bucket, two slots each: with the control word, one 64-byte cache line.
+/// Slots of a bucket.
 #[cfg(not(loom))]
-pub(crate) const SLOT_WORDS: usize = 7;
-/// One word under loom: each load is a step the model explores.
+pub(crate) const SLOTS: usize = 14;
+/// Two under loom: each load is a step the model explores.
 #[cfg(loom)]
-pub(crate) const SLOT_WORDS: usize = 1;
+pub(crate) const SLOTS: usize = 2;
+
+/// Lists of free entries in a shard; as many insertions long is the notice that memory gets of the entry it must bring.
+#[cfg(not(loom))]
+pub(crate) const LANES: usize = 8;
+/// The steps of one list are those of all.
+#[cfg(loom)]
+pub(crate) const LANES: usize = 1;
 
 /// Participant records allocated at a time; more are chained on when a program has more threads.
 #[cfg(not(loom))]

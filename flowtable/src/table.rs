@@ -1,10 +1,10 @@
 //! The table: its geometry, and where a key's bucket and entries are.
 
-use crate::bucket::{Bucket, SLOTS};
-use crate::entry::{Entry, USER_WORDS};
+use crate::bucket::{Bucket, SLOTS, Slot};
+use crate::entry::{Entry, FAR_WORDS, Far, NEAR_WORDS};
 use crate::hash::{Hash, Hasher};
 use crate::key::{FlowKey, Side};
-use crate::mem::Region;
+use crate::mem::{Region, prefetch};
 use crate::participant::Participant;
 use crate::reclaim::{Domain, List};
 use crate::shard::{MAX_ENTRIES_PER_SHARD, Pool};
@@ -87,8 +87,11 @@ pub struct New {
     pub word: u64,
     /// The first `last_seen`.
     pub tick: u32,
-    /// The caller's own words.
-    pub user: [u64; USER_WORDS],
+    /// The caller's own words, the first ones.
+    pub user: [u64; NEAR_WORDS],
+    /// The further ones. Without them those words hold whatever they held before, and the cache line they are in is not
+    /// touched: connections whose kind has no use for it need not pay for it.
+    pub far: Option<[u64; FAR_WORDS]>,
 }
 
 /// Why a connection was not inserted. The table is unchanged.
@@ -109,6 +112,7 @@ pub enum InsertError {
 pub struct Table {
     pub(crate) buckets: Region<Bucket>,
     entries: Region<Entry>,
+    fars: Region<Far>,
     pools: Box<[Pool]>,
     hasher: Hasher,
     pub(crate) buckets_per_shard: usize,
@@ -121,13 +125,27 @@ pub struct Table {
 }
 
 /// Where a key belongs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Place {
-    pub(crate) shard: usize,
-    /// Among all buckets of the table.
-    pub(crate) bucket: usize,
-    pub(crate) tag: u64,
+    shard: u32,
+    /// Among all buckets of the table: less than its entries, which are less than 2^32.
+    bucket: u32,
+    pub(crate) tag: u32,
 }
+
+impl Place {
+    #[inline]
+    pub(crate) fn shard(self) -> usize {
+        self.shard as usize
+    }
+
+    #[inline]
+    pub(crate) fn bucket(self) -> usize {
+        self.bucket as usize
+    }
+}
+
+const _: () = assert!(MAX_SHARDS * (MAX_ENTRIES_PER_SHARD + 1) - 1 <= u32::MAX as usize);
 
 impl Table {
     /// Takes all the memory the table will ever use, and seeds its hash.
@@ -175,6 +193,7 @@ impl Table {
         Ok(Table {
             buckets: Region::new(shards * buckets_per_shard, huge).map_err(no_memory)?,
             entries: Region::new(shards * entries_per_shard, huge).map_err(no_memory)?,
+            fars: Region::new(shards * entries_per_shard, huge).map_err(no_memory)?,
             pools,
             hasher: Hasher::new(config.seed),
             buckets_per_shard,
@@ -213,7 +232,7 @@ impl Table {
 
     /// Bytes taken from the system for buckets and entries.
     pub fn memory_bytes(&self) -> usize {
-        self.buckets.size_bytes() + self.entries.size_bytes()
+        self.buckets.size_bytes() + self.entries.size_bytes() + self.fars.size_bytes()
     }
 
     /// The table's hash of a key: keyed with the table's secret, the same for both directions.
@@ -226,32 +245,77 @@ impl Table {
         let hash: Hash = self.hasher.hash(key);
         let shard = hash.shard(self.pools.len());
         let bucket = shard * self.buckets_per_shard + hash.bucket(self.buckets_per_shard);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "see the assertion below `Place`"
+        )]
         Place {
-            shard,
-            bucket,
+            shard: shard as u32,
+            bucket: bucket as u32,
             tag: hash.tag(),
         }
     }
 
     #[inline]
+    pub(crate) fn bucket(&self, place: Place) -> &Bucket {
+        &self.buckets[place.bucket()]
+    }
+
+    /// A shard's entry.
+    #[inline]
     pub(crate) fn entry(&self, shard: usize, index: u32) -> &Entry {
         &self.entries[shard * self.entries_per_shard + index as usize - 1]
     }
 
-    /// Whether `entry` is the one at that place of this table.
-    pub(crate) fn has_entry(&self, shard: usize, index: u32, entry: &Entry) -> bool {
-        shard < self.pools.len()
-            && (1..=self.entries_per_shard).contains(&(index as usize))
-            && std::ptr::eq(self.entry(shard, index), entry)
+    /// The entry a slot at `place` stands for, if it is not free.
+    #[inline]
+    pub(crate) fn entry_of(&self, place: Place, slot: Slot) -> Option<&Entry> {
+        slot.index().map(|index| self.entry(place.shard(), index))
     }
 
-    pub(crate) fn take_entry(&self, shard: usize) -> Option<u32> {
-        self.pools[shard].take(|index| self.entry(shard, index))
+    /// Its number among all entries of this table.
+    #[inline]
+    pub(crate) fn number(&self, entry: &Entry) -> usize {
+        self.entries.position(entry)
+    }
+
+    /// The shard of an entry, and its index there.
+    pub(crate) fn place_of(&self, entry: &Entry) -> (usize, u32) {
+        let number = self.number(entry);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a shard has less than 2^20 entries"
+        )]
+        let index = (number % self.entries_per_shard) as u32 + 1;
+        (number / self.entries_per_shard, index)
+    }
+
+    /// An entry's second line.
+    #[inline]
+    pub(crate) fn far(&self, entry: &Entry) -> &Far {
+        &self.fars[self.number(entry)]
+    }
+
+    #[inline]
+    pub(crate) fn has_key(&self, entry: &Entry, key: &FlowKey) -> bool {
+        entry.has_key(key, || self.far(entry))
+    }
+
+    /// Asks for the entry that the next insertion into this shard takes from that lane.
+    #[inline]
+    pub(crate) fn prefetch_free(&self, shard: usize, lane: usize) {
+        if let Some(index) = self.pools[shard].peek(lane) {
+            prefetch(self.entry(shard, index));
+        }
+    }
+
+    pub(crate) fn take_entry(&self, shard: usize, lane: usize) -> Option<u32> {
+        self.pools[shard].take(lane, |index| self.entry(shard, index))
     }
 
     /// Gives entries back that nobody can reach.
-    pub(crate) fn give_back(&self, shard: usize, list: List) {
-        self.pools[shard].give_back(self.entry(shard, list.last), list.first);
+    pub(crate) fn give_back(&self, shard: usize, lane: usize, list: List) {
+        self.pools[shard].give_back(lane, self.entry(shard, list.last), list.first);
     }
 }
 

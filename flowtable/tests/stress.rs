@@ -37,7 +37,8 @@ fn new(n: u32, by: u64) -> New {
         initiator: Side::High,
         word,
         tick: n,
-        user: [word; 8],
+        user: [word; 3],
+        far: Some([word; 5]),
     }
 }
 

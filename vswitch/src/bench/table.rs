@@ -86,14 +86,19 @@ pub struct TableFigures {
     pub miss_single_ns: Summary,
     /// Inserted into memory that was used before.
     pub insert_ns: Summary,
+    /// Looked up in a burst and not found, then inserted: what a new connection costs.
+    pub open_ns: Summary,
     /// Expired, memory given back.
     pub expire_ns: Summary,
     /// While all of them expire.
     pub stalls: Stalls,
     /// `None`: there is only one core.
     pub two_threads: Option<Scaling>,
-    /// Of a full table, buckets included.
+    /// Mapped for each of as many as there is room for, index included.
     pub bytes_per_connection: f64,
+    /// Memory that the first fill took for each of these connections, which need no second line. `None` in huge pages,
+    /// which are all taken at the start.
+    pub touched_bytes_per_connection: Option<f64>,
 }
 
 impl Bench for TableAlone {
@@ -126,20 +131,25 @@ fn measure(
     let mut flows = table.participant();
 
     progress("the first fill touches all memory");
-    fill(&flows, n);
+    let before = resident_bytes()?;
+    fill(&flows, n, false);
+    let touched = resident_bytes()?.saturating_sub(before);
     expire(&mut flows);
-    let (mut insert, mut expired, mut stalls) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut insert, mut open, mut expired, mut stalls) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=fills(config) {
         progress(&format!(
             "inserting and expiring, {repeat} of {}",
             fills(config)
         ));
-        insert.push(fill(&flows, n));
+        insert.push(fill(&flows, n, false));
+        expire(&mut flows);
+        open.push(fill(&flows, n, true));
         let (ns, steps) = expire(&mut flows);
         expired.push(ns);
         stalls.extend(steps);
     }
-    fill(&flows, n);
+    fill(&flows, n, false);
     let present = table.len();
 
     let (mut hit, mut miss, mut hit_single, mut miss_single) =
@@ -167,9 +177,11 @@ fn measure(
         hit_single_ns: Summary::of(hit_single),
         miss_single_ns: Summary::of(miss_single),
         insert_ns: Summary::of(insert),
+        open_ns: Summary::of(open),
         expire_ns: Summary::of(expired),
         stalls: percentiles(stalls),
         two_threads,
+        touched_bytes_per_connection: (!config.huge).then_some(touched as f64 / n as f64),
         bytes_per_connection: table.memory_bytes() as f64 / capacity as f64,
     })
 }
@@ -220,21 +232,33 @@ fn new(side: Side) -> New {
         initiator: side,
         word: 1 << 16 | 1,
         tick: 1,
-        user: [0; flowtable::USER_WORDS],
+        user: [0; flowtable::NEAR_WORDS],
+        far: None,
     }
 }
 
-/// Inserts the first `n` connections; nanoseconds each.
-fn fill(flows: &Participant, n: u64) -> f64 {
+/// Inserts the first `n` connections, having looked for them in bursts if `look_first`; nanoseconds each.
+fn fill(flows: &Participant, n: u64, look_first: bool) -> f64 {
     let mut spent = Duration::ZERO;
     let mut keys = Vec::with_capacity(BLOCK);
     for first in (0..n).step_by(BLOCK) {
         keys.clear();
         keys.extend((first..n.min(first + BLOCK as u64)).map(key));
         let start = Instant::now();
-        for (key, side) in &keys {
-            // No room: counted by who looks at the table's length.
-            let _ = black_box(flows.insert_or_get(key, new(*side)));
+        for burst in keys.chunks(BURST) {
+            let mut bare = [FlowKey::default(); BURST];
+            if look_first {
+                for (bare, (key, _)) in bare.iter_mut().zip(burst) {
+                    *bare = *key;
+                }
+                let mut hits = [None; BURST];
+                flows.lookup_burst(&bare[..burst.len()], &mut hits);
+                black_box(hits.iter().all(Option::is_none));
+            }
+            for (key, side) in burst {
+                // No room: counted by who looks at the table's length.
+                let _ = black_box(flows.insert_or_get(key, new(*side)));
+            }
         }
         spent += start.elapsed();
     }
@@ -272,14 +296,14 @@ fn lookups(
         for to in &mut keys {
             *to = key(order.next(&among)).0;
         }
-        let start = Instant::now();
+        let mut hits = [None; BURST];
         let mut sum = 0;
+        let start = Instant::now();
         for keys in keys.chunks(burst) {
             if let [key] = keys {
                 sum ^= flows.lookup(key).map_or(0, |conn| conn.word());
                 continue;
             }
-            let mut hits = [None; BURST];
             flows.lookup_burst(keys, &mut hits);
             for conn in hits.iter().flatten() {
                 sum ^= conn.word();
@@ -289,6 +313,17 @@ fn lookups(
         spent += start.elapsed();
     }
     per(spent, n as u64)
+}
+
+/// Memory that backs this process, as proc_pid_statm(5) counts it.
+fn resident_bytes() -> std::io::Result<u64> {
+    /// What x86-64 has; other pages only make the figure wrong by their ratio.
+    const PAGE_BYTES: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
+    pages
+        .map(|n| n * PAGE_BYTES)
+        .ok_or_else(|| std::io::Error::other("/proc/self/statm has no second number"))
 }
 
 #[allow(clippy::cast_precision_loss)] // nanoseconds of a measurement

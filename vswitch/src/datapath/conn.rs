@@ -1,15 +1,15 @@
 //! What a connection-table entry means to the switch.
 //!
 //! The table keeps a verdict word and eight user words per connection. The verdict word's low 16
-//! bits are [`ADMITTED`]: only admitted connections have an entry at all. Of the user words, 0-4
-//! belong to `tcp`, the others are laid out here.
+//! bits are [`ADMITTED`]: only admitted connections have an entry at all. Of the user words, the near ones, which cost
+//! nothing after a lookup, are laid out here; the far ones belong to `tcp`, and other protocols do not touch them.
 //!
 //! *Thread-safety.* Two workers may carry the two directions of one connection. Fields here move by
 //! single atomic operations.
 
 use std::sync::atomic::Ordering;
 
-use flowtable::{ConnRef, Endpoint, FlowKey, Side};
+use flowtable::{ConnRef, Endpoint, FlowKey, NEAR_WORDS, Side};
 
 use crate::datapath::quota::GroupId;
 use crate::datapath::snapshot::AttachmentId;
@@ -22,11 +22,11 @@ use crate::port::PortId;
 pub const ADMITTED: u64 = 1;
 
 /// User word with the admitting rule, the group and flags.
-const META: usize = 5;
+const META: usize = 0;
 /// User word with the bytes of the original direction.
-const BYTES_ORIGINAL: usize = 6;
+const BYTES_ORIGINAL: usize = 1;
 /// User word with the bytes of the reply direction.
-const BYTES_REPLY: usize = 7;
+const BYTES_REPLY: usize = 2;
 
 /// The responder has answered.
 const REPLIED: u64 = 1;
@@ -91,11 +91,10 @@ pub const fn generation(word: u64) -> u64 {
     word >> 16
 }
 
-/// The user words of a new connection; words 0-4 stay for `tcp`.
+/// The near user words of a new connection.
 #[must_use]
-pub fn new_words(admission: Admission, tcp: [u64; 5], bytes: u64) -> [u64; 8] {
-    let [a, b, c, d, e] = tcp;
-    [a, b, c, d, e, admission.pack(), bytes, 0]
+pub fn new_words(admission: Admission, bytes: u64) -> [u64; NEAR_WORDS] {
+    [admission.pack(), bytes, 0]
 }
 
 /// What admitted `conn`.

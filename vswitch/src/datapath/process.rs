@@ -117,6 +117,11 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
     let mut hits: [Option<ConnRef<'_>>; BURST_MAX] = [None; BURST_MAX];
     if let (Some(keys), Some(hits)) = (keys.get(..len), hits.get_mut(..len)) {
         table.lookup_burst(keys, hits);
+        for (key, hit) in keys.iter().zip(hits) {
+            if let (proto::TCP, Some(conn)) = (key.proto(), hit) {
+                conn.prefetch_far();
+            }
+        }
     }
     ctx.profile.charge(&steps.step_lookup_cycles);
 
@@ -500,16 +505,13 @@ fn open(
     if !(quota(ctx) || evict(ctx) && quota(ctx)) {
         return Err(DropReason::ConnQuota);
     }
-    let tcp_words = if p.protocol == proto::TCP {
-        tcp::start(&tcp::Segment::of(p))
-    } else {
-        [0; 5]
-    };
+    let is_tcp = p.protocol == proto::TCP;
     let new = New {
         initiator: flow.side,
         word: conn::word(ctx.generation),
         tick: ctx.tick,
-        user: conn::new_words(admission, tcp_words, u64::from(frame.len())),
+        user: conn::new_words(admission, u64::from(frame.len())),
+        far: is_tcp.then(|| tcp::start(&tcp::Segment::of(p))),
     };
     match ctx.table.insert_or_get(key, new) {
         Ok(done) if done.existed => {

@@ -281,7 +281,8 @@ mod tests {
             initiator: side,
             word: conn::word(1),
             tick: 0,
-            user: conn::new_words(admission(1), [0; 5], 0),
+            user: conn::new_words(admission(1), 0),
+            far: None,
         };
         let conn = table.insert_or_get(&key, new).unwrap().conn;
         (q, conn)

@@ -31,14 +31,14 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 
-use flowtable::ConnRef;
+use flowtable::{ConnRef, FAR_WORDS, NEAR_WORDS};
 
 use super::conn::Dir;
 use crate::drop_reason::DropReason;
 use crate::packet::{Fragment, Parsed, Tcp, tcp_flag};
 
-/// Words of state per connection.
-pub const WORDS: usize = 5;
+/// Words of state per connection: the table's far user words.
+pub const WORDS: usize = FAR_WORDS;
 
 /// What was seen, and options: [`Facts`].
 const FACTS: usize = 0;
@@ -65,12 +65,12 @@ pub trait Words {
 impl Words for ConnRef<'_> {
     #[inline]
     fn load(&self, i: usize) -> u64 {
-        self.user(i).load(Ordering::Acquire)
+        self.user(NEAR_WORDS + i).load(Ordering::Acquire)
     }
 
     #[inline]
     fn exchange(&self, i: usize, from: u64, to: u64) -> Result<(), u64> {
-        self.user(i)
+        self.user(NEAR_WORDS + i)
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
             .map(|_| ())
     }

@@ -1,6 +1,7 @@
-//! Nanoseconds a key: lookups in bursts of 32 (hit and miss), single lookups, insertion, removal, sweep.
+//! The connection table, nanoseconds a key: the hash, lookups in bursts of 32 (hit and miss) and singly, insertion,
+//! removal, expiry. `cargo bench --bench table`; `vswitch bench table` measures larger tables, and with two threads.
 //!
-//! `cargo bench -p flowtable`. Random keys over tables filled to their size, one thread; the time
+//! Random keys over tables filled to their size, one thread; the time
 //! criterion prints is for one burst of 32 keys unless the name says otherwise.
 
 #![expect(
@@ -37,7 +38,8 @@ fn new() -> New {
         initiator: Side::Low,
         word: 1,
         tick: 1,
-        user: [0; 8],
+        user: [0; 3],
+        far: Some([0; 5]),
     }
 }
 
@@ -100,6 +102,20 @@ fn lookups(c: &mut Criterion) {
     group.finish();
 }
 
+fn hash(c: &mut Criterion) {
+    let p = table(1000);
+    let keys = shuffled(0, BURST as u32);
+    let mut group = c.benchmark_group("hash");
+    group.throughput(Throughput::Elements(BURST as u64));
+    group.bench_function("burst32", |b| {
+        b.iter(|| {
+            let hashes: [u64; BURST] = std::array::from_fn(|i| p.table().hash(&keys[i]));
+            black_box(hashes);
+        });
+    });
+    group.finish();
+}
+
 fn changes(c: &mut Criterion) {
     let mut group = c.benchmark_group("change");
     group
@@ -133,12 +149,12 @@ fn changes(c: &mut Criterion) {
             BatchSize::PerIteration,
         );
     });
-    group.bench_function("sweep_nothing/100K", |b| {
+    group.bench_function("expire/none of 100K", |b| {
         let p = filled(LEN);
         let buckets = p.table().buckets();
         b.iter(|| p.sweep(buckets, |conn| conn.last_seen() == 0));
     });
-    group.bench_function("sweep_all/100K", |b| {
+    group.bench_function("expire/all of 100K", |b| {
         b.iter_batched_ref(
             || filled(LEN),
             |p| {
@@ -150,12 +166,12 @@ fn changes(c: &mut Criterion) {
         );
     });
     group.throughput(Throughput::Elements(1));
-    group.bench_function("quiesce_idle", |b| {
+    group.bench_function("quiesce with nothing to do", |b| {
         let mut p = filled(1000);
         b.iter(|| p.quiesce());
     });
     group.finish();
 }
 
-criterion_group!(benches, lookups, changes);
+criterion_group!(benches, hash, lookups, changes);
 criterion_main!(benches);

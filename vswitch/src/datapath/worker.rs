@@ -42,6 +42,9 @@ const OPEN_MAX: usize = 8;
 const SWEEP_PER_ITERATION: usize = 2;
 /// While idle, the table is looked through once in this time.
 const SWEEP_ROUND_SECS: usize = 16;
+/// Buckets that an idle worker sweeps before it looks whether it is still idle: some hundred connections, which are some
+/// microseconds when none expires and some tens when all do.
+const SWEEP_IDLE_STEP: usize = 64;
 /// How long an idle worker blocks at most while connections live, so that they expire.
 const BLOCK_MS: i32 = 1000;
 
@@ -220,6 +223,8 @@ struct State {
     rxqs: Vec<RxAssignment>,
     /// The second of the last idle sweep.
     swept: u32,
+    /// Buckets that are yet to be swept while idle.
+    to_sweep: usize,
 }
 
 impl Worker {
@@ -262,6 +267,7 @@ impl Worker {
             config,
             shared,
             swept: 0,
+            to_sweep: 0,
         };
         Ok(Worker { reader, state })
     }
@@ -476,13 +482,10 @@ impl State {
                 None => waiting = true,
             }
         }
-        if !waiting && !self.shared.stop.load(Ordering::Acquire) {
-            let second = tick(now_ns);
-            if second != self.swept {
-                self.swept = second;
-                let budget = self.shared.table.buckets() / SWEEP_ROUND_SECS + 1;
-                self.expire(snapshot, generation, budget, now_ns);
-            }
+        if !waiting
+            && !self.shared.stop.load(Ordering::Acquire)
+            && self.sweep_while_idle(snapshot, generation, now_ns)
+        {
             let timeout = if self.shared.table.is_empty() {
                 -1
             } else {
@@ -504,6 +507,27 @@ impl State {
                 queue.disarm();
             }
         }
+    }
+
+    /// Sweeps this second's share of the table, and what is left of earlier ones, until something happens; whether nothing
+    /// did.
+    fn sweep_while_idle(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
+        let (second, buckets) = (tick(now_ns), self.shared.table.buckets());
+        if second != self.swept {
+            self.swept = second;
+            self.to_sweep = buckets.min(self.to_sweep + buckets / SWEEP_ROUND_SECS + 1);
+        }
+        while self.to_sweep > 0 {
+            let step = self.to_sweep.min(SWEEP_IDLE_STEP);
+            self.to_sweep -= step;
+            self.expire(snapshot, generation, step, now_ns);
+            let mut events = [Event::EMPTY; 8];
+            if self.epoll.wait(&mut events, 0).is_ok_and(|n| n > 0) {
+                self.wake.drain();
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -226,6 +226,48 @@ fn a_policy_is_enforced_in_the_midst_of_traffic() {
 }
 
 #[test]
+fn acl_measures_what_it_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let trace = dir.path().join("trace");
+    let trace = trace.to_str().expect("UTF-8");
+    let rules = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/vswitch/src/policy/classbench_own.rules"
+    );
+    let args = [
+        "acl",
+        "--rules",
+        rules,
+        "--repeats",
+        "2",
+        "--questions",
+        "1000",
+        "--trace-out",
+        trace,
+    ];
+    let report = report(&args, &["200 rules", "burst", "single", "build", "linear"]);
+    assert_eq!(number(&report["rule_count"]), 200.0);
+    assert_eq!(number(&report["checked"]), 1000.0);
+    assert!(number(&report["matched"]) > 900.0, "{report}");
+    assert_eq!(report["checksum"].as_str().map(str::len), Some(16));
+    for figure in ["burst_ns", "single_ns", "build_s", "change_s"] {
+        assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
+    }
+    assert!(number(&report["bytes"]) > 0.0, "{report}");
+    let written = std::fs::read_to_string(trace).expect("the questions");
+    assert_eq!(written.lines().count(), 1000);
+    assert!(
+        written.lines().all(|line| line.split(' ').count() == 5),
+        "{written}"
+    );
+    for (file, says) in [("/none", "/none"), (trace, "line 1")] {
+        let output = bench(&["acl", "--rules", file]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn table_measures_what_it_says() {
     let Some(_lab) = turn() else { return };
     let report = report(

@@ -5,6 +5,7 @@
 //! A measurement is a [`Bench`]: its fields are the command's arguments and the `config` of its
 //! report at once. [`run`] runs any of them.
 
+mod acl;
 mod afxdp;
 mod churn;
 mod deny;
@@ -31,6 +32,7 @@ use std::io;
 
 use serde::Serialize;
 
+pub use acl::{Acl, AclFigures};
 pub use afxdp::{AfXdp, AfXdpFigures};
 pub use churn::{Churn, ChurnFigures};
 pub use deny::{Deny, DenyFigures};
@@ -139,6 +141,9 @@ pub enum BenchError {
     /// What no rule admits arrived.
     #[error("{0} frames arrived that no rule admits: what was measured is no firewall")]
     Admitted(u64),
+    /// The classifier and a linear search say different things.
+    #[error("{0} questions are answered otherwise by a linear search of the rules")]
+    Differs(usize),
     /// A policy was applied, and frames that it denies went on arriving.
     #[error("frames that the new policy denies still arrived half a second after it was applied")]
     NotEnforced,

@@ -212,15 +212,15 @@ fn mix(x: u64) -> u64 {
 }
 
 /// Which connection comes next.
-struct Order(u64);
+pub(super) struct Order(u64);
 
 impl Order {
-    fn new(stream: u64) -> Self {
+    pub(super) fn new(stream: u64) -> Self {
         Order(mix(stream))
     }
 
     #[allow(clippy::cast_possible_truncation)] // the product's upper half
-    fn next(&mut self, among: &std::ops::Range<u64>) -> u64 {
+    pub(super) fn next(&mut self, among: &std::ops::Range<u64>) -> u64 {
         self.0 = self.0.wrapping_add(GOLDEN);
         let len = among.end - among.start;
         among.start + ((u128::from(mix(self.0)) * u128::from(len)) >> 64) as u64

@@ -1,5 +1,6 @@
 //! `vswitch bench …`. A measurement is one line in each of the two lists below, and a file that shows its figures.
 
+mod acl;
 mod afxdp;
 mod churn;
 mod deny;
@@ -49,6 +50,7 @@ pub(super) enum BenchCommand {
     Start(bench::Start),
     Memory(bench::Memory),
     Idle(bench::Idle),
+    Acl(bench::Acl),
 }
 
 pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> {
@@ -63,6 +65,7 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Start(config) => measure(config, out, start::show),
         BenchCommand::Memory(config) => measure(config, out, memory::show),
         BenchCommand::Idle(config) => measure(config, out, idle::show),
+        BenchCommand::Acl(config) => measure(config, out, acl::show),
         BenchCommand::Churn(config) => measure(config, out, churn::show),
     }
 }

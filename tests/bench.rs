@@ -3,7 +3,7 @@
 mod common;
 
 use common::process;
-use common::switch::binary;
+use common::switch::{SwitchConfig, binary};
 use common::{Lab, Need};
 use std::process::Output;
 use std::time::Duration;
@@ -24,6 +24,45 @@ fn bench(args: &[&str]) -> Output {
 
 fn shortly(args: &[&str]) -> Output {
     bench(&[args, &["--repeats", "2", "--seconds", "0.05"]].concat())
+}
+
+#[test]
+fn foreign_loads_whatever_forwards_between_two_sockets() {
+    let Some(lab) = turn() else { return };
+    let sockets = ["a", "b"].map(|name| lab.path(format!("{name}.sock")));
+    let arguments = || {
+        let sockets = sockets.each_ref().map(|s| s.to_str().expect("UTF-8"));
+        [
+            "foreign", sockets[0], sockets[1], "--json", "--flows", "100",
+        ]
+    };
+    let output = shortly(&arguments());
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("No such file"), "{error}");
+
+    let port = |n: usize| {
+        format!(
+            "[[port]]\nname = \"p{n}\"\nkind = \"vhost-user\"\nsocket = {:?}\n\
+             [[port.workload]]\nname = \"w{n}\"\nmac = [\"52:54:00:be:00:0{n}\"]\nip = [\"10.99.0.{n}\"]\n",
+            sockets[n - 1]
+        )
+    };
+    let policy = "[[rule]]\nname = \"load\"\nfrom = [\"any\"]\nto = [\"any\"]\nservice = [\"udp\"]\naction = \"allow\"\n";
+    let _switch = SwitchConfig::new(
+        &lab,
+        "foreign",
+        &format!("policy = \"policy.toml\"\n{}{}", port(1), port(2)),
+        policy,
+    )
+    .start();
+    let output = shortly(&arguments());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one document");
+    assert!(report["mpps"]["low"].as_f64() > Some(0.0), "{report}");
+    let busy = report["generator_busy"].as_f64().expect("a number");
+    assert!(0.0 < busy && busy <= 1.0, "{report}");
 }
 
 #[test]

@@ -32,6 +32,11 @@ const BUF_BYTES: usize = 2368;
 const OPENING: u64 = 64;
 /// Without an arrival for so long, the frames that are missing are lost.
 pub(super) const QUIET: Duration = Duration::from_millis(20);
+/// While connections are opened, without an arrival for so long, the frames under way are lost, and all begins anew:
+/// another switch may take a moment to take new guests' rings into use, and drops what comes meanwhile.
+const LOST: Duration = Duration::from_millis(200);
+/// How often, at most.
+const ANEW: u32 = 20;
 /// Without progress for so long, there will be none.
 pub(super) const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -70,6 +75,8 @@ struct End {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub(super) seconds: f64,
+    /// Of these, in which a frame was sent or received.
+    pub(super) busy_seconds: f64,
     /// Frames that arrived in that time.
     arrived: u64,
     /// Mean length of a frame.
@@ -163,9 +170,10 @@ impl Load {
         let [a, b] = &mut self.ends;
         let flows = u64::from(self.flows);
         // B's answer has the number of what it answers, and no frame of before has such a one.
-        let first = a.sent.max(b.sent).next_multiple_of(flows);
+        let mut first = a.sent.max(b.sent).next_multiple_of(flows);
         (a.sent, b.sent) = (first, first);
         let mut last = Instant::now();
+        let mut left = ANEW;
         loop {
             let (sent, answered) = (a.sent - first, a.next.saturating_sub(first));
             if answered == flows {
@@ -177,11 +185,14 @@ impl Load {
             b.send(b.next.saturating_sub(b.sent));
             if moved > 0 {
                 last = Instant::now();
-            } else if last.elapsed() > STUCK_AFTER {
-                return Err(BenchError::Stuck {
+            } else if last.elapsed() > LOST {
+                left = left.checked_sub(1).ok_or(BenchError::Stuck {
                     opened: answered,
                     of: flows,
-                });
+                })?;
+                first = a.sent.next_multiple_of(flows);
+                (a.sent, b.sent) = (first, first);
+                last = Instant::now();
             }
         }
     }
@@ -228,43 +239,58 @@ impl Load {
         let arrived = |ends: &[End; 2]| ends.iter().map(|e| e.arrived).sum::<u64>();
         let before = arrived(&self.ends);
         mark();
-        let seconds = self.phase(time);
+        let (seconds, busy) = self.phase(time);
         mark();
         Run {
             seconds,
+            busy_seconds: seconds * busy,
             arrived: arrived(&self.ends) - before,
             frame_bytes: self.ends[0].frames.mean_bytes(),
             wrong: self.ends.iter().map(|e| e.wrong).sum(),
         }
     }
 
-    /// Sends and receives for so long, and until frames have gone all the way; the seconds it was.
-    fn phase(&mut self, time: Duration) -> f64 {
+    /// Sends and receives for so long, and until frames have gone all the way; the seconds it was, and
+    /// the share of them in which there was something to do.
+    #[allow(clippy::cast_precision_loss)] // far below 2^53
+    fn phase(&mut self, time: Duration) -> (f64, f64) {
         let start = Instant::now();
-        let mut arrived = 0;
+        let (mut arrived, mut idle) = (0, 0);
+        let first = tsc();
+        let mut last = first;
         loop {
             // A look at the clock costs as much as a frame: one for some turns.
             for _ in 0..TURNS {
+                let mut moved = 0;
                 for end in &mut self.ends {
-                    end.send(BURST.into());
-                    arrived += end.receive();
+                    moved += end.send(BURST.into());
+                    let received = end.receive();
+                    moved += received;
+                    arrived += received;
                 }
+                let now = tsc();
+                if moved == 0 {
+                    idle += now - last;
+                }
+                last = now;
             }
             let elapsed = start.elapsed();
             if elapsed >= time && (arrived > self.least || elapsed > time + STUCK_AFTER) {
-                return elapsed.as_secs_f64();
+                let idle = idle as f64 / (last - first) as f64;
+                return (elapsed.as_secs_f64(), 1.0 - idle);
             }
         }
     }
 }
 
 impl End {
-    /// Sends up to `due` frames.
+    /// Sends up to `due` frames; says how many.
     #[inline]
-    fn send(&mut self, due: u64) {
+    fn send(&mut self, due: u64) -> u64 {
         let Some(queue) = self.guest.queue(0) else {
-            return;
+            return 0;
         };
+        let before = self.sent;
         for _ in 0..due {
             if !queue.push(&NetHdr::default(), self.frames.frame(self.sent)) {
                 break;
@@ -272,6 +298,7 @@ impl End {
             self.sent += 1;
         }
         queue.flush();
+        self.sent - before
     }
 
     /// Receives and checks; says how many.

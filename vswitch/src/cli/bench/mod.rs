@@ -4,6 +4,7 @@ mod acl;
 mod afxdp;
 mod churn;
 mod deny;
+mod foreign;
 mod idle;
 mod latency;
 mod loopback;
@@ -47,6 +48,7 @@ pub(super) enum BenchCommand {
     Table(bench::TableAlone),
     Policy(Drawn<bench::PolicyChange>),
     Afxdp(bench::AfXdp),
+    Foreign(bench::Foreign),
     Start(bench::Start),
     Memory(bench::Memory),
     Idle(bench::Idle),
@@ -62,6 +64,7 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Table(config) => measure(config, out, table::show),
         BenchCommand::Policy(drawn) => draw(drawn, out, policy::show, policy::chart),
         BenchCommand::Afxdp(config) => measure(config, out, afxdp::show),
+        BenchCommand::Foreign(config) => measure(config, out, foreign::show),
         BenchCommand::Start(config) => measure(config, out, start::show),
         BenchCommand::Memory(config) => measure(config, out, memory::show),
         BenchCommand::Idle(config) => measure(config, out, idle::show),

@@ -36,7 +36,7 @@ pub(super) struct Cells {
     pub(super) to_classes: u32,
     pub(super) pairs: Vec<Cell>,
     pub(super) indexes: Vec<Index>,
-    /// Entries in blocks of up to eight, see [`Blocks`].
+    /// Entries in blocks of up to eight, a field at a time, as [`super::lanes::Lanes`] compares them.
     pub(super) words: Vec<i32>,
     /// What entries that are verified are held against.
     pub(super) groups: Groups,

@@ -79,6 +79,15 @@ pub struct Offload {
     pub gso_size: u16,
 }
 
+impl Offload {
+    /// Whether nothing is asked for.
+    #[inline]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.gso == Gso::None && self.csum != Csum::Partial
+    }
+}
+
 /// One frame of a burst.
 pub struct Frame {
     buf: [u8; HEADROOM as usize + HEAD_CAP],
@@ -381,10 +390,8 @@ impl Burst {
     #[must_use]
     pub fn plain(&self, item: OutItem) -> Option<(&[u8], bool)> {
         let frame = self.frames.get(item.slot as usize)?;
-        let (gso, csum) = (frame.offload.gso, frame.offload.csum);
-        let asks = gso != Gso::None || csum == Csum::Partial;
-        (item.tag.is_none() && frame.seg_count == 0 && !asks)
-            .then(|| (frame.head(), csum == Csum::Valid))
+        (item.tag.is_none() && frame.seg_count == 0 && frame.offload.is_plain())
+            .then(|| (frame.head(), frame.offload.csum == Csum::Valid))
     }
 
     /// What a port sends for `item`. `scratch` is used only when a tag must be pushed.

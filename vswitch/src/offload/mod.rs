@@ -63,12 +63,6 @@ impl Out<'_> {
     }
 }
 
-/// Whether nothing is asked for.
-#[inline]
-fn is_plain(view: &TxView<'_>) -> bool {
-    view.offload.gso == Gso::None && view.offload.csum != Csum::Partial
-}
-
 #[inline]
 fn emit_plain(
     view: &TxView<'_>,
@@ -106,7 +100,7 @@ pub fn send(
     cell: &PortCell,
     sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
 ) {
-    if !is_plain(view) {
+    if !view.offload.is_plain() {
         return send_offloaded(view, caps, cell, sink);
     }
     match emit_plain(view, caps, sink) {

@@ -167,7 +167,7 @@ fn emit(
     caps: &TxCaps,
     sink: &mut impl FnMut(&Out<'_>) -> Result<(), DropReason>,
 ) -> Result<u32, DropReason> {
-    if is_plain(view) {
+    if view.offload.is_plain() {
         emit_plain(view, caps, sink)
     } else {
         emit_offloaded(view, caps, sink)

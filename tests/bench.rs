@@ -40,6 +40,7 @@ fn foreign_loads_whatever_forwards_between_two_sockets() {
     assert!(!output.status.success());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("No such file"), "{error}");
+    assert!(error.contains("a.sock"), "{error}");
 
     let port = |n: usize| {
         format!(

@@ -23,7 +23,6 @@ use crate::packet::{Addr, Cidr, proto};
 use crate::policy::classbench::{self, Filter};
 use crate::policy::model::{Action, Policy, PortRange};
 use crate::policy::{Classifier, Judgement, Party, Query, Service, SetId, TenantId, Why};
-use crate::sys::affinity::pin_thread;
 
 /// Questions asked together: the switch's burst.
 const BURST: usize = 32;
@@ -81,9 +80,7 @@ impl Bench for Acl {
 }
 
 fn measure(config: &Acl, cores: Cores, progress: Progress<'_>) -> Result<AclFigures, BenchError> {
-    if let Some(core) = cores.worker {
-        pin_thread(core)?;
-    }
+    cores.pin_worker()?;
     let filters = read(&config.rules)?;
     let questions = Questions::draw(&filters, config.questions);
     if let Some(path) = &config.trace_out {

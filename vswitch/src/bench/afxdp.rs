@@ -15,8 +15,6 @@ use super::stats::Summary;
 use super::veth::{Link, Veth};
 use super::{Bench, BenchError, Cores, Progress};
 use crate::control::Switch;
-use crate::sys::affinity::pin_thread;
-use crate::sys::time::tsc_hz;
 
 /// Unanswered first frames while connections are opened.
 const OPENING: u64 = 64;
@@ -82,9 +80,7 @@ impl Bench for AfXdp {
         let config = RigConfig::new(policy(self.rules, "udp"), self.flows as usize);
         let switch = veth.switch(cores, config)?;
         let [a, b] = veth.links()?;
-        if let Some(core) = cores.generator {
-            pin_thread(core)?;
-        }
+        cores.pin_generator()?;
         let end = |link, reply: Reply| End {
             link,
             frames: Frames::new(self.sizes, self.flows, reply),
@@ -113,11 +109,9 @@ impl Bench for AfXdp {
         let (sent, lost) = pair.drain();
         let infos = switch.ports()?;
         let mode = infos.first().and_then(|p| p.xdp.as_ref());
-        #[allow(clippy::cast_precision_loss)] // a few GHz; a few KB
-        let (busy, bits) = (
-            sum.cycles / (seconds * tsc_hz() as f64),
-            pair.ends[0].frames.mean_bytes() as f64 * 8.0,
-        );
+        let busy = sum.busy(seconds);
+        #[allow(clippy::cast_precision_loss)] // a few KB
+        let bits = pair.ends[0].frames.mean_bytes() as f64 * 8.0;
         Ok(AfXdpFigures {
             mode: mode.map_or(String::new(), |x| format!("{}, {}", x.mode, x.copy)),
             gbps: Summary::of(mpps.iter().map(|m| m * bits / 1e3).collect()),

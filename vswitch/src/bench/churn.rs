@@ -17,8 +17,6 @@ use super::sample::{Passed, Sample};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
 use crate::guest::{Guest, NetHdr};
-use crate::sys::affinity::pin_thread;
-use crate::sys::time::tsc_hz;
 
 /// New connections a second: two virtio guests of our own open, use and close them as fast as they are served.
 ///
@@ -91,8 +89,7 @@ impl Bench for Churn {
                 ready = Some(rig);
             }
         }
-        #[allow(clippy::cast_precision_loss)] // a few GHz
-        let busy = sum.cycles / (seconds * tsc_hz() as f64);
+        let busy = sum.busy(seconds);
         Ok(ChurnFigures {
             per_second: Summary::of(per_second),
             cycles_per_connection: Summary::of(cycles),
@@ -115,9 +112,7 @@ impl Churn {
         };
         let config = RigConfig::new(policy(self.rules, service), self.connections as usize);
         let mut rig = Rig::start(cores, config, |sockets| Client::connect(sockets, self))?;
-        if let Some(core) = cores.generator {
-            pin_thread(core)?;
-        }
+        cores.pin_generator()?;
         if self.protocol == Protocol::Tcp {
             progress("filling the table");
             rig.load.make(self.connections)?;

@@ -6,16 +6,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::frames::{PORTS_AT, Reply, Sizes, headers, put};
-use super::load::{Load, LoadConfig, Source};
+use super::load::{Load, Source};
 use super::loopback::{GENERATOR_BOUND, WARM_UP, overload};
-use super::options::{Repeats, Rings};
-use super::rig::{Rig, RigConfig, policy};
+use super::options::{Repeats, Rings, Traffic};
+use super::rig::{Rig, policy};
 use super::sample::{Passed, Sample};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
 use crate::packet::proto;
-use crate::sys::affinity::pin_thread;
-use crate::sys::time::tsc_hz;
 
 /// Bytes of a frame without FCS.
 const BYTES: u16 = 64;
@@ -78,19 +76,12 @@ impl Bench for Deny {
     type Figures = DenyFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        progress("starting the switch");
-        let load = LoadConfig {
+        let traffic = Traffic {
             rings: self.rings,
             sizes: Sizes::Fixed(BYTES.into()),
             flows: self.flows,
         };
-        let config = RigConfig::new(policy(self.rules, ALLOWED), self.flows as usize);
-        let mut rig = Rig::start(cores, config, |sockets| Load::connect(sockets, &load))?;
-        if let Some(core) = cores.generator {
-            pin_thread(core)?;
-        }
-        progress("opening connections");
-        rig.load.open()?;
+        let mut rig = Rig::open(cores, policy(self.rules, ALLOWED), &traffic, progress)?;
         let (mut forwarded, mut denied, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
         let (mut forwarded_cycles, mut denied_cycles) = (Vec::new(), Vec::new());
         let (mut seconds, mut sum) = (0.0, Passed::default());
@@ -119,8 +110,7 @@ impl Bench for Deny {
             let both = forwarded.into_iter().zip(denied);
             steps = both.map(|((step, f), (_, d))| (step, f, d)).collect();
         }
-        #[allow(clippy::cast_precision_loss)] // a few GHz
-        let busy = sum.cycles / (seconds * tsc_hz() as f64);
+        let busy = sum.busy(seconds);
         Ok(DenyFigures {
             forwarded_mpps: Summary::of(forwarded),
             denied_mpps: Summary::of(denied),

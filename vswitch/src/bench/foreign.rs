@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{FLOWS_MAX, Sizes};
-use super::load::{Load, LoadConfig};
+use super::load::Load;
 use super::loopback::{GENERATOR_BOUND, WARM_UP};
-use super::options::{Repeats, Rings, display};
+use super::options::{Repeats, Traffic};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
-use crate::sys::affinity::pin_thread;
 
-/// The load of `loopback` on another switch, which listens at two vhost-user sockets and forwards between them. Guest A is
-/// 52:54:00:be:00:01 and opens UDP connections, B is 52:54:00:be:00:02 and answers. It must not run on the generator's core.
+/// The load of `loopback` on another switch, which listens at two vhost-user sockets and forwards between them.
+///
+/// Guest A is 52:54:00:be:00:01 with 10.99.0.1 and opens UDP connections, B is 52:54:00:be:00:02 with 10.99.0.2 and answers. The
+/// other switch must not run on the generator's core.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Foreign {
     /// Socket of the port for guest A.
@@ -23,17 +23,10 @@ pub struct Foreign {
     /// Socket of the port for guest B.
     #[arg(value_name = "SOCKET-B")]
     pub b: PathBuf,
-    /// Bytes of each frame without FCS, or imix.
-    #[arg(long = "size", default_value = "64")]
-    #[serde(serialize_with = "display")]
-    pub sizes: Sizes,
-    /// Connections.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
-    pub flows: u32,
-    /// Rings of the guests.
+    /// What the guests exchange.
     #[command(flatten)]
     #[serde(flatten)]
-    pub rings: Rings,
+    pub traffic: Traffic,
     /// How often, and how long.
     #[command(flatten)]
     #[serde(flatten)]
@@ -57,16 +50,9 @@ impl Bench for Foreign {
     type Figures = ForeignFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        let config = LoadConfig {
-            rings: self.rings,
-            sizes: self.sizes,
-            flows: self.flows,
-        };
         progress("attaching");
-        let mut load = Load::connect([&self.a, &self.b], &config)?;
-        if let Some(core) = cores.generator {
-            pin_thread(core)?;
-        }
+        let mut load = Load::connect([&self.a, &self.b], &self.traffic)?;
+        cores.pin_generator()?;
         progress("opening connections");
         load.open()?;
         let (mut mpps, mut gbps) = (Vec::new(), Vec::new());

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::frames::Sizes;
-use super::load::{Load, LoadConfig};
-use super::options::{Rings, seconds};
+use super::load::Load;
+use super::options::{Rings, Traffic, seconds};
 use super::rig::{self, Rig, RigConfig, policy};
 use super::stats::Summary;
 use super::veth::Veth;
@@ -110,7 +110,7 @@ impl Bench for Idle {
             None => rig::switch(cores, config())?,
         };
         let containers = veth.as_ref().map_or(0, |v| v.containers.len());
-        let load = LoadConfig {
+        let load = Traffic {
             rings: self.rings,
             sizes: Sizes::Fixed(64),
             flows: self.flows,

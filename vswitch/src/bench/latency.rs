@@ -3,10 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{FLOWS_MAX, Sizes};
-use super::load::LoadConfig;
-use super::loopback::{overload, rig};
-use super::options::{Repeats, Rings, display};
+use super::loopback::overload;
+use super::options::{Repeats, Traffic};
+use super::rig::{Rig, policy};
 use super::stats::{Histogram, Summary};
 use super::{Bench, BenchError, Cores, Progress};
 use crate::sys::time::tsc_hz;
@@ -26,20 +25,13 @@ pub struct Latency {
     /// Loads, per cent of the most.
     #[arg(long, value_delimiter = ',', default_values_t = [10.0, 50.0], value_parser = percent)]
     pub load: Vec<f64>,
-    /// Bytes of each frame without FCS, or imix.
-    #[arg(long = "size", default_value = "64")]
-    #[serde(serialize_with = "display")]
-    pub sizes: Sizes,
-    /// Connections.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
-    pub flows: u32,
+    /// What the guests exchange.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub traffic: Traffic,
     /// Rules in the policy; the last one admits the load.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rules: u32,
-    /// Rings of the guests.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub rings: Rings,
     /// How often, and how long.
     #[command(flatten)]
     #[serde(flatten)]
@@ -87,15 +79,8 @@ impl Bench for Latency {
     type Figures = LatencyFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        progress("starting the switch");
-        let load = LoadConfig {
-            rings: self.rings,
-            sizes: self.sizes,
-            flows: self.flows,
-        };
-        let mut rig = rig(cores, self.rules, &load)?;
-        progress("opening connections");
-        rig.load.open()?;
+        let policy = policy(self.rules, "udp");
+        let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
         progress("searching for the most");
         let most = (0..SEARCHED).map(|_| Ok(overload(&mut rig, self.repeats.time())?.0.mpps()));
         let most = Summary::of(most.collect::<Result<_, BenchError>>()?).median;

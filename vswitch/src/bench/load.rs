@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::BenchError;
-use super::frames::{Frames, Reply, Sizes};
-use super::options::Rings;
+use super::frames::{Frames, Reply};
+use super::options::{Rings, Traffic};
 use crate::guest::{Guest, GuestConfig, GuestError, NetHdr, feature};
 use crate::sys::time::tsc;
 
@@ -39,14 +39,6 @@ const LOST: Duration = Duration::from_millis(200);
 const ANEW: u32 = 20;
 /// Without progress for so long, there will be none.
 pub(super) const STUCK_AFTER: Duration = Duration::from_secs(5);
-
-/// What the two guests are like.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LoadConfig {
-    pub(super) rings: Rings,
-    pub(super) sizes: Sizes,
-    pub(super) flows: u32,
-}
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -118,8 +110,17 @@ pub(super) fn attach(sockets: [&Path; 2], rings: Rings) -> Result<[Guest; 2], Be
         huge: rings.huge,
         ..GuestConfig::default()
     };
-    let connect = |socket| {
+    let connect = |socket: &Path| {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
         Guest::connect(socket, guest.clone()).map_err(|e| match e {
+            GuestError::Io(e)
+                if matches!(e.kind(), NotFound | ConnectionRefused | PermissionDenied) =>
+            {
+                BenchError::NoSwitch {
+                    socket: socket.to_owned(),
+                    source: e,
+                }
+            }
             GuestError::Io(_) if rings.huge => BenchError::HugePages(e),
             e => BenchError::Guest(e),
         })
@@ -130,12 +131,12 @@ pub(super) fn attach(sockets: [&Path; 2], rings: Rings) -> Result<[Guest; 2], Be
 
 impl Load {
     /// Attaches both guests to the back-ends that listen at these paths.
-    pub(super) fn connect(sockets: [&Path; 2], config: &LoadConfig) -> Result<Self, BenchError> {
-        let [a, b] = attach(sockets, config.rings)?;
+    pub(super) fn connect(sockets: [&Path; 2], traffic: &Traffic) -> Result<Self, BenchError> {
+        let [a, b] = attach(sockets, traffic.rings)?;
         let end = |guest, reply: Reply| End {
             guest,
-            frames: Frames::new(config.sizes, config.flows, reply),
-            expected: Frames::new(config.sizes, config.flows, reply.other()),
+            frames: Frames::new(traffic.sizes, traffic.flows, reply),
+            expected: Frames::new(traffic.sizes, traffic.flows, reply.other()),
             sent: 0,
             arrived: 0,
             next: 0,
@@ -143,8 +144,8 @@ impl Load {
         };
         Ok(Load {
             ends: [end(a, Reply::No), end(b, Reply::Yes)],
-            flows: config.flows,
-            least: 4 * u64::from(config.rings.ring),
+            flows: traffic.flows,
+            least: 4 * u64::from(traffic.rings.ring),
         })
     }
 

@@ -1,20 +1,16 @@
 //! `vswitch bench loopback`: guest to guest through the switch, flat out.
 
-use std::io;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{FLOWS_MAX, Sizes};
-use super::load::{Load, LoadConfig, Run};
-use super::options::{Repeats, Rings, display};
-use super::rig::{Rig, RigConfig, policy};
+use super::load::{Load, Run};
+use super::options::{Repeats, Traffic};
+use super::rig::{Rig, policy};
 use super::sample::{Passed, Sample};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
-use crate::sys::affinity::pin_thread;
-use crate::sys::time::tsc_hz;
 
 /// Not counted, before each repetition: caches fill.
 pub(super) const WARM_UP: Duration = Duration::from_millis(100);
@@ -25,20 +21,13 @@ pub(super) const GENERATOR_BOUND: f64 = 1.0 / 1.3;
 /// both send flat out, and every frame is checked on arrival.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Loopback {
-    /// Bytes of each frame without FCS, or imix.
-    #[arg(long = "size", default_value = "64")]
-    #[serde(serialize_with = "display")]
-    pub sizes: Sizes,
-    /// Connections.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
-    pub flows: u32,
+    /// What the guests exchange.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub traffic: Traffic,
     /// Rules in the policy; the last one admits the load.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rules: u32,
-    /// Rings of the guests.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub rings: Rings,
     /// How often, and how long.
     #[command(flatten)]
     #[serde(flatten)]
@@ -73,15 +62,8 @@ impl Bench for Loopback {
     type Figures = LoopbackFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        progress("starting the switch");
-        let load = LoadConfig {
-            rings: self.rings,
-            sizes: self.sizes,
-            flows: self.flows,
-        };
-        let mut rig = rig(cores, self.rules, &load)?;
-        progress("opening connections");
-        rig.load.open()?;
+        let policy = policy(self.rules, "udp");
+        let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
         let (mut mpps, mut gbps, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
         let (mut seconds, mut sum) = (0.0, Passed::default());
         for n in 0..self.repeats.repeats {
@@ -99,8 +81,7 @@ impl Bench for Loopback {
             rig.switch.profile(true)?;
             steps = overload(&mut rig, self.repeats.time())?.1.steps;
         }
-        #[allow(clippy::cast_precision_loss)] // a few GHz
-        let busy = sum.cycles / (seconds * tsc_hz() as f64);
+        let busy = sum.busy(seconds);
         Ok(LoopbackFigures {
             mpps: Summary::of(mpps),
             gbps: Summary::of(gbps),
@@ -114,16 +95,6 @@ impl Bench for Loopback {
     }
 }
 
-/// A switch with so many rules and the generator, on the generator's thread, which is pinned.
-pub(super) fn rig(cores: Cores, rules: u32, load: &LoadConfig) -> Result<Rig<Load>, BenchError> {
-    let config = RigConfig::new(policy(rules, "udp"), load.flows as usize);
-    let rig = Rig::start(cores, config, |sockets| Load::connect(sockets, load))?;
-    if let Some(core) = cores.generator {
-        pin_thread(core)?;
-    }
-    Ok(rig)
-}
-
 /// Both guests flat out for so long.
 pub(super) fn overload(rig: &mut Rig<Load>, time: Duration) -> Result<(Run, Passed), BenchError> {
     let mut samples = Vec::with_capacity(2);
@@ -135,7 +106,7 @@ pub(super) fn overload(rig: &mut Rig<Load>, time: Duration) -> Result<(Run, Pass
     }
     let mut samples = samples.into_iter();
     let (Some(before), Some(after)) = (samples.next(), samples.next()) else {
-        return Err(io::Error::other("a run has a beginning and an end").into());
+        return Err(std::io::Error::other("a run has a beginning and an end").into());
     };
     Ok((run, after?.since(&before?)))
 }

@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::frames::Sizes;
-use super::load::{Load, LoadConfig};
-use super::options::Rings;
+use super::load::Load;
+use super::options::{Rings, Traffic};
 use super::rig::{self, RigConfig, policy};
 use super::{Bench, BenchError, Cores, Progress};
 
@@ -91,7 +91,7 @@ impl Bench for Memory {
         let idle = Resident::now()?;
         progress("opening connections");
         let open = self.connections / 2;
-        let load = LoadConfig {
+        let load = Traffic {
             rings: self.rings,
             sizes: Sizes::Fixed(64),
             flows: open,

@@ -30,6 +30,7 @@ mod table;
 mod veth;
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -46,7 +47,7 @@ pub use loopback::{Loopback, LoopbackFigures};
 pub use machine::Machine;
 pub use memory::{Memory, MemoryFigures, Resident};
 pub use ndr::{Carried, Ndr, NdrFigures};
-pub use options::{Repeats, Rings};
+pub use options::{Repeats, Rings, Traffic};
 pub use policy::{PolicyChange, PolicyChangeFigures};
 pub use start::{Start, StartFigures};
 pub use stats::Summary;
@@ -56,6 +57,7 @@ use crate::control::SwitchError;
 use crate::guest::GuestError;
 use crate::port::afxdp::AfXdpError;
 use crate::port::mem::MemError;
+use crate::sys::affinity::pin_thread;
 use crate::sys::netlink::NetlinkError;
 use crate::sys::netns::NetNsError;
 use machine::Watch;
@@ -115,6 +117,19 @@ pub enum BenchError {
     /// A guest could not attach.
     #[error("generator: {0}")]
     Guest(#[from] GuestError),
+    /// Nobody listens there.
+    #[error(
+        "generator: cannot attach to {}: {source}; name the vhost-user sockets that the other switch listens at, and \
+         start it first",
+        socket.display()
+    )]
+    NoSwitch {
+        /// Where.
+        socket: PathBuf,
+        /// What connect(2) says.
+        #[source]
+        source: io::Error,
+    },
     /// No memory in huge pages for a guest.
     #[error(
         "generator: no memory in 2 MiB pages: {0}; reserve some with `sysctl vm.nr_hugepages=64`, or \
@@ -198,5 +213,15 @@ impl Cores {
                 generator: None,
             },
         })
+    }
+
+    /// Keeps the calling thread on the generator's core, if it has one of its own.
+    fn pin_generator(self) -> io::Result<()> {
+        self.generator.map_or(Ok(()), pin_thread)
+    }
+
+    /// Keeps the calling thread on the worker's core, if it has one of its own.
+    fn pin_worker(self) -> io::Result<()> {
+        self.worker.map_or(Ok(()), pin_thread)
     }
 }

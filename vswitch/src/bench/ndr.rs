@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{FLOWS_MAX, Sizes};
-use super::load::LoadConfig;
-use super::loopback::{overload, rig};
+use super::loopback::overload;
 use super::mlr::{Goal, Search};
-use super::options::{Rings, display, seconds};
+use super::options::{Traffic, seconds};
+use super::rig::{Rig, policy};
 use super::{Bench, BenchError, Cores, Progress};
 
 /// Names and loss ratios of the goals, as FD.io CSIT has them.
@@ -28,20 +27,13 @@ const FLAT_OUT: Duration = Duration::from_millis(500);
 /// are at most 0.5 % apart. A frame that finds no room in its sender's ring is lost.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Ndr {
-    /// Bytes of each frame without FCS, or imix.
-    #[arg(long = "size", default_value = "64")]
-    #[serde(serialize_with = "display")]
-    pub sizes: Sizes,
-    /// Connections.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
-    pub flows: u32,
+    /// What the guests exchange.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub traffic: Traffic,
     /// Rules in the policy; the last one admits the load.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rules: u32,
-    /// Rings of the guests.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub rings: Rings,
     /// Seconds of each trial.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     pub trial: f64,
@@ -87,15 +79,8 @@ impl Bench for Ndr {
     type Figures = NdrFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        progress("starting the switch");
-        let load = LoadConfig {
-            rings: self.rings,
-            sizes: self.sizes,
-            flows: self.flows,
-        };
-        let mut rig = rig(cores, self.rules, &load)?;
-        progress("opening connections");
-        rig.load.open()?;
+        let policy = policy(self.rules, "udp");
+        let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
         let flat_out = overload(&mut rig, FLAT_OUT)?.0.mpps();
         let (start, time) = (Instant::now(), Duration::from_secs_f64(self.trial));
         let (mut trials, mut wrong, mut slow) = (0, 0, Vec::new());

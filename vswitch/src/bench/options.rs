@@ -5,6 +5,24 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::frames::{FLOWS_MAX, Sizes};
+
+/// What the generator's two guests exchange, and over which rings.
+#[derive(Clone, Copy, Debug, Serialize, Args)]
+pub struct Traffic {
+    /// Bytes of each frame without FCS, or imix.
+    #[arg(long = "size", default_value = "64")]
+    #[serde(serialize_with = "display")]
+    pub sizes: Sizes,
+    /// Connections.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
+    pub flows: u32,
+    /// Rings of the guests.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rings: Rings,
+}
+
 /// What the rings of the generator's guests are like.
 #[derive(Clone, Copy, Debug, Serialize, Args)]
 pub struct Rings {

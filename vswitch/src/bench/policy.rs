@@ -7,15 +7,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::frames::{FLOWS_MAX, Sizes};
-use super::load::{Load, LoadConfig, Watched};
-use super::options::Rings;
+use super::load::{Load, Watched};
+use super::options::{Rings, Traffic};
 use super::rig::{Rig, RigConfig, policy};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
 use crate::control::api::Applied;
 use crate::control::{Switch, SwitchError};
 use crate::policy::model::{Action, Policy, Rule};
-use crate::sys::affinity::pin_thread;
 use crate::sys::time::{tsc, tsc_hz};
 
 /// Length of a slice in which frames are counted.
@@ -78,7 +77,7 @@ impl Bench for PolicyChange {
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
         progress("starting the switch");
-        let load = LoadConfig {
+        let load = Traffic {
             rings: self.rings,
             sizes: Sizes::Fixed(64),
             flows: self.flows,
@@ -92,9 +91,7 @@ impl Bench for PolicyChange {
             let switch = &switch;
             // Before this thread is pinned: the other one goes where there is room.
             s.spawn(move || apply(switch, &changes, &outcome));
-            if let Some(core) = cores.generator {
-                pin_thread(core)?;
-            }
+            cores.pin_generator()?;
             self.repeat(&mut load, &change, &outcomes, progress)
         })
     }

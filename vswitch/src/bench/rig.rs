@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::frames::{IPS, MACS};
-use super::{BenchError, Cores};
+use super::load::Load;
+use super::options::Traffic;
+use super::{BenchError, Cores, Progress};
 use crate::control::Switch;
 use crate::control::state::{Poll, PortConfig, PortKind, WorkloadConfig};
 use crate::policy::model::{Action, Policy, Rule};
@@ -37,6 +39,25 @@ impl RigConfig {
 pub(super) struct Rig<G> {
     pub(super) load: G,
     pub(super) switch: Switch,
+}
+
+impl Rig<Load> {
+    /// A busy switch with this policy and the generator, whose connections are open; on the generator's thread, which is
+    /// pinned.
+    pub(super) fn open(
+        cores: Cores,
+        policy: Policy,
+        traffic: &Traffic,
+        progress: Progress<'_>,
+    ) -> Result<Self, BenchError> {
+        progress("starting the switch");
+        let config = RigConfig::new(policy, traffic.flows as usize);
+        let mut rig = Rig::start(cores, config, |sockets| Load::connect(sockets, traffic))?;
+        cores.pin_generator()?;
+        progress("opening connections");
+        rig.load.open()?;
+        Ok(rig)
+    }
 }
 
 /// A directory that goes with its owner.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::BenchError;
 use crate::control::Switch;
+use crate::sys::time::tsc_hz;
 
 /// The steps of a frame's way, as the worker's counters name them.
 pub(super) const STEPS: [(&str, &str); 7] = [
@@ -84,6 +85,12 @@ impl Passed {
         self.iterations += more.iterations;
         self.frames += more.frames;
         self.dropped += more.dropped;
+    }
+
+    /// Share of so many seconds in iterations that moved frames.
+    #[allow(clippy::cast_precision_loss)] // a few GHz
+    pub(super) fn busy(&self, seconds: f64) -> f64 {
+        self.cycles / (seconds * tsc_hz() as f64)
     }
 
     pub(super) fn cycles_per_frame(&self) -> f64 {

@@ -6,8 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::frames::Sizes;
-use super::load::{Load, LoadConfig};
-use super::options::Rings;
+use super::load::Load;
+use super::options::{Rings, Traffic};
 use super::rig::{self, RigConfig, policy};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
@@ -49,7 +49,7 @@ impl Bench for Start {
     type Figures = StartFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        let load = LoadConfig {
+        let load = Traffic {
             rings: self.rings,
             sizes: Sizes::Fixed(64),
             flows: 1,

@@ -114,9 +114,7 @@ fn measure(
     cores: Cores,
     progress: Progress<'_>,
 ) -> Result<TableFigures, BenchError> {
-    if let Some(core) = cores.worker {
-        pin_thread(core)?;
-    }
+    cores.pin_worker()?;
     let n = u64::from(config.connections);
     let capacity = config.connections as usize + config.connections as usize / 8;
     if !config.huge {

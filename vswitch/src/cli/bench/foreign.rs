@@ -11,9 +11,9 @@ pub(super) fn show(report: &Report<Foreign>) -> String {
         "guest to guest through {} and {}, {}-byte frames, {} connections, {}",
         c.a.display(),
         c.b.display(),
-        c.sizes,
-        c.flows,
-        rings(c.rings)
+        c.traffic.sizes,
+        c.traffic.flows,
+        rings(c.traffic.rings)
     );
     let mut out = header(&what, &report.machine);
     out += &summaries(&[

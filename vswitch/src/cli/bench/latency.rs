@@ -11,10 +11,10 @@ pub(super) fn show(report: &Report<Latency>) -> String {
     let (c, r) = (&report.config, &report.figures);
     let what = format!(
         "guest to guest, {}-byte frames, {} connections, {} rules, {}\nthe most is {:.2} Mpps, both directions together",
-        c.sizes,
-        c.flows,
+        c.traffic.sizes,
+        c.traffic.flows,
         c.rules,
-        rings(c.rings),
+        rings(c.traffic.rings),
         r.most_mpps
     );
     let mut out = header(&what, &report.machine);
@@ -87,10 +87,10 @@ pub(super) fn chart(report: &Report<Latency>) -> Chart {
     let ticks = names.iter().zip((0..).map(|n| 10f64.powi(n)));
     let ticks = ticks.filter(|(_, at)| *at <= rarest);
     Chart {
-        title: format!("Delay from guest to guest, {}-byte frames", c.sizes),
+        title: format!("Delay from guest to guest, {}-byte frames", c.traffic.sizes),
         subtitle: format!(
             "{} connections, {} rules; the most is {:.2} Mpps; {}",
-            c.flows, c.rules, r.most_mpps, report.machine.cpu
+            c.traffic.flows, c.rules, r.most_mpps, report.machine.cpu
         ),
         x: Axis {
             label: "share of the frames that took no longer",

@@ -10,10 +10,10 @@ pub(super) fn show(report: &Report<Loopback>) -> String {
     let (c, r) = (&report.config, &report.figures);
     let what = format!(
         "guest to guest, {}-byte frames, {} connections, {} rules, {}",
-        c.sizes,
-        c.flows,
+        c.traffic.sizes,
+        c.traffic.flows,
         c.rules,
-        rings(c.rings)
+        rings(c.traffic.rings)
     );
     let mut out = header(&what, &report.machine);
     out += &summaries(&[

@@ -10,10 +10,10 @@ pub(super) fn show(report: &Report<Ndr>) -> String {
     let (c, r) = (&report.config, &report.figures);
     let what = format!(
         "guest to guest, {}-byte frames, {} connections, {} rules, {}; {} trials of {} s\nflat out {:.2} Mpps",
-        c.sizes,
-        c.flows,
+        c.traffic.sizes,
+        c.traffic.flows,
         c.rules,
-        rings(c.rings),
+        rings(c.traffic.rings),
         r.trials,
         c.trial,
         r.overload_mpps

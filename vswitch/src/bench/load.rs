@@ -5,6 +5,7 @@
 //! send flat out. Every frame carries its number in its direction, from which the
 //! receiver computes what the whole frame must look like.
 
+mod opening;
 mod paced;
 mod watched;
 
@@ -28,15 +29,8 @@ const TURNS: usize = 16;
 /// Bytes from one buffer to the next: what DPDK's default pool has (2048 of data, 128 of headroom,
 /// 192 of header). A power of two would put all buffers into a few sets of every cache.
 const BUF_BYTES: usize = 2368;
-/// Unanswered first frames while connections are opened: a quarter of the smallest usual ring.
-const OPENING: u64 = 64;
 /// Without an arrival for so long, the frames that are missing are lost.
 pub(super) const QUIET: Duration = Duration::from_millis(20);
-/// While connections are opened, without an arrival for so long, the frames under way are lost, and all begins anew:
-/// another switch may take a moment to take new guests' rings into use, and drops what comes meanwhile.
-const LOST: Duration = Duration::from_millis(200);
-/// How often, at most.
-const ANEW: u32 = 20;
 /// Without progress for so long, there will be none.
 pub(super) const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -164,38 +158,6 @@ impl Load {
             end.receive();
         }
         self.ends.iter().map(|e| e.wrong).sum()
-    }
-
-    /// A opens every connection, B answers each. Also anew, whatever became of frames before.
-    pub(super) fn open(&mut self) -> Result<(), BenchError> {
-        let [a, b] = &mut self.ends;
-        let flows = u64::from(self.flows);
-        // B's answer has the number of what it answers, and no frame of before has such a one.
-        let mut first = a.sent.max(b.sent).next_multiple_of(flows);
-        (a.sent, b.sent) = (first, first);
-        let mut last = Instant::now();
-        let mut left = ANEW;
-        loop {
-            let (sent, answered) = (a.sent - first, a.next.saturating_sub(first));
-            if answered == flows {
-                return Ok(());
-            }
-            let unanswered = sent - answered;
-            a.send((flows - sent).min(OPENING.saturating_sub(unanswered)));
-            let moved = b.receive() + a.receive();
-            b.send(b.next.saturating_sub(b.sent));
-            if moved > 0 {
-                last = Instant::now();
-            } else if last.elapsed() > LOST {
-                left = left.checked_sub(1).ok_or(BenchError::Stuck {
-                    opened: answered,
-                    of: flows,
-                })?;
-                first = a.sent.next_multiple_of(flows);
-                (a.sent, b.sent) = (first, first);
-                last = Instant::now();
-            }
-        }
     }
 
     /// One frame from A to B, alone; TSC cycles from its send until B has it.

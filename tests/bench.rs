@@ -2,8 +2,9 @@
 
 mod common;
 
+use common::netns::Netns;
 use common::process;
-use common::switch::{SwitchConfig, binary};
+use common::switch::{Switch, SwitchConfig, binary};
 use common::{Lab, Need};
 use std::process::Output;
 use std::time::Duration;
@@ -26,44 +27,95 @@ fn shortly(args: &[&str]) -> Output {
     bench(&[args, &["--repeats", "2", "--seconds", "0.05"]].concat())
 }
 
+/// A switch of its own, to be started, whose ports for the generator's guests have these keys.
+fn another<'a>(lab: &'a Lab, name: &str, keys: [String; 2]) -> SwitchConfig<'a> {
+    let port = |n: usize| {
+        format!(
+            "[[port]]\nname = \"p{n}\"\n{}\n[[port.workload]]\nname = \"w{n}\"\n\
+             mac = [\"52:54:00:be:00:0{n}\"]\nip = [\"10.99.0.{n}\"]\n",
+            keys[n - 1]
+        )
+    };
+    let policy = "[[rule]]\nname = \"load\"\nfrom = [\"any\"]\nto = [\"any\"]\nservice = [\"udp\", \"tcp\"]\naction = \"allow\"\n";
+    let switch = format!("policy = \"policy.toml\"\n{}{}", port(1), port(2));
+    SwitchConfig::new(lab, name, &switch, policy)
+}
+
+/// The same with vhost-user ports, running, and where they are.
+fn another_for_guests<'a>(lab: &'a Lab, mode: &str) -> (Switch<'a>, [String; 2]) {
+    let sockets = ["a", "b"].map(|name| {
+        let path = lab.path(format!("{mode}-{name}.sock"));
+        path.to_str().expect("UTF-8").to_owned()
+    });
+    let keys = |socket| format!("kind = \"vhost-user\"\nmode = \"{mode}\"\nsocket = {socket:?}");
+    let switch = another(lab, mode, sockets.each_ref().map(keys));
+    (switch.start(), sockets)
+}
+
 #[test]
 fn foreign_loads_whatever_forwards_between_two_sockets() {
     let Some(lab) = turn() else { return };
-    let sockets = ["a", "b"].map(|name| lab.path(format!("{name}.sock")));
-    let arguments = || {
-        let sockets = sockets.each_ref().map(|s| s.to_str().expect("UTF-8"));
-        [
-            "foreign", sockets[0], sockets[1], "--json", "--flows", "100",
-        ]
-    };
-    let output = shortly(&arguments());
+    let absent = lab.path("a.sock");
+    let absent = absent.to_str().expect("UTF-8");
+    let output = shortly(&["foreign", absent, absent, "--json"]);
     assert!(!output.status.success());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("No such file"), "{error}");
     assert!(error.contains("a.sock"), "{error}");
 
-    let port = |n: usize| {
-        format!(
-            "[[port]]\nname = \"p{n}\"\nkind = \"vhost-user\"\nsocket = {:?}\n\
-             [[port.workload]]\nname = \"w{n}\"\nmac = [\"52:54:00:be:00:0{n}\"]\nip = [\"10.99.0.{n}\"]\n",
-            sockets[n - 1]
-        )
-    };
-    let policy = "[[rule]]\nname = \"load\"\nfrom = [\"any\"]\nto = [\"any\"]\nservice = [\"udp\"]\naction = \"allow\"\n";
-    let _switch = SwitchConfig::new(
-        &lab,
-        "foreign",
-        &format!("policy = \"policy.toml\"\n{}{}", port(1), port(2)),
-        policy,
-    )
-    .start();
-    let output = shortly(&arguments());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one document");
-    assert!(report["mpps"]["low"].as_f64() > Some(0.0), "{report}");
-    let busy = report["generator_busy"].as_f64().expect("a number");
-    assert!(0.0 < busy && busy <= 1.0, "{report}");
+    for (mode, more) in [("server", &["--wait", "30"][..]), ("client", &["--listen"])] {
+        let (_switch, sockets) = another_for_guests(&lab, mode);
+        let at = ["foreign", &sockets[0], &sockets[1], "--flows", "100"];
+        // The last ones are TCP that nobody cuts.
+        for size in ["64", "65226"] {
+            let measured = ["--size", size, "--repeats", "2", "--seconds", "0.05"];
+            let report = report(&[&at, more, &measured].concat(), &["Mpps"]);
+            assert!(median(&report["mpps"]) > 0.0, "{report}");
+            let busy = number(&report["generator_busy"]);
+            assert!(0.0 < busy && busy <= 1.0, "{report}");
+            assert_eq!(report["first_at"].is_null(), mode == "client", "{report}");
+        }
+    }
+}
+
+#[test]
+fn another_switch_is_measured_as_ours() {
+    let Some(lab) = turn() else { return };
+    let (_switch, sockets) = another_for_guests(&lab, "server");
+    let on = ["--on", &sockets[0], &sockets[1]];
+    let how = [
+        "--repeats",
+        "2",
+        "--seconds",
+        "0.05",
+        "--load",
+        "50",
+        "--most",
+        "0.01",
+    ];
+    let latency = report(&[&["latency"], &on[..], &how].concat(), &["p99"]);
+    assert_eq!(latency["most_mpps"], 0.01);
+    assert!(number(&latency["loads"][0]["sent"]) > 0.0, "{latency}");
+    for protocol in ["udp", "tcp"] {
+        let how = [
+            "--protocol",
+            protocol,
+            "--connections",
+            "200",
+            "--repeats",
+            "2",
+        ];
+        let churn = report(
+            &[&["churn"], &on[..], &how].concat(),
+            &["connections per second"],
+        );
+        assert!(median(&churn["per_second"]) > 0.0, "{churn}");
+        assert_eq!(churn["made"], 400);
+        assert!(
+            churn["busy"].is_null() && churn["in_table"].is_null(),
+            "{churn}"
+        );
+    }
 }
 
 #[test]
@@ -365,6 +417,27 @@ fn containers_exchange_what_they_should() {
     let [sent, lost] = ["sent", "lost"].map(|name| number(&report[name]));
     assert!(sent > 0.0 && lost < sent, "{report}");
     assert_ne!(report["mode"], "", "{report}");
+}
+
+#[test]
+fn containers_on_another_switch_exchange_the_same() {
+    let Some(lab) = Lab::open(&[Need::Netns]) else {
+        return;
+    };
+    let [host, a, b] = ["host", "a", "b"].map(|name| Netns::new(&lab, name));
+    for (interface, container) in [("vs-a", &a), ("vs-b", &b)] {
+        host.veth(interface, container, "eth0");
+    }
+    let keys = ["vs-a", "vs-b"].map(|i| format!("kind = \"af-xdp\"\ninterface = \"{i}\""));
+    let switch = another(&lab, "switch", keys).in_netns(&host).start();
+    switch.wait_ports_up(2);
+    let on = ["afxdp", "--on", a.name(), b.name()];
+    let how = ["--repeats", "2", "--seconds", "0.05"];
+    let report = report(&[on, how].concat(), &["another switch", "were lost"]);
+    assert!(median(&report["mpps"]) > 0.0, "{report}");
+    for ours in ["mode", "cycles_per_frame", "busy", "burst"] {
+        assert!(report[ours].is_null(), "{ours}: {report}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{FLOWS_MAX, Frames, Reply, Sizes};
+use super::frames::{FLOWS_MAX, Frames, Reply, Sizes, wire_sizes};
 use super::load::{BURST, STUCK_AFTER};
 use super::loopback::{GENERATOR_BOUND, WARM_UP};
 use super::options::{Repeats, display};
@@ -15,6 +15,8 @@ use super::stats::Summary;
 use super::veth::{Link, Veth};
 use super::{Bench, BenchError, Cores, Progress};
 use crate::control::Switch;
+use crate::sys::netns::NetNs;
+use crate::sys::time::tsc;
 
 /// Unanswered first frames while connections are opened.
 const OPENING: u64 = 64;
@@ -27,10 +29,13 @@ const TURNS: usize = 16;
 ///
 /// Two network namespaces behind veth pairs are made for this and gone with it. In each a socket of our own (AF_XDP too) sends UDP, and every frame is checked on arrival. So many frames are under
 /// way each way that the switch always has some, and few enough that no ring of the kernel's overflows.
+///
+/// Another switch is measured with `--on`: in both namespaces the container's interface is `eth0`, and the containers are
+/// 52:54:00:be:00:01 with 10.99.0.1 and 52:54:00:be:00:02 with 10.99.0.2. It must not run on the generator's core.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct AfXdp {
     /// Bytes of each frame without FCS, or imix.
-    #[arg(long = "size", default_value = "64")]
+    #[arg(long = "size", default_value = "64", value_parser = wire_sizes)]
     #[serde(serialize_with = "display")]
     pub sizes: Sizes,
     /// Connections.
@@ -42,6 +47,9 @@ pub struct AfXdp {
     /// Frames under way each way.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub window: u32,
+    /// Measures another switch instead of one of its own: one that forwards between these two network namespaces.
+    #[arg(long, num_args = 2, value_names = ["NETNS-A", "NETNS-B"])]
+    pub on: Vec<String>,
     /// How often, and how long.
     #[command(flatten)]
     #[serde(flatten)]
@@ -51,18 +59,21 @@ pub struct AfXdp {
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
 pub struct AfXdpFigures {
-    /// How the switch's ports are attached.
-    pub mode: String,
+    /// How the switch's ports are attached, if it is ours.
+    pub mode: Option<String>,
     /// Both directions together, million frames a second.
     pub mpps: Summary,
     /// The same, gigabits a second of frames without FCS.
     pub gbps: Summary,
-    /// TSC cycles of the worker's iterations that moved frames, by frame; the kernel's part of them included.
-    pub cycles_per_frame: Summary,
+    /// TSC cycles of the worker's iterations that moved frames, by frame; the kernel's part of them included. Of our
+    /// switch only, as the next two.
+    pub cycles_per_frame: Option<Summary>,
     /// Share of the worker's time in such iterations.
-    pub busy: f64,
+    pub busy: Option<f64>,
     /// Frames that such an iteration moved.
-    pub burst: f64,
+    pub burst: Option<f64>,
+    /// Share of its time in which the generator had something to do.
+    pub generator_busy: f64,
     /// Frames sent in all repetitions.
     pub sent: u64,
     /// Frames of these that did not arrive.
@@ -76,10 +87,18 @@ impl Bench for AfXdp {
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
         progress("starting the switch");
-        let veth = Veth::pair(0)?;
-        let config = RigConfig::new(policy(self.rules, "udp"), self.flows as usize);
-        let switch = veth.switch(cores, config)?;
-        let [a, b] = veth.links()?;
+        let (switch, [a, b]) = match self.on.as_slice() {
+            [a, b] => {
+                let open = |name: &String| NetNs::open(name).map_err(BenchError::NoNamespaces);
+                (None, Veth::links(&[open(a)?, open(b)?])?)
+            }
+            _ => {
+                let veth = Veth::pair(0)?;
+                let config = RigConfig::new(policy(self.rules, "udp"), self.flows as usize);
+                let switch = veth.switch(cores, config)?;
+                (Some(switch), Veth::links(&veth.containers)?)
+            }
+        };
         cores.pin_generator()?;
         let end = |link, reply: Reply| End {
             link,
@@ -97,31 +116,46 @@ impl Bench for AfXdp {
         progress("opening connections");
         pair.open(self.flows.into())?;
         let (mut mpps, mut cycles) = (Vec::new(), Vec::new());
-        let (mut seconds, mut sum) = (0.0, Passed::default());
+        let (mut seconds, mut generator_busy, mut sum) = (0.0, 0.0, Passed::default());
         for n in 0..self.repeats.repeats {
             progress(&format!("repetition {} of {}", n + 1, self.repeats.repeats));
-            let (rate, time, passed) = pair.repetition(&switch, self.repeats.time())?;
-            mpps.push(rate);
-            cycles.push(passed.cycles_per_frame());
-            seconds += time;
-            sum.add(&passed);
+            let r = pair.repetition(switch.as_ref(), self.repeats.time())?;
+            mpps.push(r.mpps);
+            seconds += r.seconds;
+            generator_busy += r.busy_seconds;
+            if let Some(passed) = r.passed {
+                cycles.push(passed.cycles_per_frame());
+                sum.add(&passed);
+            }
         }
         let (sent, lost) = pair.drain();
-        let infos = switch.ports()?;
-        let mode = infos.first().and_then(|p| p.xdp.as_ref());
-        let busy = sum.busy(seconds);
+        let mode = match &switch {
+            Some(switch) => {
+                let infos = switch.ports()?;
+                let xdp = infos.first().and_then(|p| p.xdp.as_ref());
+                Some(xdp.map_or(String::new(), |x| format!("{}, {}", x.mode, x.copy)))
+            }
+            None => None,
+        };
+        let ours = |figure: f64| switch.is_some().then_some(figure);
+        let busy = ours(sum.busy(seconds));
+        generator_busy /= seconds;
         #[allow(clippy::cast_precision_loss)] // a few KB
         let bits = pair.ends[0].frames.mean_bytes() as f64 * 8.0;
         Ok(AfXdpFigures {
-            mode: mode.map_or(String::new(), |x| format!("{}, {}", x.mode, x.copy)),
+            mode,
             gbps: Summary::of(mpps.iter().map(|m| m * bits / 1e3).collect()),
             mpps: Summary::of(mpps),
-            cycles_per_frame: Summary::of(cycles),
+            cycles_per_frame: switch.as_ref().map(|_| Summary::of(cycles)),
             busy,
-            burst: sum.frames / sum.iterations.max(1.0),
+            burst: ours(sum.frames / sum.iterations.max(1.0)),
+            generator_busy,
             sent,
             lost,
-            generator_bound: busy < GENERATOR_BOUND,
+            generator_bound: match busy {
+                Some(busy) => busy < GENERATOR_BOUND,
+                None => generator_busy > GENERATOR_BOUND,
+            },
         })
     }
 }
@@ -131,6 +165,16 @@ impl Bench for AfXdp {
 struct Pair {
     ends: [End; 2],
     window: u64,
+}
+
+/// Both ways for so long, both directions together.
+struct Repetition {
+    mpps: f64,
+    seconds: f64,
+    /// Of these, in which there was something to do.
+    busy_seconds: f64,
+    /// What our switch did.
+    passed: Option<Passed>,
 }
 
 #[derive(Debug)]
@@ -168,35 +212,52 @@ impl Pair {
         Ok(())
     }
 
-    /// Both ways for so long: million frames a second, seconds, and what the switch did.
     fn repetition(
         &mut self,
-        switch: &Switch,
+        switch: Option<&Switch>,
         time: Duration,
-    ) -> Result<(f64, f64, Passed), BenchError> {
+    ) -> Result<Repetition, BenchError> {
+        let sample = || switch.map(Sample::take).transpose();
         self.phase(WARM_UP)?;
-        let before = Sample::take(switch)?;
-        let (arrived, seconds) = self.phase(time)?;
-        let passed = Sample::take(switch)?.since(&before);
+        let before = sample()?;
+        let (arrived, seconds, busy) = self.phase(time)?;
+        let passed = sample()?.zip(before).map(|(now, then)| now.since(&then));
         #[allow(clippy::cast_precision_loss)] // far below 2^53
         let mpps = arrived as f64 / seconds / 1e6;
-        Ok((mpps, seconds, passed))
+        Ok(Repetition {
+            mpps,
+            seconds,
+            busy_seconds: seconds * busy,
+            passed,
+        })
     }
 
-    fn phase(&mut self, time: Duration) -> Result<(u64, f64), BenchError> {
+    /// Both ways for so long: frames that arrived, seconds, and the share of them in which there was something to do.
+    #[allow(clippy::cast_precision_loss)] // far below 2^53
+    fn phase(&mut self, time: Duration) -> Result<(u64, f64, f64), BenchError> {
         let start = Instant::now();
-        let mut arrived = 0;
+        let (mut arrived, mut idle) = (0, 0);
         let mut last = start;
+        let first = tsc();
+        let mut turn = first;
         loop {
             let before = arrived;
             for _ in 0..TURNS {
+                let mut moved = 0;
                 for i in [0, 1] {
                     // What was lost is no longer under way when a later frame arrived.
                     let under_way = self.ends[i].sent - self.ends[1 - i].next;
-                    let room = self.window.saturating_sub(under_way);
-                    self.ends[i].send(room.min(BURST.into()));
-                    arrived += self.ends[i].receive();
+                    let room = self.window.saturating_sub(under_way).min(BURST.into());
+                    self.ends[i].send(room);
+                    let came = self.ends[i].receive();
+                    moved += room + came;
+                    arrived += came;
                 }
+                let now = tsc();
+                if moved == 0 {
+                    idle += now - turn;
+                }
+                turn = now;
             }
             let now = Instant::now();
             if arrived > before {
@@ -206,9 +267,10 @@ impl Pair {
             }
             // Not without an arrival, however busy the machine is.
             if now - start >= time && arrived > 2 * self.window {
+                let busy = 1.0 - idle as f64 / (turn - first).max(1) as f64;
                 let wrong = self.ends.iter().map(|e| e.wrong).sum();
                 return match wrong {
-                    0 => Ok((arrived, start.elapsed().as_secs_f64())),
+                    0 => Ok((arrived, start.elapsed().as_secs_f64(), busy)),
                     wrong => Err(BenchError::Wrong(wrong)),
                 };
             }
@@ -245,15 +307,16 @@ impl End {
     fn receive(&mut self) -> u64 {
         let (expected, next, wrong) = (&mut self.expected, &mut self.next, &mut self.wrong);
         let mut arrived = 0;
-        self.link.receive(|frame| match expected.check(frame) {
-            Some(number) if number >= *next => {
-                *next = number + 1;
-                arrived += 1;
-            }
-            // The container's kernel has things to say too, none of them in IPv4.
-            None if frame.get(12..14) != Some(&IPV4) => {}
-            _ => *wrong += 1,
-        });
+        self.link
+            .receive(|frame| match expected.check(frame, frame.len()) {
+                Some(number) if number >= *next => {
+                    *next = number + 1;
+                    arrived += 1;
+                }
+                // The container's kernel has things to say too, none of them in IPv4.
+                None if frame.get(12..14) != Some(&IPV4) => {}
+                _ => *wrong += 1,
+            });
         self.arrived += arrived;
         arrived
     }

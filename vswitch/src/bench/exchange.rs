@@ -21,7 +21,7 @@ pub enum Protocol {
 /// Most steps that an exchange has.
 pub(super) const STEPS_MAX: usize = 8;
 /// Bytes of request and reply; a datagram has as many with its headers.
-const PAYLOAD: u16 = 64;
+pub(super) const PAYLOAD: u16 = 64;
 /// Least bytes of an Ethernet frame, without FCS (802.3).
 const FRAME_MIN: usize = 60;
 /// Where the second byte of the IPv4 identification stands: the step.

@@ -1,15 +1,19 @@
 //! `vswitch bench foreign`: the generator of `loopback` on a switch that is not ours.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::load::Load;
+use super::load::{Attach, Load, NOW};
 use super::loopback::{GENERATOR_BOUND, WARM_UP};
-use super::options::{Repeats, Traffic};
+use super::options::{Repeats, Traffic, seconds};
 use super::stats::Summary;
 use super::{Bench, BenchError, Cores, Progress};
+
+/// How long another switch may take to connect, unless said: some look once a second.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The load of `loopback` on another switch, which listens at two vhost-user sockets and forwards between them.
 ///
@@ -27,6 +31,13 @@ pub struct Foreign {
     #[command(flatten)]
     #[serde(flatten)]
     pub traffic: Traffic,
+    /// Listens at the sockets, which must not exist, for the other switch to connect.
+    #[arg(long)]
+    pub listen: bool,
+    /// Waits so long, seconds, for the other switch to be there and to forward, and says when the first frame came
+    /// through.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub wait: Option<f64>,
     /// How often, and how long.
     #[command(flatten)]
     #[serde(flatten)]
@@ -36,6 +47,8 @@ pub struct Foreign {
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
 pub struct ForeignFigures {
+    /// When the first frame came through, seconds since 1970, if it was waited for.
+    pub first_at: Option<f64>,
     /// Both directions together, million frames a second.
     pub mpps: Summary,
     /// The same, gigabits a second of frames without FCS.
@@ -50,19 +63,33 @@ impl Bench for Foreign {
     type Figures = ForeignFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        progress("attaching");
-        let mut load = Load::connect([&self.a, &self.b], &self.traffic)?;
-        cores.pin_generator()?;
-        progress("opening connections");
-        load.open()?;
+        let sockets = [&*self.a, &*self.b];
+        let wait = self.wait.map(Duration::from_secs_f64);
+        let how = match (self.listen, wait) {
+            (true, within) => Attach::Listen(within.unwrap_or(CONNECTED_WITHIN)),
+            (false, Some(within)) => Attach::Connect(within),
+            (false, None) => NOW,
+        };
+        let (mut load, first_at) = match wait {
+            None => {
+                let load = Load::on(cores, sockets, &self.traffic, how, progress)?;
+                (load, None)
+            }
+            Some(within) => {
+                progress("waiting for the other switch");
+                let mut load = Load::attach(sockets, &self.traffic, how)?;
+                load.first(within)?;
+                let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                cores.pin_generator()?;
+                load.open()?;
+                (load, at.ok().map(|at| at.as_secs_f64()))
+            }
+        };
         let (mut mpps, mut gbps) = (Vec::new(), Vec::new());
         let (mut seconds, mut busy) = (0.0, 0.0);
         for n in 0..self.repeats.repeats {
             progress(&format!("repetition {} of {}", n + 1, self.repeats.repeats));
-            let run = load.run(WARM_UP, self.repeats.time(), || ());
-            if run.wrong > 0 {
-                return Err(BenchError::Wrong(run.wrong));
-            }
+            let run = load.run(WARM_UP, self.repeats.time(), || ())?;
             mpps.push(run.mpps());
             gbps.push(run.gbps());
             seconds += run.seconds;
@@ -70,6 +97,7 @@ impl Bench for Foreign {
         }
         let generator_busy = busy / seconds;
         Ok(ForeignFigures {
+            first_at,
             mpps: Summary::of(mpps),
             gbps: Summary::of(gbps),
             generator_busy,

@@ -1,8 +1,10 @@
 //! The frames of the generator: UDP over IPv4 between two guests with declared addresses, each a
-//! function of its direction and number alone.
+//! function of its direction and number alone; those longer than a wire takes: TCP.
 
 use std::net::Ipv4Addr;
 
+use super::stream::{self, Stream};
+use crate::guest::NetHdr;
 use crate::packet::{Mac, checksum, proto};
 
 /// First destination port; with every 2^15 connections the next one.
@@ -19,6 +21,10 @@ pub(super) const PORTS_AT: usize = 34;
 const NUMBER_AT: usize = 42;
 /// Bytes of headers and number.
 const MIN_BYTES: usize = 50;
+/// Longest frame of a wire, without FCS: an IP packet of 1500 bytes.
+const WIRE: usize = 1514;
+/// Longest frame: an IPv4 packet that is as long as its length can say.
+const LONGEST: usize = 14 + 65_535;
 /// Bytes compared in a long frame's beginning (to be exact: all that changes, and what is around).
 const HEAD: usize = 64;
 
@@ -48,9 +54,37 @@ impl std::str::FromStr for Sizes {
             return Ok(Sizes::Imix);
         }
         match text.parse() {
-            Ok(n) if (MIN_BYTES..=1514).contains(&n) => Ok(Sizes::Fixed(n)),
-            _ => Err(format!("write `imix`, or bytes from {MIN_BYTES} to 1514")),
+            Ok(n) if (MIN_BYTES..=LONGEST).contains(&n) => Ok(Sizes::Fixed(n)),
+            _ => Err(format!(
+                "write `imix`, or bytes from {MIN_BYTES} to {LONGEST}"
+            )),
         }
+    }
+}
+
+impl Sizes {
+    /// Bytes of frames longer than a wire takes.
+    pub(super) fn uncut(self) -> Option<usize> {
+        match self {
+            Sizes::Fixed(bytes) if bytes > WIRE => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// What a policy says to let such frames pass.
+    pub(super) fn service(self) -> &'static str {
+        match self.uncut() {
+            Some(_) => "tcp",
+            None => "udp",
+        }
+    }
+}
+
+/// For links where nobody cuts frames.
+pub(super) fn wire_sizes(text: &str) -> Result<Sizes, String> {
+    match text.parse::<Sizes>()?.uncut() {
+        None => text.parse(),
+        Some(_) => Err(format!("write `imix`, or bytes from {MIN_BYTES} to {WIRE}")),
     }
 }
 
@@ -95,6 +129,8 @@ pub(super) struct Frames {
     flows: u32,
     sizes: Sizes,
     templates: Vec<Vec<u8>>,
+    /// Instead of these, if they are longer than a wire takes.
+    stream: Option<Stream>,
 }
 
 impl Frames {
@@ -104,12 +140,29 @@ impl Frames {
             Sizes::Fixed(bytes) => vec![template(bytes)],
             Sizes::Imix => IMIX_BYTES.into_iter().map(template).collect(),
         };
+        let flows = flows.clamp(1, FLOWS_MAX);
         Frames {
             reply,
-            flows: flows.clamp(1, FLOWS_MAX),
+            flows,
             sizes,
             templates,
+            stream: sizes.uncut().map(|bytes| Stream::new(bytes, flows, reply)),
         }
+    }
+
+    /// From now on, frames that open connections (where these are others than the rest), or the rest.
+    pub(super) fn opens(&mut self, opening: bool) {
+        if let Some(stream) = &mut self.stream {
+            stream.opens(opening);
+        }
+    }
+
+    /// What goes with the next frames, when all frames of the other direction below this number came, or are lost.
+    #[inline]
+    pub(super) fn header(&mut self, came: u64) -> NetHdr {
+        self.stream
+            .as_mut()
+            .map_or_else(NetHdr::default, |s| s.header(came))
     }
 
     /// Mean length.
@@ -135,9 +188,42 @@ impl Frames {
             .map_or(&mut [], Vec::as_mut_slice)
     }
 
+    /// What is new of frame `number` in a buffer that held such a frame before, and its length.
+    #[inline]
+    pub(super) fn head(&mut self, number: u64) -> (&[u8], usize) {
+        if self.stream.is_none() {
+            let frame = self.datagram(number);
+            return (frame, frame.len());
+        }
+        let stream = self.stream.as_mut();
+        stream.map_or((&[], 0), |s| s.head(number))
+    }
+
+    /// What buffers must hold before only heads are written to them, if so.
+    pub(super) fn filler(&mut self) -> Option<&[u8]> {
+        self.stream.as_mut().and_then(Stream::filler)
+    }
+
+    /// How much of a frame's beginning [`Frames::check`] needs.
+    #[inline]
+    pub(super) fn compared(&self) -> usize {
+        match self.stream {
+            Some(_) => stream::COMPARED,
+            None => usize::MAX,
+        }
+    }
+
     /// Frame `number`.
     #[inline]
     pub(super) fn frame(&mut self, number: u64) -> &[u8] {
+        if self.stream.is_none() {
+            return self.datagram(number);
+        }
+        self.stream.as_mut().map_or(&[], |s| s.frame(number))
+    }
+
+    #[inline]
+    fn datagram(&mut self, number: u64) -> &[u8] {
         #[allow(clippy::cast_possible_truncation)] // below `flows`
         let flow = (number % u64::from(self.flows)) as u32;
         let ports = ports(flow, self.reply);
@@ -147,12 +233,15 @@ impl Frames {
         frame
     }
 
-    /// The number of a frame that arrived. `None`: it is not what was sent. Of long frames the
-    /// beginning and the last bytes are compared.
+    /// The number of a frame of `len` bytes that arrived, of which there are the beginning ([`Frames::compared`]) and
+    /// the end. `None`: it is not what was sent. Of long frames the beginning and the last bytes are compared.
     #[inline]
-    pub(super) fn check(&mut self, frame: &[u8]) -> Option<u64> {
+    pub(super) fn check(&mut self, frame: &[u8], len: usize) -> Option<u64> {
+        if let Some(stream) = &mut self.stream {
+            return stream.check(frame, len);
+        }
         let number = u64::from_be_bytes(get(frame, NUMBER_AT)?);
-        let sent = self.frame(number);
+        let sent = self.datagram(number);
         let same = frame.len() == sent.len()
             && frame.get(..HEAD.min(frame.len())) == sent.get(..HEAD.min(sent.len()))
             && frame.last_chunk::<8>() == sent.last_chunk::<8>();
@@ -223,7 +312,7 @@ pub(super) fn headers(reply: Reply, protocol: u8, ip_bytes: u16, id: u16) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::{Frames, Reply, Sizes};
+    use super::{Frames, Reply, Sizes, wire_sizes};
     use crate::packet::{parse, proto};
 
     #[test]
@@ -243,14 +332,15 @@ mod tests {
                 );
 
                 let mut expected = Frames::new(sizes, 100_000, Reply::No);
-                assert_eq!(expected.check(&frame), Some(number));
-                assert_eq!(expected.check(&answer), None, "the other direction's");
+                let mut check = |frame: &[u8]| expected.check(frame, frame.len());
+                assert_eq!(check(&frame), Some(number));
+                assert_eq!(check(&answer), None, "the other direction's");
                 for at in [0, 35, 45, 63.min(frame.len() - 1), frame.len() - 1] {
                     let mut damaged = frame.clone();
                     damaged[at] ^= 0x10;
-                    assert_ne!(expected.check(&damaged), Some(number), "byte {at}");
+                    assert_ne!(check(&damaged), Some(number), "byte {at}");
                 }
-                assert_eq!(expected.check(&frame[..frame.len() - 1]), None);
+                assert_eq!(check(&frame[..frame.len() - 1]), None);
             }
         }
     }
@@ -261,9 +351,11 @@ mod tests {
             assert_eq!(text.parse(), Ok(sizes));
             assert_eq!(sizes.to_string(), text);
         }
-        for wrong in ["49", "1515", "", "-1"] {
+        for wrong in ["49", "65550", "", "-1"] {
             assert!(wrong.parse::<Sizes>().is_err(), "{wrong}");
         }
+        assert_eq!(wire_sizes("1514"), Ok(Sizes::Fixed(1514)));
+        assert!(wire_sizes("1515").is_err());
         assert_eq!(Frames::new(Sizes::Imix, 1, Reply::No).mean_bytes(), 353);
     }
 }

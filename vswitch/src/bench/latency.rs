@@ -3,8 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::loopback::overload;
-use super::options::{Repeats, Traffic};
+use super::load::{Load, NOW};
+use super::loopback::WARM_UP;
+use super::options::{On, Repeats, Traffic};
 use super::rig::{Rig, policy};
 use super::stats::{Histogram, Summary};
 use super::{Bench, BenchError, Cores, Progress};
@@ -18,13 +19,20 @@ const SEARCHED: u32 = 3;
 
 /// How long a frame takes from guest to guest, by percentile, at stated loads.
 ///
-/// Loads are shares of the most that this switch forwards, which is found first. Frames are sent evenly; a delay is from putting a frame into the sender's ring to taking it from the
+/// Loads are shares of the most that this switch forwards, which is found first, or stated. Frames are sent evenly; a delay is from putting a frame into the sender's ring to taking it from the
 /// receiver's, both on the generator's thread, whose own turns (some 100 ns to 1 µs) are part of it.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Latency {
     /// Loads, per cent of the most.
     #[arg(long, value_delimiter = ',', default_values_t = [10.0, 50.0], value_parser = percent)]
     pub load: Vec<f64>,
+    /// The most, million frames a second, instead of finding it: the same load for several switches.
+    #[arg(long, value_name = "MPPS", value_parser = mpps)]
+    pub most: Option<f64>,
+    /// Which switch.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub on: On,
     /// What the guests exchange.
     #[command(flatten)]
     #[serde(flatten)]
@@ -42,6 +50,13 @@ fn percent(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(p) if (0.1..=100.0).contains(&p) => Ok(p),
         _ => Err("write per cent from 0.1 to 100".to_owned()),
+    }
+}
+
+fn mpps(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(m) if (0.001..=1000.0).contains(&m) => Ok(m),
+        _ => Err("write million frames a second from 0.001 to 1000".to_owned()),
     }
 }
 
@@ -79,11 +94,27 @@ impl Bench for Latency {
     type Figures = LatencyFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        let policy = policy(self.rules, "udp");
-        let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
-        progress("searching for the most");
-        let most = (0..SEARCHED).map(|_| Ok(overload(&mut rig, self.repeats.time())?.0.mpps()));
-        let most = Summary::of(most.collect::<Result<_, BenchError>>()?).median;
+        // Dropped in this order: the guests, then their switch.
+        let (_switch, mut load) = match self.on.sockets() {
+            Some(sockets) => (
+                None,
+                Load::on(cores, sockets, &self.traffic, NOW, progress)?,
+            ),
+            None => {
+                let policy = policy(self.rules, self.traffic.sizes.service());
+                let rig = Rig::open(cores, policy, &self.traffic, progress)?;
+                (Some(rig.switch), rig.load)
+            }
+        };
+        let most = match self.most {
+            Some(most) => most,
+            None => {
+                progress("searching for the most");
+                let run = |_| Ok(load.run(WARM_UP, self.repeats.time(), || ())?.mpps());
+                let found: Result<_, BenchError> = (0..SEARCHED).map(run).collect();
+                Summary::of(found?).median
+            }
+        };
         #[allow(clippy::cast_precision_loss)] // a few GHz
         let ns = |cycles: u64| cycles as f64 * 1e9 / tsc_hz() as f64;
         let mut loads = Vec::with_capacity(self.load.len());
@@ -99,9 +130,7 @@ impl Bench for Latency {
                     self.repeats.repeats
                 ));
                 let mut delays = Histogram::new();
-                let trial = rig
-                    .load
-                    .paced(mpps * 1e6, self.repeats.time(), Some(&mut delays));
+                let trial = load.paced(mpps * 1e6, self.repeats.time(), Some(&mut delays));
                 if trial.wrong > 0 {
                     return Err(BenchError::Wrong(trial.wrong));
                 }

@@ -12,12 +12,13 @@ mod watched;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::BenchError;
-use super::frames::{Frames, Reply};
+use super::frames::{Frames, Reply, Sizes};
 use super::options::{Rings, Traffic};
-use crate::guest::{Guest, GuestConfig, GuestError, NetHdr, feature};
+use super::{BenchError, Cores, Progress};
+use crate::guest::{Guest, GuestConfig, GuestError, GuestListener, NetHdr, feature};
 use crate::sys::time::tsc;
 
+pub(super) use opening::{AGAIN, LOST};
 pub(super) use watched::Watched;
 
 /// Frames given to a ring in one go: the switch's own burst.
@@ -29,8 +30,12 @@ const TURNS: usize = 16;
 /// Bytes from one buffer to the next: what DPDK's default pool has (2048 of data, 128 of headroom,
 /// 192 of header). A power of two would put all buffers into a few sets of every cache.
 const BUF_BYTES: usize = 2368;
+/// What guests negotiate to exchange frames that nobody cuts.
+const UNCUT: u64 = feature::CSUM | feature::GUEST_CSUM | feature::HOST_TSO4 | feature::GUEST_TSO4;
 /// Without an arrival for so long, the frames that are missing are lost.
 pub(super) const QUIET: Duration = Duration::from_millis(20);
+/// Between two looks whether another switch is there.
+const LOOK: Duration = Duration::from_millis(1);
 /// Without progress for so long, there will be none.
 pub(super) const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,8 @@ struct End {
     arrived: u64,
     /// Number of the next frame that may arrive.
     next: u64,
+    /// Of frames with smaller numbers, which opened connections, some may be late.
+    judged: u64,
     wrong: u64,
 }
 
@@ -67,8 +74,6 @@ pub(super) struct Run {
     arrived: u64,
     /// Mean length of a frame.
     frame_bytes: u64,
-    /// Frames that arrived otherwise than they were sent, or out of order.
-    pub(super) wrong: u64,
 }
 
 impl Run {
@@ -91,42 +96,117 @@ pub(super) trait Source {
     fn next(&mut self) -> &[u8];
 }
 
-/// Attaches two guests to the back-ends that listen at these paths.
-pub(super) fn attach(sockets: [&Path; 2], rings: Rings) -> Result<[Guest; 2], BenchError> {
+/// Who waits for whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attach {
+    /// The switch listens, now or within that time.
+    Connect(Duration),
+    /// The switch connects within that time.
+    Listen(Duration),
+}
+
+/// The switch listens.
+pub(super) const NOW: Attach = Attach::Connect(Duration::ZERO);
+
+/// Attaches two guests to the back-ends at these paths.
+pub(super) fn attach(
+    sockets: [&Path; 2],
+    rings: Rings,
+    sizes: Sizes,
+    how: Attach,
+) -> Result<[Guest; 2], BenchError> {
     let mut features = feature::VERSION_1 | feature::MRG_RXBUF | feature::EVENT_IDX;
+    let uncut = sizes.uncut();
+    if uncut.is_some() {
+        features |= UNCUT;
+    }
     if rings.packed {
         features |= feature::RING_PACKED;
     }
     let guest = GuestConfig {
         ring_size: rings.ring,
         buf_bytes: BUF_BYTES,
+        send_buf_bytes: uncut.map(|bytes| bytes + NetHdr::BYTES),
         features,
         huge: rings.huge,
         ..GuestConfig::default()
     };
-    let connect = |socket: &Path| {
+    let since = Instant::now();
+    let failed = |e: GuestError| match e {
+        e @ GuestError::Io(_) if rings.huge => BenchError::HugePages(e),
+        e => BenchError::Guest(e),
+    };
+    let absent = |socket: &Path, source| BenchError::NoSwitch {
+        socket: socket.to_owned(),
+        source,
+    };
+    let connect = |socket: &Path, within| {
         use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
-        Guest::connect(socket, guest.clone()).map_err(|e| match e {
-            GuestError::Io(e)
-                if matches!(e.kind(), NotFound | ConnectionRefused | PermissionDenied) =>
-            {
-                BenchError::NoSwitch {
-                    socket: socket.to_owned(),
-                    source: e,
+        loop {
+            match Guest::connect(socket, guest.clone()) {
+                Err(GuestError::Io(e))
+                    if matches!(e.kind(), NotFound | ConnectionRefused | PermissionDenied) =>
+                {
+                    if since.elapsed() >= within {
+                        return Err(absent(socket, e));
+                    }
+                    std::thread::sleep(LOOK);
                 }
+                other => return other.map_err(failed),
             }
-            GuestError::Io(_) if rings.huge => BenchError::HugePages(e),
-            e => BenchError::Guest(e),
-        })
+        }
     };
     let [a, b] = sockets;
-    Ok([connect(a)?, connect(b)?])
+    let guests = match how {
+        Attach::Connect(within) => [connect(a, within)?, connect(b, within)?],
+        Attach::Listen(within) => {
+            // Both before either is waited for: the switch connects in its own order.
+            let listen = |socket| GuestListener::bind(socket).map_err(|e| absent(socket, e));
+            let [listen_a, listen_b] = [listen(a)?, listen(b)?];
+            let accept = |socket, listener: &GuestListener| {
+                let stream = listener
+                    .accept_within(within)
+                    .map_err(|e| absent(socket, e))?;
+                Guest::over(stream, guest.clone()).map_err(failed)
+            };
+            [accept(a, &listen_a)?, accept(b, &listen_b)?]
+        }
+    };
+    if uncut.is_some() && guests.iter().any(|g| g.features() & UNCUT != UNCUT) {
+        return Err(BenchError::Cut);
+    }
+    Ok(guests)
 }
 
 impl Load {
     /// Attaches both guests to the back-ends that listen at these paths.
     pub(super) fn connect(sockets: [&Path; 2], traffic: &Traffic) -> Result<Self, BenchError> {
-        let [a, b] = attach(sockets, traffic.rings)?;
+        Self::attach(sockets, traffic, NOW)
+    }
+
+    /// On another switch at these paths; connections are open. On the generator's thread, which is pinned.
+    pub(super) fn on(
+        cores: Cores,
+        sockets: [&Path; 2],
+        traffic: &Traffic,
+        how: Attach,
+        progress: Progress<'_>,
+    ) -> Result<Self, BenchError> {
+        progress("attaching");
+        let mut load = Self::attach(sockets, traffic, how)?;
+        cores.pin_generator()?;
+        progress("opening connections");
+        load.open()?;
+        Ok(load)
+    }
+
+    /// Attaches both guests to the back-ends at these paths.
+    pub(super) fn attach(
+        sockets: [&Path; 2],
+        traffic: &Traffic,
+        how: Attach,
+    ) -> Result<Self, BenchError> {
+        let [a, b] = attach(sockets, traffic.rings, traffic.sizes, how)?;
         let end = |guest, reply: Reply| End {
             guest,
             frames: Frames::new(traffic.sizes, traffic.flows, reply),
@@ -134,6 +214,7 @@ impl Load {
             sent: 0,
             arrived: 0,
             next: 0,
+            judged: 0,
             wrong: 0,
         };
         Ok(Load {
@@ -197,20 +278,28 @@ impl Load {
 
     /// Both directions for `warm_up` and then `time`; only what arrives in `time` is counted.
     /// `mark` is called when that time begins and when it is over.
-    pub(super) fn run(&mut self, warm_up: Duration, time: Duration, mut mark: impl FnMut()) -> Run {
+    pub(super) fn run(
+        &mut self,
+        warm_up: Duration,
+        time: Duration,
+        mut mark: impl FnMut(),
+    ) -> Result<Run, BenchError> {
         self.phase(warm_up);
         let arrived = |ends: &[End; 2]| ends.iter().map(|e| e.arrived).sum::<u64>();
         let before = arrived(&self.ends);
         mark();
         let (seconds, busy) = self.phase(time);
         mark();
-        Run {
+        let wrong = self.ends.iter().map(|e| e.wrong).sum();
+        if wrong > 0 {
+            return Err(BenchError::Wrong(wrong));
+        }
+        Ok(Run {
             seconds,
             busy_seconds: seconds * busy,
             arrived: arrived(&self.ends) - before,
             frame_bytes: self.ends[0].frames.mean_bytes(),
-            wrong: self.ends.iter().map(|e| e.wrong).sum(),
-        }
+        })
     }
 
     /// Sends and receives for so long, and until frames have gone all the way; the seconds it was, and
@@ -254,8 +343,12 @@ impl End {
             return 0;
         };
         let before = self.sent;
+        let hdr = self.frames.header(self.next);
         for _ in 0..due {
-            if !queue.push(&NetHdr::default(), self.frames.frame(self.sent)) {
+            if !{
+                let (head, len) = self.frames.head(self.sent);
+                queue.push_head(&hdr, head, len)
+            } {
                 break;
             }
             self.sent += 1;
@@ -271,10 +364,15 @@ impl End {
             return 0;
         };
         let (expected, next, wrong) = (&mut self.expected, &mut self.next, &mut self.wrong);
-        let n = queue.recv(RECEIVED, |_, frame| match expected.check(frame) {
-            Some(number) if number >= *next => *next = number + 1,
-            _ => *wrong += 1,
-        }) as u64;
+        let n = queue.recv_ends(
+            RECEIVED,
+            expected.compared(),
+            |_, frame, len| match expected.check(frame, len) {
+                Some(number) if number >= *next => *next = number + 1,
+                Some(number) if number < self.judged => {}
+                _ => *wrong += 1,
+            },
+        ) as u64;
         self.arrived += n;
         n
     }

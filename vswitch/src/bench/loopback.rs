@@ -62,7 +62,7 @@ impl Bench for Loopback {
     type Figures = LoopbackFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        let policy = policy(self.rules, "udp");
+        let policy = policy(self.rules, self.traffic.sizes.service());
         let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
         let (mut mpps, mut gbps, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
         let (mut seconds, mut sum) = (0.0, Passed::default());
@@ -100,10 +100,7 @@ pub(super) fn overload(rig: &mut Rig<Load>, time: Duration) -> Result<(Run, Pass
     let mut samples = Vec::with_capacity(2);
     let switch = &rig.switch;
     let mark = || samples.push(Sample::take(switch));
-    let run = rig.load.run(WARM_UP, time, mark);
-    if run.wrong > 0 {
-        return Err(BenchError::Wrong(run.wrong));
-    }
+    let run = rig.load.run(WARM_UP, time, mark)?;
     let mut samples = samples.into_iter();
     let (Some(before), Some(after)) = (samples.next(), samples.next()) else {
         return Err(std::io::Error::other("a run has a beginning and an end").into());

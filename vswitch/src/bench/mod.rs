@@ -26,6 +26,7 @@ mod rig;
 mod sample;
 mod start;
 mod stats;
+mod stream;
 mod table;
 mod veth;
 
@@ -47,7 +48,7 @@ pub use loopback::{Loopback, LoopbackFigures};
 pub use machine::Machine;
 pub use memory::{Memory, MemoryFigures, Resident};
 pub use ndr::{Carried, Ndr, NdrFigures};
-pub use options::{Repeats, Rings, Traffic};
+pub use options::{On, Repeats, Rings, Traffic};
 pub use policy::{PolicyChange, PolicyChangeFigures};
 pub use start::{Start, StartFigures};
 pub use stats::Summary;
@@ -119,8 +120,7 @@ pub enum BenchError {
     Guest(#[from] GuestError),
     /// Nobody listens there.
     #[error(
-        "generator: cannot attach to {}: {source}; name the vhost-user sockets that the other switch listens at, and \
-         start it first",
+        "generator: cannot attach to {}: {source}; name the vhost-user sockets of the other switch, and start it first",
         socket.display()
     )]
     NoSwitch {
@@ -130,6 +130,12 @@ pub enum BenchError {
         #[source]
         source: io::Error,
     },
+    /// No TSO there.
+    #[error(
+        "generator: the other switch offers no TSO, without which no frame is longer than 1514 bytes; OVS-DPDK does with \
+         `other_config:userspace-tso-enable=true` on ports that connect (`--listen`)"
+    )]
+    Cut,
     /// No memory in huge pages for a guest.
     #[error(
         "generator: no memory in 2 MiB pages: {0}; reserve some with `sysctl vm.nr_hugepages=64`, or \

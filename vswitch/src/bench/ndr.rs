@@ -79,7 +79,7 @@ impl Bench for Ndr {
     type Figures = NdrFigures;
 
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
-        let policy = policy(self.rules, "udp");
+        let policy = policy(self.rules, self.traffic.sizes.service());
         let mut rig = Rig::open(cores, policy, &self.traffic, progress)?;
         let flat_out = overload(&mut rig, FLAT_OUT)?.0.mpps();
         let (start, time) = (Instant::now(), Duration::from_secs_f64(self.trial));

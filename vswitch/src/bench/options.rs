@@ -1,5 +1,6 @@
 //! Arguments that several measurements have.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +11,7 @@ use super::frames::{FLOWS_MAX, Sizes};
 /// What the generator's two guests exchange, and over which rings.
 #[derive(Clone, Copy, Debug, Serialize, Args)]
 pub struct Traffic {
-    /// Bytes of each frame without FCS, or imix.
+    /// Bytes of each frame without FCS, or imix. Frames of more than 1514 are TCP that nobody has cut yet (TSO).
     #[arg(long = "size", default_value = "64")]
     #[serde(serialize_with = "display")]
     pub sizes: Sizes,
@@ -35,6 +36,24 @@ pub struct Rings {
     /// Guests' memory in 2 MiB pages (sysctl vm.nr_hugepages).
     #[arg(long)]
     pub huge: bool,
+}
+
+/// Which switch.
+#[derive(Clone, Debug, Serialize, Args)]
+pub struct On {
+    /// Measures another switch instead of one of its own: one that listens at these two vhost-user sockets and forwards
+    /// between them. Its guests are those of `bench foreign`; rules are its own.
+    #[arg(long, num_args = 2, value_names = ["SOCKET-A", "SOCKET-B"])]
+    pub on: Vec<PathBuf>,
+}
+
+impl On {
+    pub(super) fn sockets(&self) -> Option<[&Path; 2]> {
+        match self.on.as_slice() {
+            [a, b] => Some([a, b]),
+            _ => None,
+        }
+    }
 }
 
 /// How often, and how long.

@@ -71,8 +71,7 @@ impl Veth {
     }
 
     /// Takes the containers' ends of the pairs, which their kernels no longer get anything from.
-    pub(super) fn links(&self) -> Result<[Link; 2], BenchError> {
-        let [a, b] = &self.containers;
+    pub(super) fn links([a, b]: &[NetNs; 2]) -> Result<[Link; 2], BenchError> {
         let link = |ns: &NetNs| ns.run(Link::open).map_err(BenchError::NoNamespaces)?;
         Ok([link(a)?, link(b)?])
     }

@@ -27,6 +27,8 @@ mod ring;
 use memory::Memory;
 use ring::DriverRing;
 
+/// Bytes of a long frame's end that [`GuestQueue::recv_ends`] copies.
+pub const TAIL: usize = 8;
 /// How long a back-end may take to answer. It answers from a control loop, at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,6 +43,8 @@ pub struct GuestConfig {
     pub features: u64,
     /// Bytes of each buffer, header included: the longest frame to send, plus 12.
     pub buf_bytes: usize,
+    /// The same of the buffers to send from, where they are others; then `buf_bytes` is of those to receive into.
+    pub send_buf_bytes: Option<usize>,
     /// Descriptors each buffer is cut into: 1, or the header's and the rest's.
     pub pieces: usize,
     /// Use indirect tables.
@@ -65,9 +69,20 @@ impl Default for GuestConfig {
                 | feature::GUEST_TSO4
                 | feature::GUEST_TSO6,
             buf_bytes: 2048,
+            send_buf_bytes: None,
             pieces: 1,
             indirect: false,
             huge: false,
+        }
+    }
+}
+
+impl GuestConfig {
+    /// Of a ring that the device writes to, or reads.
+    fn bytes_of_buffer(&self, device_writes: bool) -> usize {
+        match self.send_buf_bytes {
+            Some(bytes) if !device_writes => bytes,
+            _ => self.buf_bytes,
         }
     }
 }
@@ -108,10 +123,22 @@ pub struct GuestQueue {
     rx: Side,
     tx: Side,
     wake: Epoll,
-    /// A frame whose last buffers have not come yet: header, bytes, buffers missing.
-    partial: (NetHdr, Vec<u8>, u16),
+    /// The frame whose last buffers have not come yet.
+    partial: Partial,
     /// Kicks sent so far.
     kicks: u64,
+}
+
+/// A frame of which some buffers came.
+#[derive(Debug, Default)]
+struct Partial {
+    hdr: NetHdr,
+    /// What is kept of it.
+    bytes: Vec<u8>,
+    /// Its length so far.
+    len: usize,
+    /// Buffers that are missing.
+    missing: u16,
 }
 
 #[derive(Debug)]
@@ -151,8 +178,10 @@ impl Guest {
         {
             return Err(GuestError::BadConfig("pieces"));
         }
-        if config.buf_bytes < NetHdr::BYTES + config.pieces {
-            return Err(GuestError::BadConfig("buf_bytes"));
+        for side in [true, false] {
+            if config.bytes_of_buffer(side) < NetHdr::BYTES + config.pieces {
+                return Err(GuestError::BadConfig("buf_bytes"));
+            }
         }
         let mut frontend = FrontEnd { socket: &socket };
         let features = frontend.negotiate(&config)?;
@@ -164,7 +193,8 @@ impl Guest {
         }
         let event_idx = features & feature::EVENT_IDX != 0;
         let pairs = usize::from(config.queue_pairs);
-        let mut memory = Memory::new(pairs * 2 * DriverRing::bytes(&config), config.huge)?;
+        let bytes = DriverRing::bytes(&config, true) + DriverRing::bytes(&config, false);
+        let mut memory = Memory::new(pairs * bytes, config.huge)?;
         let mut queues = Vec::with_capacity(pairs);
         for _ in 0..pairs {
             let mut side = |device_writes| -> Result<Side, GuestError> {
@@ -181,7 +211,10 @@ impl Guest {
                 rx,
                 tx,
                 wake,
-                partial: (NetHdr::default(), Vec::with_capacity(1 << 17), 0),
+                partial: Partial {
+                    bytes: Vec::with_capacity(1 << 17),
+                    ..Partial::default()
+                },
                 kicks: 0,
             };
             queue.offer_buffers(config.buf_bytes);
@@ -315,13 +348,27 @@ impl GuestListener {
     /// # Errors
     /// What accept(2) says.
     pub fn accept(&self) -> io::Result<UnixStream> {
+        self.accept_before(-1)
+    }
+
+    /// Waits for a connection, no longer than that.
+    ///
+    /// # Errors
+    /// What accept(2) says; `TimedOut`.
+    pub fn accept_within(&self, time: Duration) -> io::Result<UnixStream> {
+        self.accept_before(i32::try_from(time.as_millis()).unwrap_or(i32::MAX))
+    }
+
+    fn accept_before(&self, ms: i32) -> io::Result<UnixStream> {
         use std::os::fd::AsRawFd;
         let set = Epoll::new()?;
         set.add(self.0.as_raw_fd(), 0, Interest::READ)?;
         loop {
             match self.0.accept() {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    set.wait(&mut [Event::EMPTY; 1], -1)?;
+                    if set.wait(&mut [Event::EMPTY; 1], ms)? == 0 {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
                 }
                 other => return other,
             }
@@ -343,6 +390,13 @@ impl GuestQueue {
     /// [`GuestQueue::flush`].
     #[inline]
     pub fn push(&mut self, hdr: &NetHdr, frame: &[u8]) -> bool {
+        self.push_head(hdr, frame, frame.len())
+    }
+
+    /// As [`GuestQueue::push`], a frame of `len` bytes of which only `head` is written: what follows is what its buffer held
+    /// before, which [`GuestQueue::fill`] wrote.
+    #[inline]
+    pub fn push_head(&mut self, hdr: &NetHdr, head: &[u8], len: usize) -> bool {
         let ring = &mut self.tx.ring;
         if ring.free() == 0 {
             while ring.take_used().is_some() {}
@@ -352,9 +406,18 @@ impl GuestQueue {
         };
         let at = ring.at(slot);
         ring.buffers().write(at, &hdr.to_bytes());
-        ring.buffers().write(at + NetHdr::BYTES, frame);
-        ring.offer(NetHdr::BYTES + frame.len());
+        ring.buffers().write(at + NetHdr::BYTES, head);
+        ring.offer(NetHdr::BYTES + len);
         true
+    }
+
+    /// Writes a frame into every buffer to send from, and sends nothing.
+    pub fn fill(&mut self, frame: &[u8]) {
+        let ring = &mut self.tx.ring;
+        for slot in 0..ring.slot_count() {
+            let at = ring.at(slot);
+            ring.buffers().write(at + NetHdr::BYTES, frame);
+        }
     }
 
     /// Shows the back-end what was pushed.
@@ -379,8 +442,20 @@ impl GuestQueue {
     /// many. Buffers go back at once.
     #[inline]
     pub fn recv(&mut self, max: usize, mut sink: impl FnMut(&NetHdr, &[u8])) -> usize {
+        self.recv_ends(max, usize::MAX, |hdr, bytes, _| sink(hdr, bytes))
+    }
+
+    /// As [`GuestQueue::recv`], but of longer frames only the first `head` bytes and the last [`TAIL`] are copied;
+    /// `sink` sees these, and the frame's length.
+    #[inline]
+    pub fn recv_ends(
+        &mut self,
+        max: usize,
+        head: usize,
+        mut sink: impl FnMut(&NetHdr, &[u8], usize),
+    ) -> usize {
         let ring = &mut self.rx.ring;
-        let (hdr, bytes, missing) = &mut self.partial;
+        let frame = &mut self.partial;
         let mut received = 0;
         while received < max {
             let Some((slot, len)) = ring.take_used() else {
@@ -389,23 +464,34 @@ impl GuestQueue {
             let at = ring.at(slot);
             let mut len = (len as usize).min(ring.buf_bytes());
             let mut from = at;
-            if *missing == 0 {
+            if frame.missing == 0 {
                 if len < NetHdr::BYTES {
                     // Nothing in it: what a device was filling when it died.
                     continue;
                 }
-                bytes.clear();
+                frame.bytes.clear();
+                frame.len = 0;
                 let mut raw = [0; NetHdr::BYTES];
                 ring.buffers().read(at, &mut raw);
-                *hdr = NetHdr::from_bytes(raw);
-                *missing = hdr.num_buffers.max(1);
+                frame.hdr = NetHdr::from_bytes(raw);
+                frame.missing = frame.hdr.num_buffers.max(1);
                 from += NetHdr::BYTES;
                 len -= NetHdr::BYTES;
             }
-            ring.buffers().append_to(from, len, bytes);
-            *missing -= 1;
-            if *missing == 0 {
-                sink(hdr, bytes);
+            frame.len += len;
+            let first = head.saturating_sub(frame.bytes.len()).min(len);
+            ring.buffers().append_to(from, first, &mut frame.bytes);
+            let last = (len - first).min(TAIL);
+            if last > 0 {
+                let kept = frame.bytes.len().saturating_sub(head).min(TAIL - last);
+                let end = frame.bytes.len() - kept;
+                frame.bytes.drain(head..end);
+                ring.buffers()
+                    .append_to(from + len - last, last, &mut frame.bytes);
+            }
+            frame.missing -= 1;
+            if frame.missing == 0 {
+                sink(&frame.hdr, &frame.bytes, frame.len);
                 received += 1;
             }
         }

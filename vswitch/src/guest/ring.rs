@@ -68,7 +68,7 @@ const ENTRIES: usize = 4;
 
 impl DriverRing {
     /// Memory one ring needs, generously.
-    pub(super) fn bytes(config: &GuestConfig) -> usize {
+    pub(super) fn bytes(config: &GuestConfig, device_writes: bool) -> usize {
         let n = usize::from(config.ring_size);
         let slots = Self::slots(config);
         let tables = if config.indirect {
@@ -76,7 +76,7 @@ impl DriverRing {
         } else {
             0
         };
-        n * 32 + slots * config.buf_bytes + tables + 6 * 4096
+        n * 32 + slots * config.bytes_of_buffer(device_writes) + tables + 6 * 4096
     }
 
     fn slots(config: &GuestConfig) -> usize {
@@ -93,6 +93,7 @@ impl DriverRing {
     ) -> Result<Self, GuestError> {
         let n = usize::from(config.ring_size);
         let slots = Self::slots(config);
+        let buf_bytes = config.bytes_of_buffer(device_writes);
         let mut part = |len| memory.part(len).ok_or(GuestError::BadConfig("memory"));
         let (driver_bytes, device_bytes) = if packed {
             (4, 4)
@@ -128,9 +129,9 @@ impl DriverRing {
             desc: part(n * 16)?,
             driver: part(driver_bytes)?,
             device: part(device_bytes)?,
-            buffers: part(slots * config.buf_bytes)?,
+            buffers: part(slots * buf_bytes)?,
             tables,
-            buf_bytes: config.buf_bytes,
+            buf_bytes,
             pieces: config.pieces,
             device_writes,
             event_idx,
@@ -173,6 +174,12 @@ impl DriverRing {
 
     pub(super) fn size(&self) -> u16 {
         self.size
+    }
+
+    /// Slots there are.
+    #[allow(clippy::cast_possible_truncation)] // at most the ring's size
+    pub(super) fn slot_count(&self) -> u16 {
+        self.slot_descs.len() as u16
     }
 
     /// Ring descriptors a slot may use.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{BURST, End, Load, QUIET, RECEIVED};
 use crate::bench::stats::Histogram;
-use crate::guest::NetHdr;
 use crate::sys::time::{tsc, tsc_hz};
 
 /// Share of a trial's time by which the generator may end late.
@@ -107,9 +106,11 @@ impl End {
         };
         let now = tsc();
         let before = self.sent;
-        while self.sent - before < due
-            && queue.push(&NetHdr::default(), self.frames.frame(self.sent))
-        {
+        let hdr = self.frames.header(self.next);
+        while self.sent - before < due && {
+            let (head, len) = self.frames.head(self.sent);
+            queue.push_head(&hdr, head, len)
+        } {
             let at = slot(self.sent, stamps.len());
             if let Some(stamp) = stamps.get_mut(at) {
                 *stamp = now;
@@ -128,20 +129,25 @@ impl End {
         };
         let (expected, next, wrong) = (&mut self.expected, &mut self.next, &mut self.wrong);
         let mut arrived = 0;
-        let n = queue.recv(RECEIVED, |_, frame| match expected.check(frame) {
-            Some(number) if number >= *next => {
-                *next = number + 1;
-                if number < way.first {
-                    return;
+        let n = queue.recv_ends(
+            RECEIVED,
+            expected.compared(),
+            |_, frame, len| match expected.check(frame, len) {
+                Some(number) if number >= *next => {
+                    *next = number + 1;
+                    if number < way.first {
+                        return;
+                    }
+                    arrived += 1;
+                    let sent = way.stamps.get(slot(number, way.stamps.len()));
+                    if let (Some(delays), Some(sent)) = (&mut delays, sent) {
+                        delays.add(tsc().wrapping_sub(*sent));
+                    }
                 }
-                arrived += 1;
-                let sent = way.stamps.get(slot(number, way.stamps.len()));
-                if let (Some(delays), Some(sent)) = (&mut delays, sent) {
-                    delays.add(tsc().wrapping_sub(*sent));
-                }
-            }
-            _ => *wrong += 1,
-        });
+                Some(number) if number < self.judged => {}
+                _ => *wrong += 1,
+            },
+        );
         self.arrived += n as u64;
         arrived
     }

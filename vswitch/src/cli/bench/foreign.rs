@@ -25,6 +25,12 @@ pub(super) fn show(report: &Report<Foreign>) -> String {
         "\nthe generator was busy {:.0} % of the time",
         100.0 * r.generator_busy
     );
+    if let Some(at) = r.first_at {
+        let _ = writeln!(
+            out,
+            "the first frame came through at {at:.6}, seconds since 1970"
+        );
+    }
     if r.generator_bound {
         let _ = writeln!(out, "{GENERATOR_BOUND}");
     }

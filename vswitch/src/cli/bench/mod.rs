@@ -26,7 +26,7 @@ use super::show::table as columns;
 use super::{Answer, Out, files};
 use svg::Chart;
 
-use crate::bench::{self, Bench, Machine, Report, Rings, Summary};
+use crate::bench::{self, Bench, Machine, On, Report, Rings, Summary};
 
 // A measurement with a picture. (A documentation comment would be the command's help.)
 #[derive(Debug, Args)]
@@ -152,6 +152,16 @@ fn rings(r: Rings) -> String {
     let kind = if r.packed { "packed" } else { "split" };
     let pages = if r.huge { "2 MiB" } else { "4 KiB" };
     format!("{kind} rings of {}, {pages} pages", r.ring)
+}
+
+/// Of another switch: where it is, and how busy the generator was.
+fn on(on: &On, generator_busy: f64) -> String {
+    let sockets: Vec<_> = on.on.iter().map(|s| s.display().to_string()).collect();
+    format!(
+        "through {}; the generator was busy {:.0} % of the time",
+        sockets.join(" and "),
+        100.0 * generator_busy
+    )
 }
 
 /// A table of figures, each with its number of decimals.

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,19 @@ TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
 
 def note(text):
     print(text, file=sys.stderr, flush=True)
+
+
+def ends_in_order():
+    """Ctrl-C and SIGTERM, once: whoever is waited for is ended first, and what was made is removed."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def end(number, _frame):
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
 
 
 def output(command, seconds=900, **kwargs):
@@ -75,10 +89,22 @@ def reserve(pages, who):
 
 
 def spread(values, digits):
-    """Median, lowest and highest; "no result" of none."""
+    """Median, lowest and highest of those that are there; "no result" of none."""
+    values = [value for value in values if value is not None]
     if not values:
         return "no result"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def ratios(these, those, digits=2):
+    """`spread` of one by the other, turn by turn."""
+    return spread([this / that for this, that in zip(these, those) if this and that], digits)
+
+
+def markdown(head, rows):
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def write(path, results):

@@ -101,10 +101,16 @@ def ratios(these, those, digits=2):
     return spread([this / that for this, that in zip(these, those) if this and that], digits)
 
 
+def bound(reports):
+    """The mark of a figure that the generator limited, as most of these reports say."""
+    limited = [report["generator_bound"] for report in reports if report]
+    return " g" if 2 * sum(limited) > len(limited) else ""
+
+
 def markdown(head, rows):
     """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    lines = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in [head, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def write(path, results):

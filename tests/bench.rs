@@ -66,8 +66,8 @@ fn foreign_loads_whatever_forwards_between_two_sockets() {
     for (mode, more) in [("server", &["--wait", "30"][..]), ("client", &["--listen"])] {
         let (_switch, sockets) = another_for_guests(&lab, mode);
         let at = ["foreign", &sockets[0], &sockets[1], "--flows", "100"];
-        // The last ones are TCP that nobody cuts.
-        for size in ["64", "65226"] {
+        // The last ones are TCP that nobody cuts; of the last one, three bytes are in the last buffer.
+        for size in ["64", "65226", "63927"] {
             let measured = ["--size", size, "--repeats", "2", "--seconds", "0.05"];
             let report = report(&[&at, more, &measured].concat(), &["Mpps"]);
             assert!(median(&report["mpps"]) > 0.0, "{report}");

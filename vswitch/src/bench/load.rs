@@ -5,6 +5,7 @@
 //! send flat out. Every frame carries its number in its direction, from which the
 //! receiver computes what the whole frame must look like.
 
+mod attach;
 mod opening;
 mod paced;
 mod watched;
@@ -12,12 +13,13 @@ mod watched;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::frames::{Frames, Reply, Sizes};
-use super::options::{Rings, Traffic};
+use super::frames::{Frames, Reply};
+use super::options::Traffic;
 use super::{BenchError, Cores, Progress};
-use crate::guest::{Guest, GuestConfig, GuestError, GuestListener, NetHdr, feature};
+use crate::guest::{Guest, NetHdr};
 use crate::sys::time::tsc;
 
+pub(super) use attach::{Attach, NOW, attach};
 pub(super) use opening::{AGAIN, LOST};
 pub(super) use watched::Watched;
 
@@ -27,11 +29,6 @@ pub(super) const BURST: u32 = 32;
 pub(super) const RECEIVED: usize = 64;
 /// Turns between two looks at the clock.
 const TURNS: usize = 16;
-/// Bytes from one buffer to the next: what DPDK's default pool has (2048 of data, 128 of headroom,
-/// 192 of header). A power of two would put all buffers into a few sets of every cache.
-const BUF_BYTES: usize = 2368;
-/// What guests negotiate to exchange frames that nobody cuts.
-const UNCUT: u64 = feature::CSUM | feature::GUEST_CSUM | feature::HOST_TSO4 | feature::GUEST_TSO4;
 /// Without an arrival for so long, the frames that are missing are lost.
 pub(super) const QUIET: Duration = Duration::from_millis(20);
 /// Between two looks whether another switch is there.
@@ -94,88 +91,6 @@ impl Run {
 pub(super) trait Source {
     /// The next one.
     fn next(&mut self) -> &[u8];
-}
-
-/// Who waits for whom.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Attach {
-    /// The switch listens, now or within that time.
-    Connect(Duration),
-    /// The switch connects within that time.
-    Listen(Duration),
-}
-
-/// The switch listens.
-pub(super) const NOW: Attach = Attach::Connect(Duration::ZERO);
-
-/// Attaches two guests to the back-ends at these paths.
-pub(super) fn attach(
-    sockets: [&Path; 2],
-    rings: Rings,
-    sizes: Sizes,
-    how: Attach,
-) -> Result<[Guest; 2], BenchError> {
-    let mut features = feature::VERSION_1 | feature::MRG_RXBUF | feature::EVENT_IDX;
-    let uncut = sizes.uncut();
-    if uncut.is_some() {
-        features |= UNCUT;
-    }
-    if rings.packed {
-        features |= feature::RING_PACKED;
-    }
-    let guest = GuestConfig {
-        ring_size: rings.ring,
-        buf_bytes: BUF_BYTES,
-        send_buf_bytes: uncut.map(|bytes| bytes + NetHdr::BYTES),
-        features,
-        huge: rings.huge,
-        ..GuestConfig::default()
-    };
-    let since = Instant::now();
-    let failed = |e: GuestError| match e {
-        e @ GuestError::Io(_) if rings.huge => BenchError::HugePages(e),
-        e => BenchError::Guest(e),
-    };
-    let absent = |socket: &Path, source| BenchError::NoSwitch {
-        socket: socket.to_owned(),
-        source,
-    };
-    let connect = |socket: &Path, within| {
-        use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
-        loop {
-            match Guest::connect(socket, guest.clone()) {
-                Err(GuestError::Io(e))
-                    if matches!(e.kind(), NotFound | ConnectionRefused | PermissionDenied) =>
-                {
-                    if since.elapsed() >= within {
-                        return Err(absent(socket, e));
-                    }
-                    std::thread::sleep(LOOK);
-                }
-                other => return other.map_err(failed),
-            }
-        }
-    };
-    let [a, b] = sockets;
-    let guests = match how {
-        Attach::Connect(within) => [connect(a, within)?, connect(b, within)?],
-        Attach::Listen(within) => {
-            // Both before either is waited for: the switch connects in its own order.
-            let listen = |socket| GuestListener::bind(socket).map_err(|e| absent(socket, e));
-            let [listen_a, listen_b] = [listen(a)?, listen(b)?];
-            let accept = |socket, listener: &GuestListener| {
-                let stream = listener
-                    .accept_within(within)
-                    .map_err(|e| absent(socket, e))?;
-                Guest::over(stream, guest.clone()).map_err(failed)
-            };
-            [accept(a, &listen_a)?, accept(b, &listen_b)?]
-        }
-    };
-    if uncut.is_some() && guests.iter().any(|g| g.features() & UNCUT != UNCUT) {
-        return Err(BenchError::Cut);
-    }
-    Ok(guests)
 }
 
 impl Load {

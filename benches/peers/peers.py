@@ -1,5 +1,6 @@
 """What the comparisons have in common."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,17 +17,38 @@ def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
+class Ending:
+    """A signal that came while something was removed or ended, which is done first."""
+
+    depth, number = 0, None
+
+
 def ends_in_order():
     """Ctrl-C and SIGTERM, once: whoever is waited for is ended first, and what was made is removed."""
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def end(number, _frame):
         for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
+            signal.signal(other, lambda *_: None)
+        if Ending.depth:
+            Ending.number = number
+        else:
+            sys.exit(128 + number)
 
     for number in numbers:
         signal.signal(number, end)
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """While something is removed or ended."""
+    Ending.depth += 1
+    try:
+        yield
+    finally:
+        Ending.depth -= 1
+        if Ending.number and not Ending.depth:
+            sys.exit(128 + Ending.number)
 
 
 def output(command, seconds=900, **kwargs):

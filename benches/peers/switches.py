@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from peers import note, output
+from peers import note, output, undisturbed
 
 # As the generator and `vswitch bench` choose: the last two cores.
 CORES = sorted(os.sched_getaffinity(0))[-2:]
@@ -80,7 +80,8 @@ class Peer:
         try:
             yield
         except BaseException:
-            self.end()
+            with undisturbed():
+                self.end()
             raise
 
     def resident(self):
@@ -138,7 +139,8 @@ class Ours(Peer):
             self.ready()
             yield self.sockets
         finally:
-            self.end()
+            with undisturbed():
+                self.end()
 
     def end(self):
         if self.pids:
@@ -283,5 +285,6 @@ def begun(starts):
                     note(f"{name}: no result: {error}")
             yield switches
         finally:
-            for switch in {id(switch): switch for switch in switches.values()}.values():
-                switch.end()
+            with undisturbed():
+                for switch in {id(switch): switch for switch in switches.values()}.values():
+                    switch.end()

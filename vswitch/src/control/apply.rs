@@ -459,7 +459,7 @@ impl Control {
                 confirm_s: None,
             });
         }
-        let previous = self.classifier().map(Arc::as_ref);
+        let previous = self.classifier().map(|c| (&self.desired, &**c));
         let compiled = validate::compile(&desired, previous).map_err(ApplyError::Invalid)?;
         let plan = plan(&self.ports, &desired.ports, renew)?;
 

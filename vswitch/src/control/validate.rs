@@ -9,7 +9,7 @@ use std::path::Path;
 use super::state::{Desired, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::{
-    Classifier, Compiled, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
+    Classifier, Compiled, Edit, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
 };
 
 /// Largest VLAN number (IEEE 802.1Q: 12 bits, 4095 reserved).
@@ -36,10 +36,10 @@ pub fn validate(desired: &Desired) -> Vec<FieldError> {
 }
 
 /// Validates a desired state and compiles its policy, which is half of validating it; `previous` is
-/// the classifier it replaces.
+/// what it replaces. When only a few rules differ, they are all that is compiled.
 pub(super) fn compile(
     desired: &Desired,
-    previous: Option<&Classifier>,
+    previous: Option<(&Desired, &Classifier)>,
 ) -> Result<Compiled, Vec<FieldError>> {
     let mut check = Check {
         desired,
@@ -52,7 +52,17 @@ pub(super) fn compile(
         check.port(&at, port);
     }
     let mut errors = check.errors;
-    match Classifier::compile(&desired.policy, &workloads(desired), previous) {
+    let (policy, facts) = (&desired.policy, workloads(desired));
+    let edited = previous.and_then(|(before, classifier)| {
+        let same = workloads(before) == facts;
+        let edit = Edit::between(&before.policy, policy).filter(|_| same)?;
+        classifier.edit(&edit)
+    });
+    let compiled = edited.map_or_else(
+        || Classifier::compile(policy, &facts, previous.map(|(_, classifier)| classifier)),
+        Ok,
+    );
+    match compiled {
         Ok(compiled) if errors.is_empty() => return Ok(compiled),
         Ok(_) => {}
         Err(policy) => errors.extend(policy),

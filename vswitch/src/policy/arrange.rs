@@ -4,6 +4,7 @@
 //! classes by [`MAX_PAIRS`], the work of finding them by [`MAX_PAIR_WORK`]. What does not fit is
 //! searched more slowly, never answered otherwise.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
@@ -11,6 +12,7 @@ use ahash::AHashMap as HashMap;
 
 use super::cells::{By, Cell, Cells, Entry, Groups, INDEXED, Index, write};
 use super::classify::RulePart;
+use super::compile::number;
 use super::lanes::WORDS;
 use super::ranges::Ranges;
 
@@ -53,12 +55,15 @@ const MAX_PIECES: usize = 4;
 /// Entries up to which a cell is scanned: guess (four blocks).
 const SCAN: usize = 32;
 
+/// Rules remembered of those that one rule leaves nothing of: guess (few have any).
+pub(super) const MAX_HEIRS: usize = 64;
+
+/// For a rule, those of which something was left out because of it: what its questions may meet when
+/// it is gone. One more than [`MAX_HEIRS`] stands for any number.
+pub(super) type Heirs = HashMap<u32, Vec<u32>>;
+
 /// The number of every key that is asked for is below this.
 const ALL: (u32, u32) = (0, i32::MAX.cast_unsigned());
-
-fn number(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(u32::MAX)
-}
 
 /// A group of sets.
 #[derive(Clone, Debug, Default)]
@@ -152,7 +157,7 @@ pub(super) fn arrange(
     entries: &[Placed],
     rules: &[RulePart],
     narrow: &[usize],
-) -> Cells {
+) -> (Cells, Heirs) {
     let mut from = vec![Extent::default(); groups.0];
     let mut to = vec![Extent::default(); groups.1];
     for (n, set) in (0..).zip(sets) {
@@ -175,6 +180,7 @@ pub(super) fn arrange(
         entries,
         rules,
         copies: entries.len() * COPIES + FREE_COPIES,
+        heirs: RefCell::default(),
     };
     let found = narrow.iter().find_map(|&limit| {
         if limit == 0 && sets.len() > PAIRED_SETS {
@@ -193,7 +199,7 @@ pub(super) fn arrange(
     if verify {
         cells.groups = memberships(sets, entries, rules.len());
     }
-    cells
+    (cells, arranger.heirs.into_inner())
 }
 
 struct Arranger<'a> {
@@ -204,6 +210,7 @@ struct Arranger<'a> {
     rules: &'a [RulePart],
     /// Entries that may be written.
     copies: usize,
+    heirs: RefCell<Heirs>,
 }
 
 /// Entries with a narrow end, by set; and the rest.
@@ -469,16 +476,18 @@ impl Arranger<'_> {
             }
             let region = region.within(by, (start, start));
             let mut part: Vec<Entry> = Vec::new();
-            let mut dead_below = 0;
-            for &n in &active {
+            let mut decider = (0, 0);
+            for entry in active.iter().filter_map(|&n| list.get(n)) {
                 work += 1;
-                let Some(entry) = list.get(n).filter(|entry| entry.rule >= dead_below) else {
+                let (rule, dead_below) = decider;
+                if entry.rule < dead_below {
+                    self.leave_out(rule, entry.rule);
                     continue;
-                };
+                }
                 part.push(*entry);
                 if entry.decides(&region) {
                     let rule = self.rules.get(entry.rule as usize);
-                    dead_below = rule.map_or(0, |rule| rule.next_tier);
+                    decider = (entry.rule, rule.map_or(0, |rule| rule.next_tier));
                 }
             }
             copies += part.len();
@@ -501,16 +510,29 @@ impl Arranger<'_> {
         let mut kept: Vec<Entry> = Vec::with_capacity(list.len());
         for entry in list.iter() {
             // Long lists are cut into shorter ones first.
-            let dead = kept.iter().take(2 * SCAN).any(|earlier| {
+            let over = kept.iter().take(2 * SCAN).find(|earlier| {
                 let tier = self.rules.get(earlier.rule as usize);
                 tier.is_some_and(|rule| entry.rule < rule.next_tier)
                     && earlier.covers(entry, region)
             });
-            if !dead {
-                kept.push(*entry);
+            match over {
+                Some(earlier) => self.leave_out(earlier.rule, entry.rule),
+                None => kept.push(*entry),
             }
         }
         *list = kept;
+    }
+
+    /// Notes that something of `rule` is left out because of an `earlier` one.
+    fn leave_out(&self, earlier: u32, rule: u32) {
+        if earlier == rule {
+            return;
+        }
+        let mut heirs = self.heirs.borrow_mut();
+        let heirs = heirs.entry(earlier).or_default();
+        if heirs.len() <= MAX_HEIRS && !heirs.contains(&rule) {
+            heirs.push(rule);
+        }
     }
 }
 

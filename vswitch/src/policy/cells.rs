@@ -242,17 +242,34 @@ impl Cells {
     /// The first rule that matches among a question's cells, or [`NONE`].
     #[inline(always)]
     fn among<L: Lanes>(&self, lanes: L, question: &Question) -> u32 {
-        let mut best = question.wanted.end;
+        let Question { probe, wanted, .. } = question;
+        let hold = |rule| self.groups.hold(rule, probe.from, probe.to);
+        let mut best = wanted.end;
         if self.narrow {
-            best = self.search(lanes, question, question.probe.to, question.from, best);
-            best = self.search(lanes, question, question.probe.from, question.to, best);
+            best = self.search(lanes, question, probe.to, question.from, best, hold);
+            best = self.search(lanes, question, probe.from, question.to, best, hold);
         }
-        best = self.search(lanes, question, 0, question.pair, best);
-        if best < question.wanted.end {
-            best
-        } else {
-            NONE
-        }
+        best = self.search(lanes, question, 0, question.pair, best, hold);
+        if best < wanted.end { best } else { NONE }
+    }
+
+    /// The first wanted rule of one cell that matches, or [`NONE`]. Its entries hold the bounds of
+    /// their `to`, and are verified by `hold`.
+    #[inline(always)]
+    pub(super) fn find_in<L: Lanes>(
+        &self,
+        lanes: L,
+        cell: Cell,
+        (probe, wanted): (Probe, Wanted),
+        hold: impl Fn(u32) -> bool,
+    ) -> u32 {
+        let question = Question {
+            probe,
+            wanted,
+            ..Question::default()
+        };
+        let best = self.search(lanes, &question, probe.to, cell, wanted.end, hold);
+        if best < wanted.end { best } else { NONE }
     }
 
     #[inline(always)]
@@ -267,7 +284,7 @@ impl Cells {
         self.pairs.get(cell as usize).copied().unwrap_or_default()
     }
 
-    /// The first wanted rule below `best` in one cell that matches, or `best`.
+    /// The first wanted rule below `best` in one cell that matches, or `best`. `hold` verifies.
     #[inline(always)]
     fn search<L: Lanes>(
         &self,
@@ -276,6 +293,7 @@ impl Cells {
         other: u32,
         mut cell: Cell,
         best: u32,
+        hold: impl Fn(u32) -> bool,
     ) -> u32 {
         let Question { probe, wanted, .. } = question;
         let point = Point {
@@ -311,7 +329,7 @@ impl Cells {
                 }
                 if rule >= wanted.first
                     && (wanted.staged || word & STAGED == 0)
-                    && (word & VERIFY == 0 || self.groups.hold(rule, probe.from, probe.to))
+                    && (word & VERIFY == 0 || hold(rule))
                 {
                     return rule;
                 }

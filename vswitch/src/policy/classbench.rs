@@ -169,7 +169,7 @@ pub fn policy(filters: &[Filter]) -> Policy {
 #[cfg(test)]
 mod tests {
     use super::super::tests::Random;
-    use super::super::{Classifier, Party, Query, TenantId, Why};
+    use super::super::{Classifier, Edit, Party, Query, TenantId, Why};
     use super::*;
     use crate::packet::Addr;
 
@@ -219,17 +219,24 @@ mod tests {
     }
 
     /// Compares the classifier with a linear scan on `count` packets, each made from the corners
-    /// of one filter's source side and another's (mostly the same one's) destination side.
-    fn compare(filters: &[Filter], count: usize) {
-        let compiled = Classifier::compile(&policy(filters), &[], None).unwrap();
-        let classifier = compiled.classifier;
-        let mut random = Random(1);
+    /// of one filter's source side and another's (mostly the same one's) destination side; those
+    /// of `about` come first. Returns how many meet any.
+    fn ask(
+        classifier: &Classifier,
+        filters: &[Filter],
+        about: &[Filter],
+        count: usize,
+        random: &mut Random,
+    ) -> usize {
         let mut matched = 0;
-        for _ in 0..count {
-            let len = filters.len() as u64;
-            let one = &filters[usize::try_from(random.next(len)).unwrap()];
+        for n in 0..count {
+            let mut any = || match about.get(n) {
+                Some(about) => about,
+                None => &filters[usize::try_from(random.next(filters.len() as u64)).unwrap()],
+            };
+            let (one, other) = (any(), any());
             let other = match random.next(4) {
-                0 => &filters[usize::try_from(random.next(len)).unwrap()],
+                0 => other,
                 _ => one,
             };
             let (src, dst) = (random.address(one.src), random.address(other.dst));
@@ -249,17 +256,68 @@ mod tests {
             });
             let linear = filters.iter().position(|f| f.matches(src, dst, service));
             let found = match judgement.why {
-                Why::Rule(rule) => Some(classifier.rule_name(rule).to_owned()),
+                Why::Rule(rule) => classifier.rule_written(rule).map(|n| n as usize),
                 Why::DefaultDeny => None,
             };
             matched += usize::from(linear.is_some());
-            let linear = linear.map(|n| format!("r{n}"));
             assert_eq!(found, linear, "{src} {dst} {service:?}");
         }
+        matched
+    }
+
+    fn compare(filters: &[Filter], count: usize) {
+        let compiled = Classifier::compile(&policy(filters), &[], None).unwrap();
+        let matched = ask(&compiled.classifier, filters, &[], count, &mut Random(1));
         assert!(
             matched > count / 4,
             "only {matched} of {count} packets match anything"
         );
+    }
+
+    /// The same after each of some changes: a rule with ends and service of three others is added or
+    /// replaces one, or one is removed.
+    fn compare_edited(filters: &[Filter], changes: usize, count: usize) {
+        let mut random = Random(2);
+        let mut filters = filters.to_vec();
+        let mut after = policy(&filters);
+        let mut classifier = Classifier::compile(&after, &[], None).unwrap().classifier;
+        let mut edited = 0;
+        for n in 0..changes {
+            let mut pick = || usize::try_from(random.next(filters.len() as u64)).unwrap();
+            let (at, from, to, service) = (pick(), pick(), pick(), pick());
+            let new = Filter {
+                src: filters[from].src,
+                dst: filters[to].dst,
+                ..filters[service]
+            };
+            let rule = Rule {
+                name: format!("new{n}"),
+                from: after.rules[from].from.clone(),
+                to: after.rules[to].to.clone(),
+                ..after.rules[service].clone()
+            };
+            let before = after.clone();
+            let about = [filters[at], new];
+            match n % 3 {
+                0 => (after.rules[at], filters[at]) = (rule, new),
+                1 => {
+                    after.rules.insert(at, rule);
+                    filters.insert(at, new);
+                }
+                _ => {
+                    after.rules.remove(at);
+                    filters.remove(at);
+                }
+            }
+            let edit = Edit::between(&before, &after).and_then(|edit| classifier.edit(&edit));
+            edited += usize::from(edit.is_some());
+            let compiled =
+                edit.map_or_else(|| Classifier::compile(&after, &[], Some(&classifier)), Ok);
+            classifier = compiled.unwrap().classifier;
+            let about = about.repeat(count / 4);
+            ask(&classifier, &filters, &about, count, &mut random);
+        }
+        assert!(edited * 2 > changes, "only {edited} of {changes}");
     }
 
     #[test]
@@ -267,6 +325,7 @@ mod tests {
         let filters = parse(SAMPLE).unwrap();
         assert_eq!(filters.len(), 9);
         compare(&filters, 20_000);
+        compare_edited(&filters, 30, 500);
     }
 
     /// Networks nested in a few blocks and ports from a short list: what makes real sets hard.
@@ -324,6 +383,8 @@ mod tests {
     fn generated_sets_classify_like_a_linear_scan() {
         compare(&generated(100), 20_000);
         compare(&generated(5000), 10_000);
+        compare_edited(&generated(100), 90, 500);
+        compare_edited(&generated(5000), 90, 200);
     }
 
     /// Set by set: one of our own, always; and where the published ones lie beside the checkout
@@ -348,7 +409,9 @@ mod tests {
                 let path = format!("{data}/{kind}_{size}.rules");
                 let text = std::fs::read_to_string(&path).or_else(|_plain| unpacked(&path));
                 let text = text.unwrap_or_else(|e| panic!("{path}, or {path}.gz: {e}"));
-                compare(&parse(&text).unwrap(), count);
+                let filters = parse(&text).unwrap();
+                compare(&filters, count);
+                compare_edited(&filters, 24, 40);
             }
         }
     }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::cells::{Cells, Probe, Wanted};
+use super::edit::Edits;
+use super::known::Known;
 use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
 use super::model::{Action, Otherwise, Rule, Tier};
@@ -23,6 +25,14 @@ use crate::packet::Addr;
 /// A compiled policy.
 #[derive(Debug, Default)]
 pub struct Classifier {
+    pub(super) whole: Arc<Whole>,
+    /// What has changed since that was compiled.
+    pub(super) edits: Option<Box<Edits>>,
+}
+
+/// A policy as it was compiled whole.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
     pub(super) cells: Cells,
     /// Whether connections of a set may be picked up mid-stream.
     pub(super) loose: Vec<bool>,
@@ -30,6 +40,8 @@ pub struct Classifier {
     pub(super) rules: Vec<RulePart>,
     pub(super) states: Vec<Arc<RuleState>>,
     pub(super) infos: Vec<Info>,
+    /// What a change is worked out from; no question reads it.
+    pub(super) known: Known,
 }
 
 /// Protocol and destination port in one number: `protocol << 16 | dport`.
@@ -115,6 +127,9 @@ impl RulePart {
     }
 }
 
+/// All there is of a rule.
+pub(super) type Parts<'a> = (&'a RulePart, &'a Info, &'a Arc<RuleState>);
+
 /// What people want to know of a rule.
 #[derive(Clone, Debug)]
 pub(super) struct Info {
@@ -162,7 +177,7 @@ impl Classifier {
     /// the tenant's prefixes.
     #[must_use]
     pub fn outside(&self, tenant: TenantId, addr: &Addr) -> SetId {
-        let Some(part) = self.tenants.get(usize::from(tenant.0)) else {
+        let Some(part) = self.whole.tenants.get(usize::from(tenant.0)) else {
             return SetId::default();
         };
         match v4(addr) {
@@ -174,7 +189,7 @@ impl Classifier {
     /// [`Classifier::outside`] for several addresses beside each other: every address's set is
     /// written to its slot.
     pub fn outside_burst(&self, tenant: TenantId, addrs: &[Addr], sets: &mut [SetId]) {
-        let Some(part) = self.tenants.get(usize::from(tenant.0)) else {
+        let Some(part) = self.whole.tenants.get(usize::from(tenant.0)) else {
             sets.fill(SetId::default());
             return;
         };
@@ -205,7 +220,8 @@ impl Classifier {
     /// Whether TCP connections of a party with this set may be picked up mid-stream.
     #[must_use]
     pub fn loose(&self, set: SetId) -> bool {
-        self.loose.get(set.0 as usize).is_some_and(|loose| *loose)
+        let loose = self.whole.loose.get(set.0 as usize);
+        loose.is_some_and(|loose| *loose)
     }
 
     /// May `from` open `service` to `to`? Between tenants both must say so: the source's rules
@@ -251,28 +267,20 @@ impl Classifier {
         }
     }
 
-    /// A tenant's rules; none of an unknown one's.
-    #[inline]
-    fn wanted(&self, tenant: TenantId) -> Wanted {
-        let part = self.tenants.get(usize::from(tenant.0));
-        Wanted {
-            first: part.map_or(0, |part| part.first_rule),
-            end: part.map_or(0, |part| part.end_rule),
-            staged: true,
-        }
-    }
-
     /// What one tenant's rules say. `found` is the first of them that matches, when that is known.
     #[inline]
     fn judge(&self, tenant: TenantId, query: &Query, mut found: Option<u32>) -> Judgement {
+        if let Some(edits) = &self.edits {
+            return edits.judge(&self.whole, tenant, query, found);
+        }
         let mut judgement = Judgement::default();
-        let mut wanted = self.wanted(tenant);
+        let mut wanted = self.whole.wanted(tenant);
         loop {
             let found = match found.take() {
                 Some(found) => found,
-                None => run(Find(&self.cells, probe(query), wanted)),
+                None => self.whole.find(query, wanted),
             };
-            let Some(rule) = self.rules.get(found as usize) else {
+            let Some(rule) = self.whole.rules.get(found as usize) else {
                 return judgement;
             };
             match rule.kind {
@@ -293,51 +301,88 @@ impl Classifier {
         }
     }
 
+    /// A rule by its number.
+    pub(super) fn rule(&self, rule: RuleId) -> Option<Parts<'_>> {
+        let at = rule.0 as usize;
+        let whole = &*self.whole;
+        match (
+            whole.rules.get(at),
+            whole.infos.get(at),
+            whole.states.get(at),
+        ) {
+            (Some(part), Some(info), Some(state)) => Some((part, info, state)),
+            _ => {
+                let added = self.edits.as_ref()?.added(rule)?;
+                Some((&added.part, &added.info, &added.state))
+            }
+        }
+    }
+
     /// The name of a rule: `tenant/name` when the tenant is not "default".
     #[must_use]
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.infos
-            .get(rule.0 as usize)
-            .map_or("unknown", |info| &info.name)
+        self.rule(rule).map_or("unknown", |(_, info, _)| &info.name)
     }
 
     /// Position of a rule in [`super::model::Policy::rules`]; `None` for a built-in one.
     #[must_use]
     pub fn rule_written(&self, rule: RuleId) -> Option<u32> {
-        self.infos.get(rule.0 as usize)?.written
+        let written = self.rule(rule)?.1.written;
+        match &self.edits {
+            Some(edits) => edits.written(rule, written),
+            None => written,
+        }
     }
 
     /// Every rule, built-in ones included, in the order they are tried.
     pub fn rules(&self) -> impl Iterator<Item = RuleView<'_>> {
-        let parts = self.rules.iter().zip(&self.infos).zip(&self.states);
-        (0..)
-            .zip(parts)
-            .map(|(id, ((part, info), state))| RuleView {
-                id: RuleId(id),
+        let order = match &self.edits {
+            Some(edits) => edits.order(),
+            None => (0..)
+                .map(RuleId)
+                .zip(&self.whole.rules)
+                .map(|(id, _)| id)
+                .collect(),
+        };
+        order.into_iter().filter_map(|id| {
+            let (part, info, state) = self.rule(id)?;
+            Some(RuleView {
+                id,
                 name: &info.name,
                 tenant: info.tenant,
                 tier: info.tier,
                 action: info.action,
                 staged: part.kind == Kind::Staged,
-                written: info.written.map(|n| n as usize),
+                written: self.rule_written(id).map(|n| n as usize),
                 hits: state.hits.load(Relaxed),
                 staged_hits: state.staged_hits.load(Relaxed),
             })
+        })
+    }
+
+    /// What is remembered of every rule, by name.
+    pub(super) fn states(&self) -> impl Iterator<Item = (&str, &Arc<RuleState>)> {
+        let rules = self.rules().filter_map(|view| self.rule(view.id));
+        rules.map(|(_, info, state)| (&*info.name, state))
     }
 
     /// Bytes of what questions are answered from: without names, counts and limits.
     #[must_use]
     pub fn size(&self) -> usize {
-        let tenants = self.tenants.iter();
+        let whole = &*self.whole;
+        let tenants = whole.tenants.iter();
         let tenants = tenants.map(|part| size_of::<TenantPart>() + part.v4.size() + part.v6.size());
-        self.cells.size()
-            + size_of_val(&*self.loose)
-            + size_of_val(&*self.rules)
+        whole.cells.size()
+            + size_of_val(&*whole.loose)
+            + size_of_val(&*whole.rules)
             + tenants.sum::<usize>()
+            + self.edits.as_ref().map_or(0, |edits| edits.size())
     }
 
     fn state(&self, rule: RuleId) -> Option<&RuleState> {
-        self.states.get(rule.0 as usize).map(Arc::as_ref)
+        let state = self.whole.states.get(rule.0 as usize);
+        let state = state.or_else(|| Some(&self.edits.as_ref()?.added(rule)?.state));
+        state.map(Arc::as_ref)
     }
 
     /// Counts a decision of this rule.
@@ -371,6 +416,25 @@ impl Classifier {
     }
 }
 
+impl Whole {
+    /// A tenant's rules; none of an unknown one's.
+    #[inline]
+    pub(super) fn wanted(&self, tenant: TenantId) -> Wanted {
+        let part = self.tenants.get(usize::from(tenant.0));
+        Wanted {
+            first: part.map_or(0, |part| part.first_rule),
+            end: part.map_or(0, |part| part.end_rule),
+            staged: true,
+        }
+    }
+
+    /// The first wanted rule that matches, or [`super::cells::NONE`].
+    #[inline]
+    pub(super) fn find(&self, query: &Query, wanted: Wanted) -> u32 {
+        run(Find(&self.cells, probe(query), wanted))
+    }
+}
+
 /// The address as a number when it is a mapped IPv4 one.
 #[inline]
 fn v4(addr: &Addr) -> Option<u32> {
@@ -383,7 +447,7 @@ fn v4(addr: &Addr) -> Option<u32> {
 
 /// The judgement of a rule that decides.
 #[inline(always)]
-fn decided(rule: u32, says: Says) -> Judgement {
+pub(super) fn decided(rule: u32, says: Says) -> Judgement {
     Judgement {
         verdict: says.verdict,
         why: Why::Rule(RuleId(rule)),
@@ -414,22 +478,25 @@ impl Job for Burst<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Burst(classifier, queries, answers) = self;
+        let whole = &*classifier.whole;
+        let edits = classifier.edits.as_deref();
         for (queries, answers) in queries.chunks(TOGETHER).zip(answers.chunks_mut(TOGETHER)) {
             let mut tenant = TenantId::default();
-            let mut wanted = classifier.wanted(tenant);
+            let mut wanted = whole.wanted(tenant);
             let ask = |query: &Query| {
                 if query.from.tenant != tenant {
                     tenant = query.from.tenant;
-                    wanted = classifier.wanted(tenant);
+                    wanted = whole.wanted(tenant);
                 }
                 (probe(query), wanted)
             };
             let mut found = [0; TOGETHER];
-            classifier.cells.find_all(lanes, queries, ask, &mut found);
+            whole.cells.find_all(lanes, queries, ask, &mut found);
             for ((answer, query), found) in answers.iter_mut().zip(queries).zip(found) {
                 // All but few questions end with the first match, within a tenant.
-                let rule = classifier.rules.get(found as usize);
-                *answer = match rule.filter(|rule| rule.kind == Kind::Decides) {
+                let rule = whole.rules.get(found as usize);
+                let rule = rule.filter(|rule| rule.kind == Kind::Decides);
+                *answer = match rule.filter(|_| edits.is_none_or(|e| e.spare(query, found))) {
                     Some(rule) if query.from.tenant == query.to.tenant => decided(found, rule.says),
                     _ => classifier.answer(query, Some(found)),
                 };
@@ -440,7 +507,7 @@ impl Job for Burst<'_> {
 
 /// What cells are searched by.
 #[inline]
-fn probe(query: &Query) -> Probe {
+pub(super) fn probe(query: &Query) -> Probe {
     let (key, sport) = match query.service {
         Service::Ip {
             protocol,

@@ -10,10 +10,13 @@ use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use super::arrange::{self, Draft, Placed};
 use super::cells::Entry;
-use super::classify::{Classifier, Info, RulePart, TenantPart, ether_key, ip_key};
+use super::classify::{Classifier, Info, RulePart, TenantPart, Whole, ether_key, ip_key};
+
 use super::error::{FieldError, FieldPath};
 use super::infrastructure::{self, DHCP_GROUPS, DHCP_SERVERS, ROUTER_GROUPS, ROUTERS};
+use super::known::{Names, Pieces};
 use super::limit::RuleState;
+use super::management::Management;
 use super::model::{
     ANY, Infrastructure, Policy, PortRange, Rule, SegmentRef, ServiceSpec, Tier, qualified,
 };
@@ -67,15 +70,19 @@ impl Classifier {
         }
         let mut compiler = Compiler::new(policy, workloads);
         compiler.rules(previous);
-        compiler.groups();
+        compiler.management();
         let mut parties = compiler.workloads();
         let outside = compiler.outside();
-        let management = compiler.finish(&mut parties, outside, narrow);
-        let errors =
-            super::management::check(&compiler.out, policy, &management, &compiler.entries);
+        compiler.finish(&mut parties, outside, narrow);
+        compiler.out.known.parties.clone_from(&parties);
+        let classifier = Classifier {
+            whole: Arc::new(compiler.out),
+            edits: None,
+        };
+        let errors = classifier.whole.known.management.check(&classifier, policy);
         if errors.is_empty() {
             Ok(Compiled {
-                classifier: compiler.out,
+                classifier,
                 parties,
             })
         } else {
@@ -85,24 +92,23 @@ impl Classifier {
 }
 
 /// A number for a position in a list that validation or memory keeps below 2^32.
-fn number(at: usize) -> u32 {
+pub(super) fn number(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 /// A segment by number: the written ones in file order, then three built-in ones per tenant.
-type Segment = u32;
+pub(super) type Segment = u32;
 
 struct Compiler<'a> {
     policy: &'a Policy,
     workloads: &'a [WorkloadFacts],
     tenants: Vec<(&'a str, &'a Infrastructure)>,
-    segments: HashMap<(&'a str, &'a str), Segment>,
     from: Groups,
     to: Groups,
     /// In rule order.
     entries: Vec<Placed>,
     sets: Sets,
-    out: Classifier,
+    out: Whole,
 }
 
 /// Distinct lists of segments at one end of rules.
@@ -132,15 +138,11 @@ impl Groups {
     }
 }
 
-/// Distinct sets of groups.
+/// Distinct sets of segments. A set that no rule tells from another is one of its own all the same: a
+/// rule that is added later may.
 #[derive(Default)]
 struct Sets {
-    numbers: HashMap<(Vec<u32>, Vec<u32>, bool), SetId>,
-    drafts: Vec<Draft>,
-    are_loose: Vec<bool>,
-    from_of: Vec<Vec<u32>>,
-    to_of: Vec<Vec<u32>>,
-    loose: HashSet<Segment>,
+    numbers: HashMap<Vec<Segment>, SetId>,
     /// For every segment, the ends of management paths it is part of.
     watches: HashMap<Segment, Vec<usize>>,
     /// For every end of a management path, who is in it.
@@ -150,33 +152,16 @@ struct Sets {
 impl Sets {
     /// The number of the set of a tenant's parties that are in exactly these segments, until
     /// [`Compiler::finish`] gives it its own.
-    fn intern(&mut self, tenant: TenantId, segments: &[Segment]) -> SetId {
-        let gather = |of: &[Vec<u32>]| {
-            let lists = segments.iter().filter_map(|&s| of.get(s as usize));
-            let mut groups: Vec<u32> = lists.flatten().copied().collect();
-            groups.sort_unstable();
-            groups.dedup();
-            groups
-        };
-        let (from, to) = (gather(&self.from_of), gather(&self.to_of));
-        let loose = segments.iter().any(|s| self.loose.contains(s));
-        let next = SetId(number(self.drafts.len()));
-        let set = *self
-            .numbers
-            .entry((from, to, loose))
-            .or_insert_with_key(|(from, to, loose)| {
-                self.drafts.push(Draft {
-                    from: from.clone(),
-                    to: to.clone(),
-                });
-                self.are_loose.push(*loose);
-                next
-            });
-        for segment in segments {
-            for &end in self.watches.get(segment).into_iter().flatten() {
-                if let Some(parties) = self.watched.get_mut(end) {
-                    parties.insert(Party { tenant, set });
-                }
+    fn intern(&mut self, tenant: TenantId, mut segments: Vec<Segment>) -> SetId {
+        segments.sort_unstable();
+        segments.dedup();
+        let next = SetId(number(self.numbers.len()));
+        let watching = segments.iter().filter_map(|s| self.watches.get(s));
+        let ends: Vec<usize> = watching.flatten().copied().collect();
+        let set = *self.numbers.entry(segments).or_insert(next);
+        for end in ends {
+            if let Some(parties) = self.watched.get_mut(end) {
+                parties.insert(Party { tenant, set });
             }
         }
         set
@@ -185,48 +170,36 @@ impl Sets {
 
 impl<'a> Compiler<'a> {
     fn new(policy: &'a Policy, workloads: &'a [WorkloadFacts]) -> Self {
-        let segments = policy.segments.iter().enumerate();
+        let mut out = Whole::default();
+        let segments = policy.segments.iter();
+        out.known.segments = Names::new(segments.map(|s| (&*s.tenant, &*s.name)));
         Compiler {
             policy,
             workloads,
             tenants: policy.all_tenants().collect(),
-            segments: segments
-                .map(|(n, segment)| ((segment.tenant.as_str(), segment.name.as_str()), number(n)))
-                .collect(),
             from: Groups::default(),
             to: Groups::default(),
             entries: Vec::new(),
             sets: Sets::default(),
-            out: Classifier::default(),
+            out,
         }
     }
 
-    /// A built-in segment of a tenant: every workload, its DHCP servers, its routers.
     fn built_in(&self, tenant: usize, which: &str) -> Option<Segment> {
-        let place = [ANY, DHCP_SERVERS, ROUTERS]
-            .iter()
-            .position(|name| *name == which)?;
-        Some(number(self.policy.segments.len() + tenant * 3 + place))
+        built_in(self.policy, tenant, which)
     }
 
     /// Validation made sure that every reference leads somewhere.
     fn resolve(&self, tenant: &str, list: &[SegmentRef]) -> Vec<Segment> {
-        let find = |segment: &SegmentRef| {
-            let owner = segment.tenant.as_deref().unwrap_or(tenant);
-            let at = self.tenants.iter().position(|(name, _)| *name == owner)?;
-            self.built_in(at, &segment.name)
-                .or_else(|| self.segments.get(&(owner, segment.name.as_str())).copied())
-        };
+        let known = &self.out.known;
+        let find = |segment| known.segment(self.policy, tenant, segment);
         list.iter().filter_map(find).collect()
     }
 
     /// Numbers the rules, and takes over what the previous classifier remembers of them.
     fn rules(&mut self, previous: Option<&Classifier>) {
         let mut remembered: HashMap<&str, &Arc<RuleState>> = HashMap::new();
-        if let Some(previous) = previous {
-            let names = previous.infos.iter().map(|info| &*info.name);
-            remembered.extend(names.zip(&previous.states));
-        }
+        remembered.extend(previous.into_iter().flat_map(Classifier::states));
         let mut by_place: HashMap<_, Vec<(Option<u32>, &Rule)>> = HashMap::new();
         for (index, rule) in self.policy.rules.iter().enumerate() {
             by_place
@@ -288,13 +261,8 @@ impl<'a> Compiler<'a> {
             }));
     }
 
-    /// What segments mean for the groups; every rule is known.
-    fn groups(&mut self) {
-        let segments = self.policy.segments.len() + self.tenants.len() * 3;
-        self.sets.from_of = self.from.by_segment(segments);
-        self.sets.to_of = self.to.by_segment(segments);
-        let loose = (0..).zip(&self.policy.segments);
-        self.sets.loose = loose.filter(|(_, s)| s.loose).map(|(n, _)| n).collect();
+    /// Who is to be watched for.
+    fn management(&mut self) {
         for (tenant, infrastructure) in self.tenants.clone() {
             for path in &infrastructure.management {
                 for end in [&path.from, &path.to] {
@@ -307,7 +275,7 @@ impl<'a> Compiler<'a> {
             }
         }
         // Set 0 belongs to who is in no segment, in every classifier.
-        self.sets.intern(TenantId::default(), &[]);
+        self.sets.intern(TenantId::default(), Vec::new());
     }
 
     /// What each workload is.
@@ -353,7 +321,7 @@ impl<'a> Compiler<'a> {
             }
             parties.push(Party {
                 tenant: workload.tenant,
-                set: self.sets.intern(workload.tenant, &segments),
+                set: self.sets.intern(workload.tenant, segments),
             });
         }
         parties
@@ -417,36 +385,65 @@ impl<'a> Compiler<'a> {
         outside
     }
 
-    /// Numbers the sets for good and puts every rule where it is searched. Returns who is at each
-    /// end of the management paths.
+    /// What the groups of every set are, in the order they were met.
+    fn drafts(&self, sets: &[Vec<Segment>]) -> Vec<Draft> {
+        let segments = self.policy.segments.len() + self.tenants.len() * 3;
+        let (from, to) = (self.from.by_segment(segments), self.to.by_segment(segments));
+        let gather = |of: &[Vec<u32>], segments: &[Segment]| {
+            let lists = segments.iter().filter_map(|&s| of.get(s as usize));
+            let mut groups: Vec<u32> = lists.flatten().copied().collect();
+            groups.sort_unstable();
+            groups.dedup();
+            groups
+        };
+        let draft = |segments: &Vec<Segment>| Draft {
+            from: gather(&from, segments),
+            to: gather(&to, segments),
+        };
+        sets.iter().map(draft).collect()
+    }
+
+    /// Numbers the sets for good and puts every rule where it is searched.
     fn finish(
         &mut self,
         parties: &mut [Party],
         outside: Vec<[Vec<(u128, SetId)>; 2]>,
         narrow: &[usize],
-    ) -> Vec<BTreeSet<Party>> {
-        let groups = (self.from.0.len(), self.to.0.len());
-        let numbers = arrange::numbering(&self.sets.drafts, groups.0, groups.1);
-        let renumber = |set: SetId| SetId(numbers.get(set.0 as usize).copied().unwrap_or(0));
-        for party in parties {
-            party.set = renumber(party.set);
+    ) {
+        let met = std::mem::take(&mut self.sets.numbers);
+        let mut lists = vec![Vec::new(); met.len()];
+        for (segments, set) in met {
+            if let Some(list) = lists.get_mut(set.0 as usize) {
+                *list = segments;
+            }
         }
-        let mut sets: Vec<(u32, (&Draft, bool))> = numbers
-            .iter()
-            .copied()
-            .zip(
-                self.sets
-                    .drafts
-                    .iter()
-                    .zip(self.sets.are_loose.iter().copied()),
-            )
-            .collect();
+        let drafts = self.drafts(&lists);
+        let groups = (self.from.0.len(), self.to.0.len());
+        let numbers = arrange::numbering(&drafts, groups.0, groups.1);
+        let renumber = |set: SetId| SetId(numbers.get(set.0 as usize).copied().unwrap_or(0));
+        let renumbered = |party: Party| Party {
+            set: renumber(party.set),
+            ..party
+        };
+        for party in parties {
+            *party = renumbered(*party);
+        }
+        let sets = numbers.iter().zip(drafts.iter().zip(&lists));
+        let mut sets: Vec<(&u32, (&Draft, &Vec<Segment>))> = sets.collect();
         sets.sort_unstable_by_key(|&(number, _)| number);
-        self.out.loose = sets.iter().map(|&(_, (_, loose))| loose).collect();
-        let sets: Vec<&Draft> = sets.into_iter().map(|(_, (draft, _))| draft).collect();
+        let (sets, lists): (Vec<&Draft>, Vec<&Vec<Segment>>) =
+            sets.into_iter().map(|(_, set)| set).unzip();
+        let is_loose = |&segment: &Segment| {
+            let segment = self.policy.segments.get(segment as usize);
+            segment.is_some_and(|segment| segment.loose)
+        };
+        let loose = lists.iter().map(|list| list.iter().any(is_loose));
+        self.out.loose = loose.collect();
         // Stable: rules stay in order within their groups.
         self.entries.sort_by_key(|&(from, to, _)| (from, to));
-        self.out.cells = arrange::arrange(&sets, groups, &self.entries, &self.out.rules, narrow);
+        let (cells, heirs) =
+            arrange::arrange(&sets, groups, &self.entries, &self.out.rules, narrow);
+        self.out.cells = cells;
         for (part, [v4, v6]) in self.out.tenants.iter_mut().zip(outside) {
             // What starts after the last IPv4 address is nobody's.
             let v4 = v4
@@ -455,19 +452,26 @@ impl<'a> Compiler<'a> {
             part.v4 = Ranges::new(v4);
             part.v6 = WideRanges::new(v6.into_iter().map(|(start, set)| (start, renumber(set).0)));
         }
+        let known = &mut self.out.known;
+        known.heirs = heirs;
+        known.rules = Names::new(self.out.infos.iter().map(|info| &*info.name));
+        let segments = self.policy.segments.len() + self.tenants.len() * 3;
+        known.sets = Pieces::new(segments, &lists);
         let watched = std::mem::take(&mut self.sets.watched).into_iter();
-        let watched = watched.map(|parties| {
-            let renumbered = parties.into_iter().map(|party| Party {
-                set: renumber(party.set),
-                ..party
-            });
-            renumbered.collect()
-        });
-        watched.collect()
+        let watched = watched.map(|parties| parties.into_iter().map(renumbered).collect());
+        known.management = Management::new(watched.collect(), &self.entries);
     }
 }
 
-fn state(rule: &Rule, remembered: Option<&Arc<RuleState>>) -> Arc<RuleState> {
+/// A built-in segment of a tenant: every workload, its DHCP servers, its routers.
+pub(super) fn built_in(policy: &Policy, tenant: usize, which: &str) -> Option<Segment> {
+    let place = [ANY, DHCP_SERVERS, ROUTERS]
+        .iter()
+        .position(|name| *name == which)?;
+    Some(number(policy.segments.len() + tenant * 3 + place))
+}
+
+pub(super) fn state(rule: &Rule, remembered: Option<&Arc<RuleState>>) -> Arc<RuleState> {
     let limit = rule.limit.unwrap_or_default();
     match remembered {
         Some(state) if state.limit == limit => Arc::clone(state),
@@ -561,9 +565,7 @@ fn disjoint(
             .last()
             .map_or(Vec::new(), |(_, list, _)| list.clone());
         segments.extend(same.iter().map(|&(_, _, segment)| segment));
-        segments.sort_unstable();
-        segments.dedup();
-        let set = sets.intern(tenant, &segments);
+        let set = sets.intern(tenant, segments.clone());
         emit(first, set);
         around.push((last, segments, set));
     }

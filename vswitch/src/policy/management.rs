@@ -11,61 +11,128 @@ use super::model::{Policy, PortRange, ServiceSpec};
 use super::validate::infrastructures;
 use super::{Judgement, Party, Query, Service, Verdict, Why};
 
-/// `watched` holds, for every path in order, who is in its `from` and who is in its `to`; `entries`
-/// are all rules'.
-pub(super) fn check(
-    classifier: &Classifier,
-    policy: &Policy,
-    watched: &[BTreeSet<Party>],
-    entries: &[Placed],
-) -> Vec<FieldError> {
-    let paths = infrastructures(policy).flat_map(|(at, _, infrastructure)| {
-        let paths = infrastructure.management.iter().enumerate();
-        paths.map(move |(n, path)| (at.item("management", n, ""), path))
-    });
-    let mut errors = Vec::new();
-    for ((at, path), ends) in paths.zip(watched.chunks(2)) {
-        let [from, to] = ends else { continue };
-        let cut = service_ranges(&path.service)
-            .find_map(|service| first_cut(classifier, from, to, service, entries));
-        if let Some((service, judgement)) = cut {
-            let by = match judgement.why {
-                Why::Rule(rule) => format!("rule {:?}", classifier.rule_name(rule)),
-                Why::DefaultDeny => "the default".to_owned(),
-            };
-            let does = match judgement.ask {
-                true => "asks about",
-                false => "denies",
-            };
-            errors.push(FieldError::new(
-                at,
-                format!("{by} {does} {service} on this management path"),
-                "allow it in an earlier tier or before that rule, or remove the path",
-            ));
-        }
-    }
-    errors
+/// What is known of the management paths, once sets have their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Management {
+    /// For every path in order, who is in its `from`, then who is in its `to`.
+    watched: Vec<BTreeSet<Party>>,
+    edges: Edges,
 }
 
-/// A point of `service` that is not plainly allowed between some pair. Policy is constant between
-/// the edges of its entries, so one point after each edge is enough.
+/// Where policy can change: it is constant between the edges of its entries. Ascending.
+#[derive(Debug, Default)]
+pub(super) struct Edges {
+    keys: Vec<u32>,
+    sports: Vec<u16>,
+}
+
+impl Edges {
+    /// Of entries with these keys and source ports.
+    pub(super) fn new(entries: impl Iterator<Item = ((u32, u32), (u16, u16))>) -> Self {
+        let (mut keys, mut sports) = (BTreeSet::new(), BTreeSet::new());
+        for (key, sport) in entries {
+            keys.extend([key.0, key.1.saturating_add(1)]);
+            sports.extend([sport.0, sport.1.saturating_add(1)]);
+        }
+        Edges {
+            keys: keys.into_iter().collect(),
+            sports: sports.into_iter().collect(),
+        }
+    }
+}
+
+/// The part of ascending numbers that is in a range.
+fn within<T: Ord>(numbers: &[T], low: T, high: T) -> &[T] {
+    let first = numbers.partition_point(|n| *n < low);
+    let end = numbers.partition_point(|n| *n <= high);
+    numbers.get(first..end).unwrap_or(&[])
+}
+
+impl Management {
+    /// `watched` are the ends of all paths, `entries` are all rules'.
+    pub(super) fn new(watched: Vec<BTreeSet<Party>>, entries: &[Placed]) -> Self {
+        let used = entries.iter().filter(|_| !watched.is_empty());
+        let edges = Edges::new(used.map(|(_, _, entry)| (entry.key, entry.sport)));
+        Management { watched, edges }
+    }
+
+    /// What a policy compiled whole cuts.
+    pub(super) fn check(&self, classifier: &Classifier, policy: &Policy) -> Vec<FieldError> {
+        let paths = infrastructures(policy).flat_map(|(at, _, infrastructure)| {
+            let paths = infrastructure.management.iter().enumerate();
+            paths.map(move |(n, path)| (at.item("management", n, ""), path))
+        });
+        let mut errors = Vec::new();
+        for ((at, path), ends) in paths.zip(self.watched.chunks(2)) {
+            let [from, to] = ends else { continue };
+            let cut = service_ranges(&path.service)
+                .find_map(|service| first_cut(classifier, (from, to), service, &[&self.edges]));
+            if let Some((service, judgement)) = cut {
+                let by = match judgement.why {
+                    Why::Rule(rule) => format!("rule {:?}", classifier.rule_name(rule)),
+                    Why::DefaultDeny => "the default".to_owned(),
+                };
+                let does = match judgement.ask {
+                    true => "asks about",
+                    false => "denies",
+                };
+                errors.push(FieldError::new(
+                    at,
+                    format!("{by} {does} {service} on this management path"),
+                    "allow it in an earlier tier or before that rule, or remove the path",
+                ));
+            }
+        }
+        errors
+    }
+
+    /// Whether a policy, edited for these services only, cuts any.
+    pub(super) fn is_cut(
+        &self,
+        classifier: &Classifier,
+        policy: &Policy,
+        edited: &[(u32, u32, PortRange)],
+    ) -> bool {
+        let services = edited
+            .iter()
+            .map(|&(low, high, ports)| ((low, high), (ports.low, ports.high)));
+        let own = Edges::new(services);
+        let paths = infrastructures(policy).flat_map(|(_, _, of)| &of.management);
+        paths.zip(self.watched.chunks(2)).any(|(path, ends)| {
+            let [from, to] = ends else { return false };
+            service_ranges(&path.service).any(|(low, high, ports)| {
+                edited.iter().any(|other| {
+                    let both = PortRange {
+                        low: ports.low.max(other.2.low),
+                        high: ports.high.min(other.2.high),
+                    };
+                    let service = (low.max(other.0), high.min(other.1), both);
+                    let meet = service.0 <= service.1 && both.low <= both.high;
+                    let edges = [&self.edges, &own];
+                    meet && first_cut(classifier, (from, to), service, &edges).is_some()
+                })
+            })
+        })
+    }
+}
+
+/// A point of `service` that is not plainly allowed between some pair: one after each edge is enough.
 fn first_cut(
     classifier: &Classifier,
-    from: &BTreeSet<Party>,
-    to: &BTreeSet<Party>,
+    (from, to): (&BTreeSet<Party>, &BTreeSet<Party>),
     (low, high, sports): (u32, u32, PortRange),
-    entries: &[Placed],
+    edges: &[&Edges],
 ) -> Option<(String, Judgement)> {
-    let mut keys = BTreeSet::from([low]);
-    let mut ports = BTreeSet::from([sports.low]);
-    for (_, _, entry) in entries {
-        keys.extend([entry.key.0, entry.key.1.saturating_add(1)]);
-        ports.extend([entry.sport.0, entry.sport.1.saturating_add(1)]);
+    let mut keys = vec![low];
+    let mut ports = vec![sports.low];
+    for edges in edges {
+        keys.extend(within(&edges.keys, low, high));
+        ports.extend(within(&edges.sports, sports.low, sports.high));
     }
     for &from in from {
         for &to in to {
-            for &key in keys.range(low..=high) {
-                for &sport in ports.range(sports.low..=sports.high) {
+            for &key in &keys {
+                for &sport in &ports {
                     let service = service(key, sport);
                     let judgement = classifier.classify(&Query { from, to, service });
                     if judgement.verdict != Verdict::Allow || judgement.ask {

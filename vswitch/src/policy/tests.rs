@@ -4,8 +4,11 @@
 use std::net::IpAddr;
 
 use super::model::{Action, Limit, ManagementPath, Otherwise, Policy, Rule, Segment, Tenant, Tier};
+use super::oracle::{Answer, Oracle, Peer};
 use super::*;
 use crate::packet::{Addr, proto};
+
+mod edits;
 
 fn workload(name: &str, tags: &[&str]) -> WorkloadFacts {
     WorkloadFacts {
@@ -64,15 +67,16 @@ impl Random {
     }
 }
 
+/// As many narrow ends as can be; only those of one set; no room for anything.
+const WAYS: [&[usize]; 3] = [&[usize::MAX], &[1], &[]];
+
 /// A compiled policy; and once more for every other way its rules may be searched (see
 /// `arrange.rs`), because all must answer the same.
 struct World(Compiled, Vec<Compiled>);
 
 impl World {
     fn new(policy: &Policy, workloads: &[WorkloadFacts]) -> Self {
-        // As many narrow ends as can be; only those of one set; no room for anything.
-        let ways: [&[usize]; 3] = [&[usize::MAX], &[1], &[]];
-        let others = ways.map(|way| Classifier::compile_as(policy, workloads, None, way).unwrap());
+        let others = WAYS.map(|way| Classifier::compile_as(policy, workloads, None, way).unwrap());
         let compiled = Classifier::compile(policy, workloads, None).unwrap();
         for other in &others {
             assert_eq!(other.parties, compiled.parties);
@@ -91,8 +95,10 @@ impl World {
     fn judge(&self, from: Party, to: Party, service: Service) -> Judgement {
         let query = Query { from, to, service };
         let judgement = self.0.classifier.classify(&query);
+        let answer = Answer::of(&self.0.classifier, &judgement);
         for classifier in self.1.iter().map(|compiled| &compiled.classifier) {
-            assert_eq!(judgement, classifier.classify(&query));
+            let other = Answer::of(classifier, &classifier.classify(&query));
+            assert_eq!(answer, other);
         }
         let mut burst = [Judgement::default(); 2];
         self.0.classifier.classify_burst(&[query; 2], &mut burst);
@@ -502,69 +508,91 @@ fn counts_and_buckets_outlive_a_reload_and_a_changed_limit_starts_anew() {
     assert!(third.limit_take(moved, 12));
 }
 
-/// Many rules over few segments, with everything that changes the order they are tried in.
+/// A rule over few segments, with everything that changes the order they are tried in.
+fn crowded_rule(name: &str, pick: &mut impl FnMut(usize) -> usize) -> Rule {
+    let low = pick(60);
+    let services = [
+        format!("tcp/{}-{}", low, low + pick(9)),
+        "tcp from 7".into(),
+    ];
+    let services: Vec<&str> = services.iter().map(String::as_str).collect();
+    let service = [&[][..], &services[..1], &services[..]][pick(40).min(2)];
+    let otherwise = Otherwise::Deny;
+    let actions = [
+        Action::Allow,
+        Action::Reject,
+        Action::Pass,
+        Action::Ask { otherwise },
+    ];
+    let mut end = || ["s0", "s1", "s2", "s3", "s4", "s5", "any"][pick(7)];
+    let (from, to, more) = (end(), end(), end());
+    let mut rule = rule(name, from, to, service, actions[pick(4)]);
+    if pick(3) == 0 {
+        rule.to.push(more.into());
+    }
+    rule.tier = Tier::ALL[pick(5)];
+    rule.staged = pick(9) == 0;
+    rule
+}
+
+/// Many such rules, and who they are about.
+fn crowded(pick: &mut impl FnMut(usize) -> usize) -> (Policy, [WorkloadFacts; 4]) {
+    let segment = |n: usize| match n {
+        0..4 => by_tag(&format!("s{n}"), ["a", "b", "c", "d"][n]),
+        _ => by_cidr(&format!("s{n}"), &[["10.0.0.0/8", "10.1.0.0/16"][n - 4]]),
+    };
+    let policy = Policy {
+        segments: (0..6).map(segment).collect(),
+        rules: (0..pick(400))
+            .map(|n| crowded_rule(&format!("r{n}"), pick))
+            .collect(),
+        ..Policy::default()
+    };
+    let tags = [&["a"][..], &["a", "b"], &["b", "c", "d"], &[]];
+    (policy, tags.map(|tags| workload(&tags.concat(), tags)))
+}
+
+/// Asks at random; the oracle says the same. Returns what was answered.
+fn compare(
+    world: &World,
+    policy: &Policy,
+    workloads: &[WorkloadFacts; 4],
+    questions: usize,
+    pick: &mut impl FnMut(usize) -> usize,
+) -> Vec<Judgement> {
+    let oracle = Oracle::new(policy, workloads);
+    let ask = |_| {
+        let outside = ["10.2.0.0", "10.1.0.0", "11.0.0.0"];
+        let mut who = || match pick(7) {
+            n @ 0..4 => (world.0.parties[n], Peer::Workload(n)),
+            n => {
+                let addr = outside[n - 4];
+                let peer = Peer::Outside(TenantId(0), addr.parse().unwrap());
+                (world.outside(addr), peer)
+            }
+        };
+        let ((from, one), (to, other)) = (who(), who());
+        let service = Service::Ip {
+            protocol: proto::TCP,
+            sport: [7, 8][pick(2)],
+            dport: u16::try_from(pick(72)).unwrap(),
+        };
+        let judgement = world.judge(from, to, service);
+        let answer = Answer::of(&world.0.classifier, &judgement);
+        assert_eq!(answer, oracle.judge(one, other, service));
+        judgement
+    };
+    (0..questions).map(ask).collect()
+}
+
 #[test]
 fn crowded_policies_answer_like_the_oracle() {
-    use oracle::{Answer, Oracle, Peer};
     let mut random = Random(3);
     for _ in 0..60 {
         let mut pick = |below: usize| usize::try_from(random.next(below as u64)).unwrap();
-        let segment = |n: usize| match n {
-            0..4 => by_tag(&format!("s{n}"), ["a", "b", "c", "d"][n]),
-            _ => by_cidr(&format!("s{n}"), &[["10.0.0.0/8", "10.1.0.0/16"][n - 4]]),
-        };
-        let mut policy = Policy {
-            segments: (0..6).map(segment).collect(),
-            ..Policy::default()
-        };
-        for n in 0..pick(400) {
-            let low = pick(60);
-            let services = [
-                format!("tcp/{}-{}", low, low + pick(9)),
-                "tcp from 7".into(),
-            ];
-            let services: Vec<&str> = services.iter().map(String::as_str).collect();
-            let service = [&[][..], &services[..1], &services[..]][pick(40).min(2)];
-            let otherwise = Otherwise::Deny;
-            let actions = [
-                Action::Allow,
-                Action::Reject,
-                Action::Pass,
-                Action::Ask { otherwise },
-            ];
-            let mut end = || ["s0", "s1", "s2", "s3", "s4", "s5", "any"][pick(7)];
-            let (from, to, more) = (end(), end(), end());
-            let mut rule = rule(&format!("r{n}"), from, to, service, actions[pick(4)]);
-            if pick(3) == 0 {
-                rule.to.push(more.into());
-            }
-            rule.tier = Tier::ALL[pick(5)];
-            rule.staged = pick(9) == 0;
-            policy.rules.push(rule);
-        }
-        let tags = [&["a"][..], &["a", "b"], &["b", "c", "d"], &[]];
-        let workloads = tags.map(|tags| workload(&tags.concat(), tags));
+        let (policy, workloads) = crowded(&mut pick);
         let world = World::new(&policy, &workloads);
-        let oracle = Oracle::new(&policy, &workloads);
-        for _ in 0..300 {
-            let outside = ["10.2.0.0", "10.1.0.0", "11.0.0.0"];
-            let mut who = || match pick(7) {
-                n @ 0..4 => (world.0.parties[n], Peer::Workload(n)),
-                n => {
-                    let addr = outside[n - 4];
-                    let peer = Peer::Outside(TenantId(0), addr.parse().unwrap());
-                    (world.outside(addr), peer)
-                }
-            };
-            let ((from, one), (to, other)) = (who(), who());
-            let service = Service::Ip {
-                protocol: proto::TCP,
-                sport: [7, 8][pick(2)],
-                dport: u16::try_from(pick(72)).unwrap(),
-            };
-            let answer = Answer::of(&world.0.classifier, &world.judge(from, to, service));
-            assert_eq!(answer, oracle.judge(one, other, service));
-        }
+        compare(&world, &policy, &workloads, 300, &mut pick);
     }
 }
 
@@ -579,7 +607,7 @@ fn long_cells_are_indexed_and_answer_the_same() {
         })
         .collect();
     let world = World::new(&policy, &workloads);
-    assert_eq!(world.0.classifier.cells.indexes.len(), 1);
+    assert_eq!(world.0.classifier.whole.cells.indexes.len(), 1);
     let [web, db] = [world.0.parties[0], world.0.parties[1]];
     for (sport, dport, says) in [
         (9, 0, "Allow by r0"),

@@ -168,6 +168,44 @@ fn what_is_in_force_already_has_nothing_to_confirm() {
 }
 
 #[test]
+fn a_changed_rule_is_all_that_is_compiled() {
+    let mut c = control();
+    let rules = |n: u16| {
+        let mut rule = Rule::new(&format!("r{n}"), &["any"], &["any"], Action::Deny);
+        rule.service = vec![format!("tcp/{n}").parse().unwrap()];
+        rule
+    };
+    let mut policy = Policy {
+        rules: (1..100).map(rules).collect(),
+        ..Policy::default()
+    };
+    let start = desired(&c, &[port("a", 1), port("b", 2)], policy.clone());
+    c.apply(start, "test").unwrap();
+    let numbers = |c: &Control| -> HashMap<String, RuleId> {
+        let rules = c.classifier().unwrap().rules();
+        rules.map(|r| (r.name.to_owned(), r.id)).collect()
+    };
+    let before = numbers(&c);
+    c.classifier().unwrap().hit(before["r5"]);
+    // Numbers are given when a policy is compiled whole: these stay.
+    policy.rules.remove(6);
+    policy.rules.insert(0, rules(100));
+    let applied = c.apply_policy(policy.clone(), "new", None, 0).unwrap();
+    assert_eq!(applied.changes, ["+ rule r100", "- rule r7"]);
+    let mut after = numbers(&c);
+    assert!(after.remove("r100").is_some() && !after.contains_key("r7"));
+    assert!(after.iter().all(|(name, id)| before[name] == *id));
+    // Who is there does not change, so neither does this.
+    c.add_ports(vec![PortConfig::new("uplink", PortKind::Mem)])
+        .unwrap();
+    assert_eq!(numbers(&c)["r3"], before["r3"]);
+    c.add_ports(vec![port("c", 3)]).unwrap();
+    assert_ne!(numbers(&c)["r3"], before["r3"]);
+    let mut rules = c.classifier().unwrap().rules();
+    assert_eq!(rules.find(|r| r.name == "r5").unwrap().hits, 1);
+}
+
+#[test]
 fn a_confirmed_policy_stays() {
     let mut c = control();
     c.apply_policy(policy("r", Action::Deny), "new", Some(SECOND_NS), 0)

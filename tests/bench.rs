@@ -342,10 +342,12 @@ fn acl_measures_what_it_says() {
     assert_eq!(number(&report["checked"]), 1000.0);
     assert!(number(&report["matched"]) > 900.0, "{report}");
     assert_eq!(report["checksum"].as_str().map(str::len), Some(16));
-    for figure in ["burst_ns", "single_ns", "build_s", "change_s"] {
+    for figure in ["burst_ns", "single_ns", "build_s", "change_s", "changed_ns"] {
         assert!(median(&report[figure]) > 0.0, "{figure}: {report}");
     }
     assert!(number(&report["bytes"]) > 0.0, "{report}");
+    assert_eq!(number(&report["changes"]), 60.0);
+    assert!(number(&report["rebuilt"]) < 60.0, "{report}");
     let written = std::fs::read_to_string(trace).expect("the questions");
     assert_eq!(written.lines().count(), 1000);
     assert!(

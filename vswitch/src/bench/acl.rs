@@ -21,8 +21,8 @@ use super::table::Order;
 use super::{Bench, BenchError, Cores, Progress, Summary};
 use crate::packet::{Addr, Cidr, proto};
 use crate::policy::classbench::{self, Filter};
-use crate::policy::model::{Action, Policy, PortRange};
-use crate::policy::{Classifier, Judgement, Party, Query, Service, SetId, TenantId, Why};
+use crate::policy::model::{Policy, PortRange, Rule};
+use crate::policy::{Classifier, Edit, Judgement, Party, Query, Service, SetId, TenantId, Why};
 
 /// Questions asked together: the switch's burst.
 const BURST: usize = 32;
@@ -30,6 +30,8 @@ const BURST: usize = 32;
 const ANY_EVERY: u32 = 16;
 /// Questions compared with a linear search.
 const CHECKED: usize = 2000;
+/// Rules changed of each repetition: as many are added, replaced and removed.
+const CHANGES: u64 = 30;
 
 /// The classifier alone: a rule set in ClassBench's format, asked at random.
 #[derive(Clone, Debug, Serialize, Args)]
@@ -67,6 +69,12 @@ pub struct AclFigures {
     pub build_s: Summary,
     /// The same after one rule has changed, seconds.
     pub change_s: Summary,
+    /// Rules changed, each in the set as it is.
+    pub changes: usize,
+    /// Of these, those that took a whole build.
+    pub rebuilt: usize,
+    /// Asked in bursts of 32 after one rule has changed.
+    pub changed_ns: Summary,
     /// What questions are answered from, bytes.
     pub bytes: usize,
 }
@@ -88,26 +96,29 @@ fn measure(config: &Acl, cores: Cores, progress: Progress<'_>) -> Result<AclFigu
     }
 
     let policy = classbench::policy(&filters);
-    let mut changed = policy.clone();
-    if let Some(rule) = changed.rules.last_mut() {
-        rule.action = Action::Deny;
-    }
-    let compile = |policy: &Policy, previous: Option<&Classifier>| {
+    let build = |policy: &Policy| {
         let start = Instant::now();
-        let compiled = Classifier::compile(policy, &[], previous);
-        let seconds = start.elapsed().as_secs_f64();
-        // A set that was parsed makes a valid policy.
-        let compiled = compiled.map_err(|e| io::Error::other(format!("{e:?}")))?;
-        Ok::<_, BenchError>((compiled.classifier, seconds))
+        let compiled = compile(policy, None)?;
+        Ok::<_, BenchError>((compiled, start.elapsed().as_secs_f64()))
     };
     progress("building");
-    let (classifier, first) = compile(&policy, None)?;
-    let (mut builds, mut changes) = (vec![first], Vec::new());
+    let (classifier, first) = build(&policy)?;
+    let mut builds = vec![first];
     for _ in 1..config.repeats.min(3) {
-        builds.push(compile(&policy, None)?.1);
+        builds.push(build(&policy)?.1);
     }
-    for _ in 0..config.repeats.min(3) {
-        changes.push(compile(&changed, Some(&classifier))?.1);
+    progress("changing rules");
+    let mut changes = Changes {
+        before: &policy,
+        after: policy.clone(),
+        classifier: &classifier,
+        order: Order::new(2),
+        seconds: Vec::new(),
+        rebuilt: 0,
+    };
+    let mut changed = changes.change(0)?;
+    for n in 1..CHANGES * u64::from(config.repeats) {
+        changed = changes.change(n)?;
     }
 
     progress("comparing with a linear search");
@@ -124,15 +135,19 @@ fn measure(config: &Acl, cores: Cores, progress: Progress<'_>) -> Result<AclFigu
         return Err(BenchError::Differs(differ));
     }
 
-    let (mut burst, mut single) = (Vec::new(), Vec::new());
-    for repeat in 1..=config.repeats {
-        progress(&format!("asking, {repeat} of {}", config.repeats));
-        burst.push(questions.timed(|| {
-            questions.in_bursts(&classifier, |judgements| {
+    let in_bursts = |classifier: &Classifier| {
+        questions.timed(|| {
+            questions.in_bursts(classifier, |judgements| {
                 black_box(judgements);
             });
-        }));
+        })
+    };
+    let (mut burst, mut single, mut changed_burst) = (Vec::new(), Vec::new(), Vec::new());
+    for repeat in 1..=config.repeats {
+        progress(&format!("asking, {repeat} of {}", config.repeats));
+        burst.push(in_bursts(&classifier));
         single.push(questions.timed(|| questions.singly(&classifier)));
+        changed_burst.push(in_bursts(&changed));
     }
     Ok(AclFigures {
         rule_count: filters.len(),
@@ -142,9 +157,65 @@ fn measure(config: &Acl, cores: Cores, progress: Progress<'_>) -> Result<AclFigu
         burst_ns: Summary::of(burst),
         single_ns: Summary::of(single),
         build_s: Summary::of(builds),
-        change_s: Summary::of(changes),
+        changes: changes.seconds.len(),
+        change_s: Summary::of(changes.seconds),
+        rebuilt: changes.rebuilt,
+        changed_ns: Summary::of(changed_burst),
         bytes: classifier.size(),
     })
+}
+
+fn compile(policy: &Policy, previous: Option<&Classifier>) -> Result<Classifier, BenchError> {
+    let compiled = Classifier::compile(policy, &[], previous);
+    // A set that was parsed makes a valid policy.
+    let compiled = compiled.map_err(|e| io::Error::other(format!("{e:?}")))?;
+    Ok(compiled.classifier)
+}
+
+/// A policy of which one rule changes, again and again.
+struct Changes<'a> {
+    before: &'a Policy,
+    /// The same, but while a rule is changed.
+    after: Policy,
+    classifier: &'a Classifier,
+    order: Order,
+    seconds: Vec<f64>,
+    rebuilt: usize,
+}
+
+impl Changes<'_> {
+    /// Adds a rule, replaces or removes one, in turns, at a place drawn at random, and takes the time until there is
+    /// a classifier. The new rule has one end of another and the other end and the service of a third.
+    fn change(&mut self, n: u64) -> Result<Classifier, BenchError> {
+        let len = self.before.rules.len();
+        let mut pick = || usize::try_from(self.order.next(&(0..len as u64))).unwrap_or(0);
+        let (at, from, to) = (pick(), pick(), pick());
+        let one = |at: usize| self.before.rules.get(at).cloned();
+        // The set is not empty.
+        let (old, from, to) = (one(at), one(from), one(to));
+        let new = from.zip(to).map(|(from, to)| Rule {
+            name: "new".to_owned(),
+            from: from.from,
+            ..to
+        });
+        let (gone, come) = [(0, 1), (1, 1), (1, 0)][usize::try_from(n % 3).unwrap_or(0)];
+        self.after
+            .rules
+            .splice(at..at + gone, new.into_iter().take(come));
+        let start = Instant::now();
+        let edit = Edit::known(self.before, &self.after, at..at + gone, at..at + come);
+        let edited = self.classifier.edit(&edit);
+        self.rebuilt += usize::from(edited.is_none());
+        let changed = match edited {
+            Some(compiled) => compiled.classifier,
+            None => compile(&self.after, Some(self.classifier))?,
+        };
+        self.seconds.push(start.elapsed().as_secs_f64());
+        self.after
+            .rules
+            .splice(at..at + come, old.into_iter().take(gone));
+        Ok(changed)
+    }
 }
 
 fn at_path(path: &Path, error: &io::Error) -> BenchError {

@@ -69,38 +69,25 @@ pub struct FieldChange {
 
 /// What changes when `new` replaces `old`.
 #[must_use]
-pub fn diff(old: &Policy, new: &Policy) -> Diff {
-    let items = |policy: &Policy, kind: Kind| -> Vec<(String, Value)> {
-        match kind {
-            Kind::Infrastructure => vec![(String::new(), value(&policy.infrastructure))],
-            Kind::Tenant => {
-                let tenants = policy.tenants.iter();
-                tenants.map(|t| (t.name.clone(), value(t))).collect()
-            }
-            Kind::Segment => {
-                let segments = policy.segments.iter();
-                segments
-                    .map(|s| (qualified(&s.tenant, &s.name), value(s)))
-                    .collect()
-            }
-            Kind::Rule => {
-                let rules = policy.rules.iter();
-                rules
-                    .map(|r| (qualified(&r.tenant, &r.name), value(r)))
-                    .collect()
-            }
-        }
-    };
+pub fn diff<'a>(old: &'a Policy, new: &'a Policy) -> Diff {
     let mut changes = Vec::new();
-    for kind in [
-        Kind::Infrastructure,
-        Kind::Tenant,
-        Kind::Segment,
-        Kind::Rule,
-    ] {
-        compare(kind, &items(old, kind), &items(new, kind), &mut changes);
-    }
+    let infrastructure = |policy: &'a Policy| vec![(String::new(), &policy.infrastructure)];
+    let tenants = |policy: &'a Policy| named(&policy.tenants, |t| t.name.clone());
+    let segments = |policy: &'a Policy| named(&policy.segments, |s| qualified(&s.tenant, &s.name));
+    let rules = |policy: &'a Policy| named(&policy.rules, |r| qualified(&r.tenant, &r.name));
+    let both = (infrastructure(old), infrastructure(new));
+    compare(Kind::Infrastructure, both, &mut changes);
+    compare(Kind::Tenant, (tenants(old), tenants(new)), &mut changes);
+    compare(Kind::Segment, (segments(old), segments(new)), &mut changes);
+    compare(Kind::Rule, (rules(old), rules(new)), &mut changes);
     Diff(changes)
+}
+
+/// Items with their names.
+type Named<'a, T> = Vec<(String, &'a T)>;
+
+fn named<T>(items: &[T], name: impl Fn(&T) -> String) -> Named<'_, T> {
+    items.iter().map(|item| (name(item), item)).collect()
 }
 
 /// Plain values always serialise.
@@ -108,10 +95,9 @@ fn value<T: Serialize>(item: &T) -> Value {
     serde_json::to_value(item).unwrap_or_default()
 }
 
-fn compare(
+fn compare<T: PartialEq + Serialize>(
     kind: Kind,
-    old: &[(String, Value)],
-    new: &[(String, Value)],
+    (old, new): (Named<'_, T>, Named<'_, T>),
     changes: &mut Vec<Change>,
 ) {
     let places: HashMap<&str, usize> = old
@@ -139,7 +125,7 @@ fn compare(
             push(How::Added);
             continue;
         };
-        let fields = fields(before, now);
+        let fields = fields(*before, *now);
         if !fields.is_empty() {
             push(How::Changed { fields });
         }
@@ -148,7 +134,7 @@ fn compare(
         }
     }
     let kept: HashSet<&str> = new.iter().map(|(name, _)| name.as_str()).collect();
-    for (name, _) in old {
+    for (name, _) in &old {
         if !kept.contains(name.as_str()) {
             changes.push(Change {
                 kind,
@@ -159,7 +145,12 @@ fn compare(
     }
 }
 
-fn fields(old: &Value, new: &Value) -> Vec<FieldChange> {
+fn fields<T: PartialEq + Serialize>(old: &T, new: &T) -> Vec<FieldChange> {
+    // Most items are the same, and to write them down costs far more than to compare them.
+    if old == new {
+        return Vec::new();
+    }
+    let (old, new) = (value(old), value(new));
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else {
         return Vec::new();
     };

@@ -128,6 +128,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(crate) fn is_live(&self) -> bool {
         self.link.load(Acquire) == LIVE
     }

@@ -120,19 +120,31 @@ fn ring_at<T: Copy + Send>(len: usize, start: usize) -> (Producer<T>, Consumer<T
 }
 
 impl<T: Copy + Send> Producer<T> {
-    /// Appends an element; `false` when there was no room: it is lost, and counted.
+    /// Whether there is room for one more element. When there is none, one is counted as lost: whoever would have to
+    /// make it first asks here, and does not.
     #[inline]
-    pub fn push(&mut self, value: T) -> bool {
+    pub fn has_room(&mut self) -> bool {
         let shared = &*self.shared;
         if self.tail.wrapping_sub(self.head_seen) > shared.mask {
             self.head_seen = shared.head.0.load(Ordering::Acquire);
         }
-        let slot = shared.slots.get(self.tail & shared.mask);
-        let (true, Some(slot)) = (self.tail.wrapping_sub(self.head_seen) <= shared.mask, slot)
-        else {
+        let room = self.tail.wrapping_sub(self.head_seen) <= shared.mask;
+        if !room {
             // The only writer: a load and a store, no locked instruction.
             let lost = shared.lost.load(Ordering::Relaxed);
             shared.lost.store(lost + 1, Ordering::Relaxed);
+        }
+        room
+    }
+
+    /// Appends an element; `false` when there was no room: it is lost, and counted.
+    #[inline]
+    pub fn push(&mut self, value: T) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        let shared = &*self.shared;
+        let Some(slot) = shared.slots.get(self.tail & shared.mask) else {
             return false;
         };
         slot.with_mut(|p| {

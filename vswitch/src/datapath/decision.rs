@@ -30,14 +30,20 @@ impl Decisions {
         let Some(batch) = self.batches.get_mut(port.0 as usize) else {
             return false;
         };
-        if batch.len() == BATCH_MAX {
+        // It never grows: the room it was made with is what a port can be given.
+        if batch.len() == batch.capacity() {
             return false;
         }
         if batch.is_empty() {
-            self.touched.push(port);
+            Self::touch(&mut self.touched, port);
         }
         batch.push(item);
         true
+    }
+
+    #[cold]
+    fn touch(touched: &mut Vec<PortId>, port: PortId) {
+        touched.push(port);
     }
 
     /// Whether the port already gets this very item: two receivers behind one tag see one copy.

@@ -162,10 +162,11 @@ fn deliver(
         .snapshot
         .by_mac(at.domain, dst_mac)
         .filter(|_| sender.outside)
+        .and_then(|idx| ctx.snapshot.owner(idx))
     {
-        Some(idx) => {
+        Some(owner) => {
             restate(burst, slot, wire)?;
-            send(ctx, slot, idx, out);
+            send(ctx, slot, owner, out);
         }
         None => consume(ctx),
     }
@@ -188,11 +189,11 @@ fn to_uplinks(
     }
     restate(burst, slot, wire)?;
     let mut copies = 0u64;
-    for idx in uplinks {
+    for owner in uplinks.iter().filter_map(|idx| snapshot.owner(*idx)) {
         if !ctx.budget.take(ctx.in_port, ctx.tick) {
             break;
         }
-        send(ctx, slot, *idx, out);
+        send(ctx, slot, owner, out);
         copies += 1;
     }
     let extra = copies.checked_sub(1).ok_or(DropReason::FloodBudget)?;

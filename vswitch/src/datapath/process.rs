@@ -25,7 +25,7 @@ use crate::datapath::fragment::FragmentTable;
 use crate::datapath::l2::Learned;
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
-use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, Snapshot};
+use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
 use crate::datapath::{flood, guard, neighbour, reject, report, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Producer};
@@ -70,14 +70,31 @@ pub struct Ctx<'a> {
     pub(crate) profile: Profile,
 }
 
+/// Whose a frame is and whom it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends<'s> {
+    src: OwnerIdx,
+    dst: OwnerIdx,
+    sender: &'s Owner,
+    receiver: &'s Owner,
+}
+
+impl Ends<'_> {
+    /// Where the frame came in: [`guard::domain`] and [`guard::sender`] chose the sender by this.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            domain: self.sender.domain,
+            tag: self.sender.tag,
+            src: self.src,
+        }
+    }
+}
+
 /// A unicast packet between two known ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow {
+pub(crate) struct Flow<'s> {
     pub(crate) slot: u16,
-    pub(crate) domain: DomainId,
-    pub(crate) tag: Option<u16>,
-    pub(crate) src: OwnerIdx,
-    pub(crate) dst: OwnerIdx,
+    pub(crate) ends: Ends<'s>,
     /// The side the frame's sender is on; for an ICMP error, the sender of the quoted packet.
     side: Side,
     /// The frame is an ICMP error about the connection with this key.
@@ -97,17 +114,24 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
     let (table, steps) = (ctx.table, &ctx.counters.worker);
     ctx.profile.charge(&steps.step_parse_cycles);
 
-    let mut flows: [Option<Flow>; BURST_MAX] = [None; BURST_MAX];
+    let mut flows: [Option<Flow<'_>>; BURST_MAX] = [None; BURST_MAX];
     let mut keys = [FlowKey::default(); BURST_MAX];
-    let mut len = 0;
-    for slot in (0..BURST_MAX).filter(|slot| sound & 1 << slot != 0) {
-        let (Some(flow), Some(key)) = (flows.get_mut(len), keys.get_mut(len)) else {
+    let port = ctx.snapshot.port(ctx.in_port);
+    let (mut len, mut before) = (0, None);
+    let mut places = flows.iter_mut().zip(&mut keys);
+    let mut place = places.next();
+    while sound != 0 {
+        let slot = sound.trailing_zeros() as usize;
+        sound &= sound - 1;
+        let Some((_, key)) = &mut place else {
             break;
         };
-        match locate(ctx, burst, slot, out, key) {
-            Ok(found) => {
-                len += usize::from(found.is_some());
-                *flow = found;
+        match locate(ctx, port, burst, slot, before, out, key) {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                before = place.map(|(flow, _)| &*flow.insert(found));
+                place = places.next();
+                len += 1;
             }
             Err(reason) => drop_frame(ctx, burst, slot, reason),
         }
@@ -125,13 +149,19 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
     }
     ctx.profile.charge(&steps.step_lookup_cycles);
 
-    for ((flow, key), hit) in flows.iter().flatten().zip(&keys).zip(hits) {
+    let opened = steps.conn_insert.get();
+    for ((flow, key), hit) in flows.iter().flatten().zip(&keys).zip(&hits) {
         let slot = flow.slot as usize;
-        let tracked = track(ctx, burst, flow, key, hit);
-        match tracked.and_then(|limit| remember_fragment(ctx, burst, flow, limit)) {
-            Ok(()) => {
-                send(ctx, slot, flow.dst, out);
-            }
+        let found = match hit {
+            Some(conn) if conn.is_live() => Some(*conn),
+            // What was not there then, only an earlier frame of this burst can have opened: one that another worker
+            // opens meanwhile has not sent anything yet that this frame could answer.
+            None if steps.conn_insert.get() == opened => None,
+            _ => table.lookup(key),
+        };
+        let frame = burst.frame(slot).ok_or(DropReason::Runt);
+        match frame.and_then(|frame| track(ctx, frame, flow, key, found)) {
+            Ok(()) => send(ctx, slot, flow.ends.receiver, out),
             Err(reason) => {
                 if reason == DropReason::PolicyReject {
                     reject::answer(ctx, burst, flow, out);
@@ -153,7 +183,9 @@ fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason)
         cell.drops.add(reason, 1);
     }
     // Policy's own denials were reported where they were made, with rule and other end.
-    if let (false, Some(frame)) = (is_policy(reason), burst.frame(slot)) {
+    if let (false, Some(frame)) = (is_policy(reason), burst.frame(slot))
+        && ctx.events.has_room()
+    {
         let event = report::event(ctx, ConnEventKind::Deny, &frame.parsed);
         ctx.events.push(ConnEvent {
             reason: Some(reason),
@@ -176,18 +208,16 @@ fn is_policy(reason: DropReason) -> bool {
 }
 
 /// Sends a received frame to `dst`, or counts that it can't be.
-pub(crate) fn send(ctx: &Ctx<'_>, slot: usize, dst: OwnerIdx, out: &mut Decisions) {
-    let pushed = ctx.snapshot.owner(dst).is_some_and(|owner| {
-        #[allow(clippy::cast_possible_truncation)] // a slot is below 64
-        out.push(
-            owner.port,
-            OutItem {
-                slot: slot as u16,
-                tag: owner.tag,
-            },
-        )
-    });
-    if let (false, Some(cell)) = (pushed, in_cell(ctx)) {
+#[inline]
+pub(crate) fn send(ctx: &Ctx<'_>, slot: usize, dst: &Owner, out: &mut Decisions) {
+    #[allow(clippy::cast_possible_truncation)] // a slot is below 64
+    let item = OutItem {
+        slot: slot as u16,
+        tag: dst.tag,
+    };
+    if !out.push(dst.port, item)
+        && let Some(cell) = in_cell(ctx)
+    {
         cell.drops.add(DropReason::TxQueueFull, 1);
     }
 }
@@ -196,29 +226,75 @@ pub(crate) fn send(ctx: &Ctx<'_>, slot: usize, dst: OwnerIdx, out: &mut Decision
 #[inline]
 fn read(frame: &mut Frame) -> Result<(), DropReason> {
     frame.pop_tag();
-    let len = frame.len();
-    let (head, parsed) = frame.head_and_parsed();
+    let (head, len, parsed) = frame.head_and_parsed();
     parse::parse_into(parsed, head, len)?;
     offload::normalise(frame)
 }
 
 /// Pass 2: who sent it and whom it is for; the key of its connection goes `into` its place. `None`
-/// when it was dealt with here.
-fn locate(
-    ctx: &mut Ctx<'_>,
+/// when it was dealt with here. `before` is what the frame before it turned out to be: frames come in trains.
+#[inline(always)]
+fn locate<'s>(
+    ctx: &mut Ctx<'s>,
+    port: Option<&PortView>,
     burst: &mut Burst,
     slot: usize,
+    before: Option<&Flow<'s>>,
     out: &mut Decisions,
     into: &mut FlowKey,
-) -> Result<Option<Flow>, DropReason> {
-    let snapshot = ctx.snapshot;
-    let port = snapshot
-        .port(ctx.in_port)
-        .ok_or(DropReason::UnknownSender)?;
+) -> Result<Option<Flow<'s>>, DropReason> {
+    let port = port.ok_or(DropReason::UnknownSender)?;
     let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     if frame.offload.gso == Gso::None && frame.len() > port.max_frame_bytes {
         return Err(DropReason::Oversize);
     }
+    let (frame, ends) = match before.filter(|flow| is_of_train(burst, frame, flow)) {
+        Some(flow) => (frame, flow.ends),
+        None => match ends(ctx, port, burst, slot, out)? {
+            Some(ends) => (burst.frame(slot).ok_or(DropReason::Runt)?, ends),
+            None => return Ok(None),
+        },
+    };
+    if let Fragment::Later { .. } = frame.parsed.fragment {
+        later_fragment(ctx, frame, ends.dst)?;
+        send(ctx, slot, ends.receiver, out);
+        return Ok(None);
+    }
+    let (side, about) = key(&frame.parsed, ends.sender, ends.receiver, into)?;
+    #[allow(clippy::cast_possible_truncation)] // a slot is below 64
+    let slot = slot as u16;
+    Ok(Some(Flow {
+        slot,
+        ends,
+        side,
+        about,
+    }))
+}
+
+/// Whether a frame has the ends of an earlier one of its burst, by what [`ends`] looks at. From an address that is
+/// not declared for its sender, it lets pass some packets and not others; discovery is not for it to forward.
+#[inline(always)]
+fn is_of_train(burst: &Burst, frame: &Frame, earlier: &Flow<'_>) -> bool {
+    let p = &frame.parsed;
+    burst.frame(earlier.slot as usize).is_some_and(|e| {
+        let q = &e.parsed;
+        (p.dst_mac, p.src_mac, p.src, p.dst) == (q.dst_mac, q.src_mac, q.src, q.dst)
+            && (p.l3, p.l3_offset, frame.tci) == (q.l3, q.l3_offset, e.tci)
+    }) && earlier.ends.sender.has_ip(&p.src)
+        && !neighbour::is_discovery(p)
+}
+
+/// Whose a frame is and whom it is for. `None` when it was dealt with here: ARP and neighbour discovery,
+/// broadcast and multicast, and what is not IP.
+fn ends<'s>(
+    ctx: &mut Ctx<'s>,
+    port: &PortView,
+    burst: &mut Burst,
+    slot: usize,
+    out: &mut Decisions,
+) -> Result<Option<Ends<'s>>, DropReason> {
+    let snapshot = ctx.snapshot;
+    let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     let p = &frame.parsed;
     if is_link_local_group(p) {
         return Err(DropReason::ReservedMulticast);
@@ -248,32 +324,29 @@ fn locate(
     if p.l3 == L3::Other {
         let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
         judge_frame(ctx, classifier, frame, sender, receiver)?;
-        send(ctx, slot, dst, out);
+        send(ctx, slot, receiver, out);
         return Ok(None);
     }
-    if let Fragment::Later { .. } = p.fragment {
-        let admitted = ctx.fragments.later(ctx.in_port, p, ctx.tick)?;
-        if (admitted.generation, admitted.dst) != (ctx.generation, dst) {
-            return Err(DropReason::FragmentWithoutFirst);
-        }
-        if let Some(rule) = admitted.limit {
-            let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
-            spend_bits(ctx, classifier, rule, frame)?;
-        }
-        send(ctx, slot, dst, out);
-        return Ok(None);
-    }
-    let slot = u16::try_from(slot).unwrap_or(u16::MAX);
-    let (side, about) = key(p, sender, receiver, into)?;
-    Ok(Some(Flow {
-        slot,
-        domain,
-        tag,
+    Ok(Some(Ends {
         src,
         dst,
-        side,
-        about,
+        sender,
+        receiver,
     }))
+}
+
+/// Whether a fragment without transport header may follow its first one.
+#[cold]
+fn later_fragment(ctx: &mut Ctx<'_>, frame: &Frame, dst: OwnerIdx) -> Result<(), DropReason> {
+    let admitted = ctx.fragments.later(ctx.in_port, &frame.parsed, ctx.tick)?;
+    if (admitted.generation, admitted.dst) != (ctx.generation, dst) {
+        return Err(DropReason::FragmentWithoutFirst);
+    }
+    if let Some(rule) = admitted.limit {
+        let classifier = ctx.snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+        spend_bits(ctx, classifier, rule, frame)?;
+    }
+    Ok(())
 }
 
 /// Where a frame came in.
@@ -344,7 +417,7 @@ pub(crate) fn destination(
 /// The connection a packet belongs to; for an ICMP error, the one it is about. The key goes `into`
 /// its place: handed on from function to function it would be copied each time, and each copy
 /// would wait for the one before.
-#[inline]
+#[inline(always)]
 fn key(
     p: &Parsed,
     sender: &Owner,
@@ -374,26 +447,22 @@ fn key(
     Ok((side, about))
 }
 
-/// Pass 4: whether the packet may pass, and what its connection learns from it. Returns the rule
-/// whose limit on bits it spent, which its later fragments spend too.
+/// Pass 4: whether the packet may pass, and what its connection learns from it.
 fn track(
     ctx: &mut Ctx<'_>,
-    burst: &Burst,
-    flow: &Flow,
+    frame: &Frame,
+    flow: &Flow<'_>,
     key: &FlowKey,
-    hit: Option<ConnRef<'_>>,
-) -> Result<Option<RuleId>, DropReason> {
-    let frame = burst.frame(flow.slot as usize).ok_or(DropReason::Runt)?;
+    found: Option<ConnRef<'_>>,
+) -> Result<(), DropReason> {
     let p = &frame.parsed;
-    let snapshot = ctx.snapshot;
-    let src = snapshot.owner(flow.src).ok_or(DropReason::UnknownSender)?;
-    let dst = snapshot
-        .owner(flow.dst)
-        .ok_or(DropReason::UnknownDestination)?;
-    let classifier = snapshot.classifier().ok_or(DropReason::NoPolicy)?;
+    let Ends {
+        sender: src,
+        receiver: dst,
+        ..
+    } = flow.ends;
+    let classifier = ctx.snapshot.classifier().ok_or(DropReason::NoPolicy)?;
     let table = ctx.table;
-    // An earlier frame of this burst may have opened it meanwhile.
-    let found = hit.filter(ConnRef::is_live).or_else(|| table.lookup(key));
     let dir_in = |conn: &ConnRef<'_>| {
         if flow.side == conn.initiator() {
             Dir::Original
@@ -408,7 +477,8 @@ fn track(
         if flow.about {
             return Err(DropReason::IcmpUnrelated);
         }
-        return open(ctx, classifier, (flow, key), frame, src, dst);
+        let limit = open(ctx, classifier, (flow, key), frame, src, dst)?;
+        return passed(ctx, frame, flow, limit);
     };
     let dir = dir_in(&conn);
     if conn::generation(conn.word()) < ctx.generation {
@@ -427,7 +497,7 @@ fn track(
         spend_bits(ctx, classifier, rule, frame)?;
     }
     if flow.about {
-        return Ok(limit);
+        return passed(ctx, frame, flow, limit);
     }
     if p.protocol == proto::TCP {
         match tcp::on_segment(&conn, dir, &tcp::Segment::of(p))? {
@@ -442,12 +512,28 @@ fn track(
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report::end(ctx, &conn, ConnEventKind::Close);
                 ctx.quotas.remove(table, conn);
-                return open(ctx, classifier, (flow, key), frame, src, dst);
+                let limit = open(ctx, classifier, (flow, key), frame, src, dst)?;
+                return passed(ctx, frame, flow, limit);
             }
         }
     }
     conn::account(&conn, dir, frame.len(), ctx.tick, ctx.alone);
-    Ok(limit)
+    passed(ctx, frame, flow, limit)
+}
+
+/// What is left to do for a packet that may pass. `limit` is the rule whose limit on bits it spent, which the
+/// later fragments of a first one spend too.
+#[inline]
+fn passed(
+    ctx: &mut Ctx<'_>,
+    frame: &Frame,
+    flow: &Flow<'_>,
+    limit: Option<RuleId>,
+) -> Result<(), DropReason> {
+    match frame.parsed.fragment {
+        Fragment::First { .. } => remember_fragment(ctx, frame, flow, limit),
+        _ => Ok(()),
+    }
 }
 
 /// Every frame that policy let pass spends its rule's limit on bits.
@@ -468,7 +554,7 @@ fn spend_bits(
 fn open(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    (flow, key): (&Flow, &FlowKey),
+    (flow, key): (&Flow<'_>, &FlowKey),
     frame: &Frame,
     src: &Owner,
     dst: &Owner,
@@ -702,21 +788,18 @@ pub(crate) struct Admitted {
 }
 
 /// An admitted first fragment is remembered before it is sent, or not sent at all.
+#[cold]
 fn remember_fragment(
     ctx: &mut Ctx<'_>,
-    burst: &Burst,
-    flow: &Flow,
+    frame: &Frame,
+    flow: &Flow<'_>,
     limit: Option<RuleId>,
 ) -> Result<(), DropReason> {
-    match burst.frame(flow.slot as usize).map(|f| &f.parsed) {
-        Some(p) if matches!(p.fragment, Fragment::First { .. }) => {
-            let admitted = Admitted {
-                generation: ctx.generation,
-                dst: flow.dst,
-                limit,
-            };
-            ctx.fragments.first(ctx.in_port, p, admitted, ctx.tick)
-        }
-        _ => Ok(()),
-    }
+    let admitted = Admitted {
+        generation: ctx.generation,
+        dst: flow.ends.dst,
+        limit,
+    };
+    ctx.fragments
+        .first(ctx.in_port, &frame.parsed, admitted, ctx.tick)
 }

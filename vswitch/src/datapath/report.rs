@@ -49,6 +49,10 @@ pub(crate) fn decision(
     src: &Owner,
     dst: &Owner,
 ) {
+    // In a flood there is none, most of the time.
+    if !ctx.events.has_room() {
+        return;
+    }
     let event = ConnEvent {
         reason,
         rule: rule.map_or(NONE_U32, |r| r.0),

@@ -42,8 +42,15 @@ pub unsafe fn copy_short(src: *const u8, dst: *mut u8, len: usize) {
         unsafe { step::<T>(src, dst, len - size) };
     }
     match len {
-        // SAFETY: by contract, and by the branch taken; so below.
-        32.. => unsafe { steps::<[u128; 2]>(src, dst, len) },
+        // What a frame of 60 or 64 bytes is: two steps, and no loop around them.
+        32..=64 => {
+            // SAFETY: by contract, and by the branch taken; so below.
+            unsafe { step::<[u128; 2]>(src, dst, 0) };
+            // SAFETY: as above.
+            unsafe { step::<[u128; 2]>(src, dst, len - 32) };
+        }
+        // SAFETY: as above.
+        65.. => unsafe { steps::<[u128; 2]>(src, dst, len) },
         // SAFETY: as above.
         16.. => unsafe { steps::<u128>(src, dst, len) },
         // SAFETY: as above.

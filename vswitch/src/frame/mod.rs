@@ -152,11 +152,12 @@ impl Frame {
             .unwrap_or(&[])
     }
 
-    /// The private bytes, and what they are parsed into.
+    /// The private bytes, how many bytes the whole frame has, and what they are parsed into.
     #[inline]
-    pub fn head_and_parsed(&mut self) -> (&[u8], &mut Parsed) {
+    pub fn head_and_parsed(&mut self) -> (&[u8], u32, &mut Parsed) {
+        let len = self.len();
         let head = self.buf.get(self.start as usize..self.end as usize);
-        (head.unwrap_or(&[]), &mut self.parsed)
+        (head.unwrap_or(&[]), len, &mut self.parsed)
     }
 
     /// The private bytes, to be edited.
@@ -207,23 +208,27 @@ impl Frame {
         self.len() == 0
     }
 
-    /// Moves an outer VLAN tag into `tci`, so that everything behind works on untagged frames.
+    /// Moves an outer VLAN tag of a received frame into `tci`, so that everything behind works on untagged frames.
     #[inline]
     pub fn pop_tag(&mut self) {
-        self.tci = self.take_tag();
+        use crate::packet::ethertype::{QINQ, VLAN};
+        // Where the EtherType of a frame is that nobody has moved yet; of a very short one, there may be anything.
+        const AT: usize = HEADROOM as usize + 12;
+        let ethertype = u16::from_be_bytes([self.buf[AT], self.buf[AT + 1]]);
+        self.tci = if ethertype == VLAN || ethertype == QINQ {
+            self.take_tag()
+        } else {
+            None
+        };
     }
 
-    #[inline]
+    #[cold]
     fn take_tag(&mut self) -> Option<u16> {
-        use crate::packet::ethertype::{QINQ, VLAN};
+        debug_assert_eq!(self.start, HEADROOM, "its tag was taken before");
         let head = self.head_mut();
-        let &[_, _, _, _, _, _, _, _, _, _, _, _, t0, t1, c0, c1, _, _, ..] = &*head else {
+        let &[_, _, _, _, _, _, _, _, _, _, _, _, _, _, c0, c1, _, _, ..] = &*head else {
             return None;
         };
-        let ethertype = u16::from_be_bytes([t0, t1]);
-        if ethertype != VLAN && ethertype != QINQ {
-            return None;
-        }
         head.copy_within(0..12, 4);
         self.start += 4;
         Some(u16::from_be_bytes([c0, c1]))

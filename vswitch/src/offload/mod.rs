@@ -204,17 +204,13 @@ impl Layout {
 /// [`DropReason::BadOffload`] when request and headers disagree, [`DropReason::TooManySegments`].
 #[inline]
 pub fn normalise(frame: &mut Frame) -> Result<(), DropReason> {
-    if frame.offload.gso == Gso::None {
-        match frame.offload.csum {
-            Csum::Complete | Csum::Valid => return Ok(()),
-            Csum::Unknown => {
-                resolve_unknown_csum(frame);
-                return Ok(());
-            }
-            Csum::Partial => {}
-        }
+    if !frame.offload.is_plain() {
+        return normalise_request(frame);
     }
-    normalise_request(frame)
+    if frame.offload.csum == Csum::Unknown {
+        resolve_unknown_csum(frame);
+    }
+    Ok(())
 }
 
 fn normalise_request(frame: &mut Frame) -> Result<(), DropReason> {

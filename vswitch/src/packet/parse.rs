@@ -125,13 +125,11 @@ impl<'a> Bytes<'a> {
         end: usize,
         bad: DropReason,
     ) -> Result<&'a [u8; N], DropReason> {
-        if at + N > end {
-            return Err(bad);
+        match self.0.get(at..at + N).and_then(|s| s.first_chunk::<N>()) {
+            Some(bytes) if at + N <= end => Ok(bytes),
+            _ if at + N > end => Err(bad),
+            _ => Err(DropReason::HeadersTooLong),
         }
-        self.0
-            .get(at..)
-            .and_then(|s| s.first_chunk::<N>())
-            .ok_or(DropReason::HeadersTooLong)
     }
 
     /// As [`Bytes::at`], for a length known at run time.
@@ -210,23 +208,42 @@ pub fn parse_into(p: &mut Parsed, head: &[u8], frame_len: u32) -> Result<(), Dro
         l3 += 4;
     }
     p.l3_offset = offset(l3);
-    match p.ethertype {
+    let packet = match p.ethertype {
         ethertype::IPV4 => ipv4(p, b, l3, end)?,
         ethertype::IPV6 => ipv6(p, b, l3, end)?,
-        ethertype::ARP => p.l3 = L3::Arp,
-        _ => {}
+        ethertype::ARP => {
+            p.l3 = L3::Arp;
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    if let Some(l4) = packet.l4 {
+        transport(p, b, l4, packet.end)?;
     }
-    Ok(())
+    match p.l3 {
+        L3::V4 if !is_v4_host(&p.src) => unusual_v4_source(p),
+        L3::V6 if !is_v6_host(&p.src) => unusual_v6_source(p),
+        _ => Ok(()),
+    }
+}
+
+/// Where an IP packet's parts are.
+struct Packet {
+    /// Its transport header; a later fragment has none.
+    l4: Option<usize>,
+    end: usize,
 }
 
 /// An IPv4 address as the switch keeps it.
 #[inline]
 pub(super) fn v4_addr(a: u8, b: u8, c: u8, d: u8) -> Addr {
-    Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    // As one number, so that it is stored in whole words, which is how it is read.
+    let low = u32::from_be_bytes([a, b, c, d]);
+    Addr((0xffff << 32 | u128::from(low)).to_be_bytes())
 }
 
 #[inline]
-fn ipv4(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(), DropReason> {
+fn ipv4(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<Packet, DropReason> {
     const BAD: DropReason = DropReason::BadIpv4;
     let ip = b.at::<20>(l3, frame_end, BAD)?;
     let header_len = usize::from(ip[0] & 0x0f) * 4;
@@ -236,12 +253,12 @@ fn ipv4(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(),
     if ip[0] >> 4 != 4 || header_len < 20 || total_len < header_len || end > frame_end {
         return Err(BAD);
     }
-    let sum = if header_len == 20 {
-        checksum::sum(ip, 0)
+    let good = if header_len == 20 {
+        checksum::is_good_header(ip)
     } else {
-        checksum::sum(b.range(l3, header_len, end, BAD)?, 0)
+        checksum::fold(checksum::sum(b.range(l3, header_len, end, BAD)?, 0)) == 0xffff
     };
-    if checksum::fold(sum) != 0xffff {
+    if !good {
         return Err(BAD);
     }
     p.l3 = L3::V4;
@@ -256,27 +273,24 @@ fn ipv4(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(),
         let id = u32::from(be16(ip[4], ip[5]));
         let more = fragment & 0x2000 != 0;
         if set_fragment(p, id, (fragment & 0x1fff) << 3, more, end - l4)? {
-            return unusual_v4_source(p);
+            return Ok(Packet { l4: None, end });
         }
     }
-    transport(p, b, l4, end)?;
-    unusual_v4_source(p)
+    let l4 = Some(l4);
+    Ok(Packet { l4, end })
 }
 
 /// Whether an IPv4 address can be one host's: not of this network (0/8), loopback (127/8),
 /// multicast or limited broadcast (RFC 1122 section 3.2.1.3). Class E can: some networks use it.
-#[inline]
+#[inline(always)]
 pub(super) fn is_v4_host(addr: &Addr) -> bool {
     let [.., a, b, c, d] = addr.0;
     a != 0 && a != 127 && a & 0xf0 != 0xe0 && a & b & c & d != 0xff
 }
 
-/// Refuses sources that are no host's. 0.0.0.0 may send a DHCP client's requests and IGMP.
-#[inline]
+/// A source that is no host's. 0.0.0.0 may send a DHCP client's requests and IGMP.
+#[cold]
 fn unusual_v4_source(p: &Parsed) -> Result<(), DropReason> {
-    if is_v4_host(&p.src) {
-        return Ok(());
-    }
     let dhcp = p.protocol == proto::UDP && p.sport == 68 && p.dport == 67;
     if p.src == v4_addr(0, 0, 0, 0) && (dhcp || p.protocol == IGMP) {
         return Ok(());
@@ -321,7 +335,7 @@ fn set_fragment(
 }
 
 #[inline]
-fn ipv6(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(), DropReason> {
+fn ipv6(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<Packet, DropReason> {
     const BAD: DropReason = DropReason::BadIpv6;
     let ip = b.at::<40>(l3, frame_end, BAD)?;
     let mut l4 = l3 + 40;
@@ -349,11 +363,11 @@ fn ipv6(p: &mut Parsed, b: Bytes<'_>, l3: usize, frame_end: usize) -> Result<(),
         if let Some(f) = walk.fragment
             && set_fragment(p, f.id, f.offset, f.more, end - f.data_at)?
         {
-            return unusual_v6_source(p);
+            return Ok(Packet { l4: None, end });
         }
     }
-    transport(p, b, l4, end)?;
-    unusual_v6_source(p)
+    let l4 = Some(l4);
+    Ok(Packet { l4, end })
 }
 
 /// Source and destination of the IPv6 header at `at`.
@@ -370,20 +384,17 @@ fn is_mapped(a: &Addr) -> bool {
 }
 
 /// Whether an IPv6 address can be one host's: not multicast, loopback or unspecified.
-#[inline]
+#[inline(always)]
 pub(super) fn is_v6_host(addr: &Addr) -> bool {
     let addr = u128::from_be_bytes(addr.0);
     addr > 1 && addr >> 120 != 0xff
 }
 
-/// Refuses sources that are no host's. `::` may send router and neighbour solicitations (duplicate
+/// A source that is no host's. `::` may send router and neighbour solicitations (duplicate
 /// address detection, RFC 4862
 /// section 5.4.2) and MLD (RFC 3590).
-#[inline]
+#[cold]
 fn unusual_v6_source(p: &Parsed) -> Result<(), DropReason> {
-    if is_v6_host(&p.src) {
-        return Ok(());
-    }
     let nameless = p.l4_offset != 0
         && p.protocol == proto::ICMPV6
         && matches!(
@@ -488,7 +499,7 @@ fn extensions(b: Bytes<'_>, first: u8, at: usize, end: usize) -> Result<Walk, Dr
 }
 
 /// The transport header at `at`; the packet ends at `end`.
-#[inline]
+#[inline(always)]
 fn transport(p: &mut Parsed, b: Bytes<'_>, at: usize, end: usize) -> Result<(), DropReason> {
     let first = matches!(p.fragment, Fragment::First { .. });
     let bad = if first {
@@ -607,7 +618,7 @@ fn window_scale(mut options: &[u8]) -> Option<u8> {
     }
 }
 
-#[inline]
+#[inline(never)] // so that the others, which are many, have less to keep in registers
 fn icmp(
     p: &mut Parsed,
     b: Bytes<'_>,

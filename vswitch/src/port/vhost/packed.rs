@@ -403,7 +403,7 @@ impl Packed {
 
 impl Ring for Packed {
     #[inline]
-    fn peek(&mut self, max: usize) -> Result<usize, RingError> {
+    fn peek(&mut self, max: usize, _want: Direction) -> Result<usize, RingError> {
         if !self.waits() {
             return Ok(0);
         }
@@ -494,7 +494,9 @@ impl Ring for Packed {
             if (desc.w1 & vring::DESC_F_AVAIL != 0) != at.wrap {
                 break;
             }
-            prefetch_buffer(&self.mem, &mut self.hint, &desc, want);
+            if let Some((ptr, _)) = self.mem.span(desc.addr, &mut self.hint) {
+                prefetch_buffer(ptr, want);
+            }
             at = at.forward(1, self.size);
         }
         // Read, and written when used: four to a line.

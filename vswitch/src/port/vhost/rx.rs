@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::queue::Queue;
-use super::vring::{Buf, Bufs, Direction, Ring, RingError, Step, Taken, prefetch, with_ring};
+use super::vring::{
+    Buf, Bufs, Direction, Ring, RingError, Step, Taken, prefetch, prefetch_buffer, with_ring,
+};
 use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
 use crate::frame::copy::copy_short;
@@ -125,15 +127,14 @@ fn take_chains<R: Ring>(
     burst: &Burst,
 ) -> Result<(), RingError> {
     bufs.clear();
-    let waiting = ring.peek(burst.room())?;
+    let waiting = ring.peek(burst.room(), Direction::Readable)?;
     for _ in 0..waiting {
         let before = bufs.len();
         if before < burst.seg_room()
             && let Some((t, buf)) = ring.take_single(Direction::Readable)
             && bufs.push(buf)
         {
-            prefetch(buf.ptr);
-            prefetch(buf.ptr.wrapping_add(64));
+            prefetch_buffer(buf.ptr, Direction::Readable);
             taken.push((t, bufs.len()));
             continue;
         }
@@ -146,8 +147,7 @@ fn take_chains<R: Ring>(
             }
             Step::Chain(t) => {
                 if let Some(first) = bufs.range(before, before + 1).first() {
-                    prefetch(first.ptr);
-                    prefetch(first.ptr.wrapping_add(64));
+                    prefetch_buffer(first.ptr, Direction::Readable);
                 }
                 if let Some(second) = bufs.range(before + 1, before + 2).first() {
                     prefetch(second.ptr);
@@ -268,16 +268,18 @@ fn try_frame(
 /// What the guest asks for, when it may.
 #[inline]
 fn offload(hdr: &NetHdr, features: u64) -> Option<Offload> {
+    if hdr.gso_type == NetHdr::GSO_NONE && hdr.flags & NetHdr::F_NEEDS_CSUM == 0 {
+        Some(Offload::default())
+    } else {
+        request(hdr, features)
+    }
+}
+
+/// [`offload`] for a header that asks for something.
+fn request(hdr: &NetHdr, features: u64) -> Option<Offload> {
     if hdr.gso_type == NetHdr::GSO_NONE {
-        let csum = if hdr.flags & NetHdr::F_NEEDS_CSUM == 0 {
-            Csum::Complete
-        } else if features & feature::CSUM != 0 {
-            Csum::Partial
-        } else {
-            return None;
-        };
-        return Some(Offload {
-            csum,
+        return (features & feature::CSUM != 0).then_some(Offload {
+            csum: Csum::Partial,
             ..Offload::default()
         });
     }

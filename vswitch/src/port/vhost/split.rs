@@ -34,6 +34,12 @@ pub(super) struct Split {
     published: u16,
     /// The used index at which the guest was last asked whether it wants a call.
     asked: u16,
+    /// Of the chains from `next_avail` on, those up to here were looked at; see [`Split::look`].
+    looked: u16,
+    /// Up to here their descriptors were asked for.
+    fetched: u16,
+    /// What was found, by entry of the available ring: `None` where [`Ring::take`] has to look.
+    found: Box<[Option<(u16, Buf)>; FOUND]>,
     hint: usize,
     mem: Arc<GuestMem>,
 }
@@ -41,6 +47,10 @@ pub(super) struct Split {
 // SAFETY: the addresses belong to `mem`, which may be used from any thread; the queue's gate
 // makes the ring's user exclusive.
 unsafe impl Send for Split {}
+
+/// Chains that can have been looked at before their turn: a power of two, for one burst.
+const FOUND: usize = 32;
+const _: () = assert!(FOUND.is_power_of_two() && FOUND >= AHEAD as usize);
 
 /// Offset of the entries in both rings: flags and index come first.
 const ENTRIES: usize = 4;
@@ -70,6 +80,9 @@ impl Split {
             next_used: 0,
             published: 0,
             asked: 0,
+            looked: 0,
+            fetched: 0,
+            found: Box::new([None; FOUND]),
             hint: 0,
             mem,
         };
@@ -78,6 +91,8 @@ impl Split {
         // base the front-end gives is that same index, or (after our death) read from there too.
         let used_idx = ring.used_word(IDX).load(Ordering::Relaxed);
         ring.next_avail = used_idx;
+        ring.looked = used_idx;
+        ring.fetched = used_idx;
         ring.avail_idx = used_idx;
         ring.next_used = used_idx;
         ring.published = used_idx;
@@ -161,39 +176,70 @@ impl Split {
     }
 }
 
+impl Split {
+    /// Asks for the descriptors of the next `n` chains.
+    #[inline]
+    fn fetch(&mut self, n: u16) {
+        let mut done = self.fetched.wrapping_sub(self.next_avail);
+        if done > self.size {
+            done = 0; // it fell behind
+        }
+        for i in done..n {
+            let head = self.head(self.next_avail.wrapping_add(i));
+            prefetch(
+                self.desc
+                    .wrapping_add(usize::from(head) * vring::DESC_BYTES),
+            );
+        }
+        self.fetched = self.next_avail.wrapping_add(n.max(done));
+    }
+
+    /// Looks at the next `n` chains, at most [`FOUND`], and asks for their buffers' first lines: what their turn will
+    /// then find. A chain is a single direct descriptor inside one region, as nearly all are, or is not looked at
+    /// further.
+    #[inline]
+    fn look(&mut self, n: u16, want: Direction) {
+        for i in self.looked.wrapping_sub(self.next_avail)..n {
+            let at = self.next_avail.wrapping_add(i);
+            let id = self.head(at);
+            let mut found = None;
+            if id < self.size {
+                let desc = self.desc.wrapping_add(usize::from(id) * vring::DESC_BYTES);
+                // SAFETY: `id` is below the table's entries.
+                let desc = unsafe { Desc::read(desc) };
+                if let Some(buf) = single(&self.mem, &mut self.hint, &desc, desc.w0, want) {
+                    prefetch_buffer(buf.ptr, want);
+                    found = Some((id, buf));
+                }
+            }
+            self.found[usize::from(at) % FOUND] = found;
+            self.looked = at.wrapping_add(1);
+        }
+    }
+}
+
 impl Ring for Split {
     #[inline]
-    fn peek(&mut self, max: usize) -> Result<usize, RingError> {
+    fn peek(&mut self, max: usize, want: Direction) -> Result<usize, RingError> {
         let mut n = usize::from(self.avail_idx.wrapping_sub(self.next_avail));
         // The index is the line most fought over: read only when what is known does not suffice.
         if n < max {
             n = usize::from(self.refresh()?);
         }
         let n = n.min(max);
-        for i in 0..n {
-            #[allow(clippy::cast_possible_truncation)] // below the ring's size
-            let head = self.head(self.next_avail.wrapping_add(i as u16));
-            prefetch(
-                self.desc
-                    .wrapping_add(usize::from(head) * vring::DESC_BYTES),
-            );
-        }
+        #[allow(clippy::cast_possible_truncation)] // at most FOUND
+        let near = n.min(FOUND) as u16;
+        self.fetch(near);
+        self.look(near, want);
         Ok(n)
     }
 
     #[inline]
-    fn take_single(&mut self, want: Direction) -> Option<(Taken, Buf)> {
-        if self.next_avail == self.avail_idx {
+    fn take_single(&mut self, _want: Direction) -> Option<(Taken, Buf)> {
+        if self.next_avail == self.looked {
             return None;
         }
-        let id = self.head(self.next_avail);
-        if id >= self.size {
-            return None;
-        }
-        let at = self.desc.wrapping_add(usize::from(id) * vring::DESC_BYTES);
-        // SAFETY: `id` is below the table's entries.
-        let desc = unsafe { Desc::read(at) };
-        let buf = single(&self.mem, &mut self.hint, &desc, desc.w0, want)?;
+        let (id, buf) = self.found[usize::from(self.next_avail) % FOUND]?;
         self.next_avail = self.next_avail.wrapping_add(1);
         Some((Taken { id, slots: 1 }, buf))
     }
@@ -209,13 +255,18 @@ impl Ring for Split {
             bufs.truncate(before);
             return Ok(Step::NoRoom);
         }
+        let was_looked_at = self.next_avail != self.looked;
         self.next_avail = self.next_avail.wrapping_add(1);
+        if !was_looked_at {
+            self.looked = self.next_avail;
+        }
         Ok(Step::Chain(Taken { id, slots: 1 }))
     }
 
     #[inline]
     fn untake(&mut self, _taken: Taken) {
         self.next_avail = self.next_avail.wrapping_sub(1);
+        self.looked = self.next_avail;
     }
 
     #[inline]
@@ -233,25 +284,8 @@ impl Ring for Split {
     #[inline]
     fn ahead(&mut self, want: Direction) {
         let known = self.avail_idx.wrapping_sub(self.next_avail);
-        for i in 0..known.min(AHEAD) {
-            let head = self.head(self.next_avail.wrapping_add(i));
-            if head >= self.size {
-                return;
-            }
-            let at = self
-                .desc
-                .wrapping_add(usize::from(head) * vring::DESC_BYTES);
-            // SAFETY: `head` is below the table's entries.
-            let desc = unsafe { Desc::read(at) };
-            prefetch_buffer(&self.mem, &mut self.hint, &desc, want);
-        }
-        for i in AHEAD..known.min(2 * AHEAD) {
-            let head = self.head(self.next_avail.wrapping_add(i));
-            prefetch(
-                self.desc
-                    .wrapping_add(usize::from(head) * vring::DESC_BYTES),
-            );
-        }
+        self.look(known.min(AHEAD), want);
+        self.fetch(known.min(2 * AHEAD));
         // The burst's elements of the used ring: eight to a line.
         for i in 0..=AHEAD / 8 {
             let slot = usize::from(self.next_used.wrapping_add(8 * i) & (self.size - 1));

@@ -101,7 +101,7 @@ impl Sender<'_> {
         items: &[OutItem],
         cell: &PortCell,
     ) -> Option<RingError> {
-        if let Err(e) = ring.peek(items.len()) {
+        if let Err(e) = ring.peek(items.len(), Direction::Writable) {
             self.broken = Some(e);
         }
         let mut put = Put {

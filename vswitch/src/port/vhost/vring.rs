@@ -154,15 +154,15 @@ pub(super) enum Step {
 
 /// A ring of either layout, from the device's side. Chains are returned in the order taken.
 pub(super) trait Ring {
-    /// How many chains wait, at most `max` (an upper bound where only walking can tell);
-    /// prefetches their descriptors.
-    fn peek(&mut self, max: usize) -> Result<usize, RingError>;
+    /// How many chains wait, at most `max` (an upper bound where only walking can tell); makes ready for
+    /// [`Ring::take_single`].
+    fn peek(&mut self, max: usize, want: Direction) -> Result<usize, RingError>;
     /// Asks the processor for what the next burst will touch, as far as chains are known to wait:
     /// their buffers' first lines, and the descriptors of the burst after it. The lines are in the
     /// other core's cache; fetched now, they arrive while this burst is worked on.
     fn ahead(&mut self, want: Direction);
     /// Takes the next chain if it is a single direct descriptor inside one region, as nearly all
-    /// are. `None`: none is known to wait, or [`Ring::take`] has to look.
+    /// are, and [`Ring::peek`] counted it. `None`: none such, or [`Ring::take`] has to look.
     fn take_single(&mut self, want: Direction) -> Option<(Taken, Buf)>;
     /// Takes the next chain.
     fn take(&mut self, want: Direction, bufs: &mut Bufs) -> Result<Step, RingError>;
@@ -385,10 +385,7 @@ pub(super) const AHEAD: u16 = 32;
 
 /// Asks for the first two lines of a buffer: `virtio_net_hdr` and headers, or a whole small frame.
 #[inline]
-pub(super) fn prefetch_buffer(mem: &GuestMem, hint: &mut usize, desc: &Desc, want: Direction) {
-    let Some((ptr, _)) = mem.span(desc.addr, hint) else {
-        return;
-    };
+pub(super) fn prefetch_buffer(ptr: *const u8, want: Direction) {
     let second = ptr.wrapping_add(64);
     match want {
         Direction::Readable => {

@@ -128,7 +128,7 @@ impl Region {
 
 /// What translation needs of a region, packed for the cache.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+pub struct Span {
     guest: u64,
     size: u64,
     host: *mut u8,
@@ -237,6 +237,18 @@ impl GuestMem {
         self.span_search(addr, hint)
     }
 
+    /// The region that `hint` remembers; an empty one when there are none.
+    #[inline]
+    #[must_use]
+    pub fn near(&self, hint: usize) -> Span {
+        const EMPTY: Span = Span {
+            guest: 0,
+            size: 0,
+            host: std::ptr::null_mut(),
+        };
+        self.spans.get(hint).copied().unwrap_or(EMPTY)
+    }
+
     fn span_search(&self, addr: u64, hint: &mut usize) -> Option<(*mut u8, u64)> {
         let at = self
             .spans
@@ -276,8 +288,17 @@ impl GuestMem {
 }
 
 impl Span {
+    /// Whether guest-physical `addr` lies in it.
     #[inline]
-    fn find(&self, addr: u64) -> Option<(*mut u8, u64)> {
+    #[must_use]
+    pub fn has(&self, addr: u64) -> bool {
+        addr.wrapping_sub(self.guest) < self.size
+    }
+
+    /// Where guest-physical `addr` is, and how many bytes follow it.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, addr: u64) -> Option<(*mut u8, u64)> {
         let offset = addr.wrapping_sub(self.guest);
         if offset >= self.size {
             return None;

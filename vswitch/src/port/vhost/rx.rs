@@ -37,9 +37,22 @@ pub struct Rx {
     pub(super) hdr_bytes: usize,
     pub(super) features: u64,
     bufs: Bufs,
-    /// Chains of this burst, in the order taken, with the end of their pieces in `bufs`.
-    taken: Vec<(Taken, usize)>,
+    /// Chains of this burst, in the order taken.
+    chains: Vec<Chain>,
 }
+
+/// A chain of a burst.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    taken: Taken,
+    /// Its only piece, if it has one only.
+    first: Buf,
+    /// The end of its pieces in `bufs`; the end of those before it when it has one only.
+    end: usize,
+}
+
+// SAFETY: the address in it is used only by the queue that owns it, under the ring's validity.
+unsafe impl Send for Chain {}
 
 impl Rx {
     pub(super) fn new(signaller: Arc<Signaller>) -> io::Result<Self> {
@@ -48,27 +61,31 @@ impl Rx {
             hdr_bytes: NetHdr::BYTES,
             features: 0,
             bufs: Bufs::new(),
-            taken: Vec::with_capacity(BURST_MAX),
+            chains: Vec::with_capacity(BURST_MAX),
         })
     }
 
     /// See [`crate::port::RxQueue::rx_burst`].
     #[inline]
     pub(crate) fn rx_burst(&mut self, burst: &mut Burst, cell: &PortCell) {
-        debug_assert!(self.taken.is_empty(), "complete() was not called");
+        debug_assert!(self.chains.is_empty(), "complete() was not called");
         let Some(vring) = self.queue.live() else {
             return;
         };
-        let (bufs, taken) = (&mut self.bufs, &mut self.taken);
-        let result = with_ring!(vring, r => take_chains(r, bufs, taken, burst));
+        let (bufs, chains) = (&mut self.bufs, &mut self.chains);
+        let result = with_ring!(vring, r => take_chains(r, bufs, chains, burst));
         let mut from = 0;
-        for &(_, to) in &*taken {
-            let pieces = bufs.range(from, to);
-            from = to;
+        for chain in &*chains {
+            let pieces = if chain.end == from {
+                std::slice::from_ref(&chain.first)
+            } else {
+                bufs.range(from, chain.end)
+            };
+            from = chain.end;
             add_frame(pieces, self.hdr_bytes, self.features, burst, cell);
         }
         // Not on an empty poll: the guest would have to fetch its lines back each time.
-        if !self.taken.is_empty()
+        if !self.chains.is_empty()
             && let Some(vring) = self.queue.ring_mut()
         {
             with_ring!(vring, r => r.ahead(Direction::Readable));
@@ -83,20 +100,20 @@ impl Rx {
     /// See [`crate::port::RxQueue::complete`].
     #[inline]
     pub(crate) fn complete(&mut self, _burst: &Burst) -> bool {
-        if self.taken.is_empty() {
+        if self.chains.is_empty() {
             return false;
         }
-        let taken = &self.taken;
+        let chains = &self.chains;
         // Also when the ring was found broken after these were taken: they were good.
         if let Some(vring) = self.queue.ring_mut() {
             with_ring!(vring, r => {
-                for &(t, _) in taken {
-                    r.put(t, 0);
+                for chain in chains {
+                    r.put(chain.taken, 0);
                 }
                 r.publish();
             });
         }
-        self.taken.clear();
+        self.chains.clear();
         true
     }
 
@@ -123,40 +140,46 @@ impl Rx {
 fn take_chains<R: Ring>(
     ring: &mut R,
     bufs: &mut Bufs,
-    taken: &mut Vec<(Taken, usize)>,
+    chains: &mut Vec<Chain>,
     burst: &Burst,
 ) -> Result<(), RingError> {
     bufs.clear();
     let waiting = ring.peek(burst.room(), Direction::Readable)?;
     for _ in 0..waiting {
-        let before = bufs.len();
-        if before < burst.seg_room()
-            && let Some((t, buf)) = ring.take_single(Direction::Readable)
-            && bufs.push(buf)
+        let end = bufs.len();
+        // Each chain may need room for a tail's pieces.
+        let room = burst.seg_room().saturating_sub(chains.len());
+        if end < room
+            && let Some((taken, first)) = ring.take_single(Direction::Readable)
         {
-            prefetch_buffer(buf.ptr, Direction::Readable);
-            taken.push((t, bufs.len()));
+            chains.push(Chain { taken, first, end });
             continue;
         }
-        match ring.take(Direction::Readable, bufs)? {
+        let taken = match ring.take(Direction::Readable, bufs)? {
             // More pieces than the burst can hold: the rest of them waits for the next one.
-            Step::Chain(t) if bufs.len() > burst.seg_room() && before > 0 => {
-                bufs.truncate(before);
-                ring.untake(t);
+            Step::Chain(taken) if bufs.len() > room && !chains.is_empty() => {
+                bufs.truncate(end);
+                ring.untake(taken);
                 break;
             }
-            Step::Chain(t) => {
-                if let Some(first) = bufs.range(before, before + 1).first() {
-                    prefetch_buffer(first.ptr, Direction::Readable);
-                }
-                if let Some(second) = bufs.range(before + 1, before + 2).first() {
-                    prefetch(second.ptr);
-                }
-                taken.push((t, bufs.len()));
-            }
+            Step::Chain(taken) => taken,
             Step::Empty => break,
-            Step::NoRoom if before > 0 => break,
+            Step::NoRoom if !chains.is_empty() => break,
             Step::NoRoom => return Err(RingError::ChainTooLong),
+        };
+        for (piece, second) in bufs.range(end, bufs.len()).iter().zip([false, true]) {
+            if second {
+                prefetch(piece.ptr);
+            } else {
+                prefetch_buffer(piece.ptr, Direction::Readable);
+            }
+        }
+        if let Some(&first) = bufs.range(end, bufs.len()).first() {
+            chains.push(Chain {
+                taken,
+                first,
+                end: bufs.len(),
+            });
         }
     }
     Ok(())

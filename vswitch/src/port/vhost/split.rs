@@ -38,8 +38,8 @@ pub(super) struct Split {
     looked: u16,
     /// Up to here their descriptors were asked for.
     fetched: u16,
-    /// What was found, by entry of the available ring: `None` where [`Ring::take`] has to look.
-    found: Box<[Option<(u16, Buf)>; FOUND]>,
+    /// What was found, by entry of the available ring.
+    found: Box<[Found; FOUND]>,
     hint: usize,
     mem: Arc<GuestMem>,
 }
@@ -47,6 +47,22 @@ pub(super) struct Split {
 // SAFETY: the addresses belong to `mem`, which may be used from any thread; the queue's gate
 // makes the ring's user exclusive.
 unsafe impl Send for Split {}
+
+/// A chain that is one piece; of no bytes where [`Ring::take`] has to look.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    ptr: *mut u8,
+    len: u32,
+    id: u16,
+}
+
+impl Found {
+    const NONE: Found = Found {
+        ptr: std::ptr::null_mut(),
+        len: 0,
+        id: 0,
+    };
+}
 
 /// Chains that can have been looked at before their turn: a power of two, for one burst.
 const FOUND: usize = 32;
@@ -82,7 +98,7 @@ impl Split {
             asked: 0,
             looked: 0,
             fetched: 0,
-            found: Box::new([None; FOUND]),
+            found: Box::new([Found::NONE; FOUND]),
             hint: 0,
             mem,
         };
@@ -197,24 +213,32 @@ impl Split {
     /// Looks at the next `n` chains, at most [`FOUND`], and asks for their buffers' first lines: what their turn will
     /// then find. A chain is a single direct descriptor inside one region, as nearly all are, or is not looked at
     /// further.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self, n: u16, want: Direction) {
+        let mut near = self.mem.near(self.hint);
         for i in self.looked.wrapping_sub(self.next_avail)..n {
             let at = self.next_avail.wrapping_add(i);
             let id = self.head(at);
-            let mut found = None;
+            let mut found = Found::NONE;
             if id < self.size {
                 let desc = self.desc.wrapping_add(usize::from(id) * vring::DESC_BYTES);
                 // SAFETY: `id` is below the table's entries.
                 let desc = unsafe { Desc::read(desc) };
-                if let Some(buf) = single(&self.mem, &mut self.hint, &desc, desc.w0, want) {
+                if !near.has(desc.addr) {
+                    let _ = self.mem.span(desc.addr, &mut self.hint);
+                    near = self.mem.near(self.hint);
+                }
+                if let Some(buf) = single(near, &desc, desc.w0, want) {
                     prefetch_buffer(buf.ptr, want);
-                    found = Some((id, buf));
+                    let Buf { ptr, len } = buf;
+                    found = Found { ptr, len, id };
                 }
             }
             self.found[usize::from(at) % FOUND] = found;
-            self.looked = at.wrapping_add(1);
         }
+        self.looked = self
+            .next_avail
+            .wrapping_add(n.max(self.looked.wrapping_sub(self.next_avail)));
     }
 }
 
@@ -239,9 +263,12 @@ impl Ring for Split {
         if self.next_avail == self.looked {
             return None;
         }
-        let (id, buf) = self.found[usize::from(self.next_avail) % FOUND]?;
+        let Found { ptr, len, id } = self.found[usize::from(self.next_avail) % FOUND];
+        if len == 0 {
+            return None;
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
-        Some((Taken { id, slots: 1 }, buf))
+        Some((Taken { id, slots: 1 }, Buf { ptr, len }))
     }
 
     #[inline]

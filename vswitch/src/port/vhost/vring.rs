@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::guest_mem::GuestMem;
+use super::guest_mem::{GuestMem, Span};
 use super::packed::Packed;
 use super::split::Split;
 use crate::sys::virtio::{feature, vring};
@@ -308,15 +308,9 @@ fn append_across(
     Ok(true)
 }
 
-/// The piece a direct descriptor without a successor describes, when it lies in one region.
+/// The piece a direct descriptor without a successor describes, when it lies in this part of memory.
 #[inline]
-pub(super) fn single(
-    mem: &GuestMem,
-    hint: &mut usize,
-    desc: &Desc,
-    flags: u16,
-    want: Direction,
-) -> Option<Buf> {
+pub(super) fn single(near: Span, desc: &Desc, flags: u16, want: Direction) -> Option<Buf> {
     let interesting = vring::DESC_F_NEXT | vring::DESC_F_INDIRECT | vring::DESC_F_WRITE;
     let wanted = match want {
         Direction::Readable => 0,
@@ -325,7 +319,7 @@ pub(super) fn single(
     if flags & interesting != wanted || desc.len == 0 {
         return None;
     }
-    let (ptr, room) = mem.span(desc.addr, hint)?;
+    let (ptr, room) = near.find(desc.addr)?;
     (u64::from(desc.len) <= room).then_some(Buf { ptr, len: desc.len })
 }
 

@@ -129,7 +129,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
         match locate(ctx, port, burst, slot, before, out, key) {
             Ok(None) => {}
             Ok(Some(found)) => {
-                before = place.map(|(flow, _)| &*flow.insert(found));
+                before = place.map(|(flow, key)| (&*flow.insert(found), &*key));
                 place = places.next();
                 len += 1;
             }
@@ -239,7 +239,7 @@ fn locate<'s>(
     port: Option<&PortView>,
     burst: &mut Burst,
     slot: usize,
-    before: Option<&Flow<'s>>,
+    before: Option<(&Flow<'s>, &FlowKey)>,
     out: &mut Decisions,
     into: &mut FlowKey,
 ) -> Result<Option<Flow<'s>>, DropReason> {
@@ -248,8 +248,9 @@ fn locate<'s>(
     if frame.offload.gso == Gso::None && frame.len() > port.max_frame_bytes {
         return Err(DropReason::Oversize);
     }
-    let (frame, ends) = match before.filter(|flow| is_of_train(burst, frame, flow)) {
-        Some(flow) => (frame, flow.ends),
+    let before = before.filter(|(flow, _)| is_of_train(burst, frame, flow));
+    let (frame, ends) = match before {
+        Some((flow, _)) => (frame, flow.ends),
         None => match ends(ctx, port, burst, slot, out)? {
             Some(ends) => (burst.frame(slot).ok_or(DropReason::Runt)?, ends),
             None => return Ok(None),
@@ -260,7 +261,18 @@ fn locate<'s>(
         send(ctx, slot, ends.receiver, out);
         return Ok(None);
     }
-    let (side, about) = key(&frame.parsed, ends.sender, ends.receiver, into)?;
+    let p = &frame.parsed;
+    let about = p.is_icmp_error();
+    let sibling = before.filter(|(flow, _)| !(about || flow.about));
+    let sibling = sibling.and_then(|(flow, key)| {
+        let key = key.sibling(flow.side, p.protocol, p.sport, p.dport);
+        Some((key?, flow.side))
+    });
+    let (key, side) = match sibling {
+        Some(found) => found,
+        None => key(p, about, ends.sender, ends.receiver)?,
+    };
+    *into = key;
     #[allow(clippy::cast_possible_truncation)] // a slot is below 64
     let slot = slot as u16;
     Ok(Some(Flow {
@@ -414,23 +426,20 @@ pub(crate) fn destination(
     Ok(chosen)
 }
 
-/// The connection a packet belongs to; for an ICMP error, the one it is about. The key goes `into`
-/// its place: handed on from function to function it would be copied each time, and each copy
-/// would wait for the one before.
-#[inline(always)]
+/// The connection a packet belongs to, for an ICMP error the one it is `about`, and the side its sender is on.
+#[inline]
 fn key(
     p: &Parsed,
+    about: bool,
     sender: &Owner,
     receiver: &Owner,
-    into: &mut FlowKey,
-) -> Result<(Side, bool), DropReason> {
+) -> Result<(FlowKey, Side), DropReason> {
     let zone = sender.party.tenant.0;
     let end = |addr: Addr, port: u16, owner: &Owner| Endpoint {
         addr,
         port,
         attachment: owner.attachment.0,
     };
-    let about = p.is_icmp_error();
     let (protocol, from, to) = if about {
         // The quoted packet was sent by whoever the error is for.
         let inner = p.inner.ok_or(DropReason::IcmpUnrelated)?;
@@ -442,9 +451,7 @@ fn key(
         let to = end(p.dst, p.dport, receiver);
         (p.protocol, from, to)
     };
-    let (key, side) = FlowKey::new(zone, protocol, &from, &to);
-    *into = key;
-    Ok((side, about))
+    Ok(FlowKey::new(zone, protocol, &from, &to))
 }
 
 /// Pass 4: whether the packet may pass, and what its connection learns from it.

@@ -4,6 +4,7 @@
 use super::rig::*;
 use crate::datapath::l2::AGEING_TICKS;
 use crate::drop_reason::DropReason as R;
+use crate::frame::Offload;
 use crate::packet::Mac;
 use crate::policy::model::{Action, Policy};
 
@@ -293,4 +294,71 @@ fn a_frame_to_oneself_goes_nowhere() {
     let mut r = rig();
     let f = talk(1, "10.0.0.1", 1, "10.0.0.1").udp(1, 53, b"");
     r.send("web", &f).dropped(R::SamePort);
+}
+
+/// Frames of a burst come in trains between the same ends, and what was found out about the first of them is used
+/// for those behind it: each must fare as it does alone.
+#[test]
+fn a_frame_of_a_train_fares_as_it_does_alone() {
+    let good = WEB_DB().udp(1000, 53, b"q");
+    let nameless = Talk {
+        src: "0.0.0.0",
+        ..WEB_DB()
+    };
+    let v6 = talk(1, "fd00::1", 2, "fd00::2");
+    let local = |t| Talk {
+        src: "fe80::77",
+        ..t
+    };
+    let bases = [
+        good.clone(),
+        v6.udp(1000, 53, b"q"),
+        // From addresses that are good for some packets only.
+        nameless.udp(68, 67, b"discover"),
+        local(v6).icmp6(136, 0, &[0; 16]),
+        local(v6).icmp6(135, 0, &[0; 16]),
+        tagged(&good, 0),
+    ];
+    let [first, later] = fragments(&WEB_DB().udp(1000, 53, &[7; 64]), 99);
+    let frames = [
+        good.clone(),
+        WEB_DB().udp(1001, 53, b"q"),
+        WEB_DB().udp(1000, 54, b"denied"),
+        WEB_DB().back().udp(53, 1000, b"from the wrong port"),
+        talk(1, "10.0.0.9", 2, "10.0.0.2").udp(1000, 53, b"q"),
+        talk(9, "10.0.0.1", 2, "10.0.0.2").udp(1000, 53, b"q"),
+        talk(1, "10.0.0.1", 3, "10.0.0.2").udp(1000, 53, b"q"),
+        talk(1, "10.0.0.1", 2, "10.0.0.3").udp(1000, 53, b"q"),
+        talk(1, "10.0.0.1", 1, "10.0.0.1").udp(1000, 53, b"q"),
+        nameless.udp(68, 67, b"discover"),
+        nameless.udp(1000, 53, b"q"),
+        WEB_DB().ping(5, false),
+        WEB_DB().unreachable(&WEB_DB().back().udp(53, 1000, b"q")),
+        first,
+        later,
+        tagged(&good, 0),
+        tagged(&good, 7),
+        tagged(&tagged(&good, 7), 0),
+        v6.udp(1000, 53, b"q"),
+        v6.icmp6(135, 0, &[0; 16]),
+        v6.icmp6(128, 0, &[0; 16]),
+        local(v6).udp(1000, 53, b"q"),
+        local(v6).icmp6(128, 0, &[0; 16]),
+    ];
+    for base in &bases {
+        for frame in &frames {
+            let mut alone = rig();
+            let mut expected = alone.send("web", base);
+            let then = alone.send("web", frame);
+            for (port, got) in then.got {
+                expected.got.entry(port).or_default().extend(got);
+            }
+            for (reason, n) in then.drops {
+                *expected.drops.entry(reason).or_default() += n;
+            }
+            let both = [base.clone(), frame.clone()];
+            let out = rig().send_all("web", &both, Offload::default());
+            assert_eq!(out, expected, "{base:02x?} before {frame:02x?}");
+        }
+    }
 }

@@ -6,8 +6,8 @@
 
 use std::cmp::Reverse;
 
-use crate::datapath::l2::Learned;
-use crate::datapath::process::{self, Place};
+use crate::datapath::l2::{self, Learned};
+use crate::datapath::process::Place;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
 use crate::datapath::{conn, guard};
 use crate::drop_reason::DropReason;
@@ -221,7 +221,7 @@ impl<'a> Paths<'a> {
         let (domain, tag) = guard::domain(s, port, owner.tag)?;
         let (src, _) = guard::sender(s, port, domain, tag, p)?;
         let at = Place { domain, tag, src };
-        let to = process::destination(s, self.learned, self.tick, owner.port, at, p)?;
+        let to = l2::destination(s, self.learned, self.tick, owner.port, at, p)?;
         if conn::is_echo_reply(p) {
             return Err(DropReason::ReplyWithoutRequest);
         }

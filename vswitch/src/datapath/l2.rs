@@ -1,4 +1,4 @@
-//! Learned MACs: which uplink a station of the outside is behind.
+//! Whose a MAC is, and which uplink a station of the outside is behind.
 //!
 //! Workloads are never learned: their MACs are declared, and a declared MAC is refused as a
 //! source anywhere else. What is learned only chooses between uplinks; the frame is judged
@@ -12,8 +12,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use crate::datapath::snapshot::{DomainId, mac_key};
-use crate::packet::Mac;
+use crate::datapath::guard;
+use crate::datapath::process::Place;
+use crate::datapath::snapshot::{DomainId, OwnerIdx, Snapshot, mac_key};
+use crate::drop_reason::DropReason;
+use crate::packet::{L3, Mac, Parsed};
 use crate::port::PortId;
 
 /// Stations remembered: more than a data-centre VLAN has, 64 KiB.
@@ -164,6 +167,63 @@ impl Learned {
         });
         places.map(port_of).next().flatten()
     }
+}
+
+/// 01:80:c2:00:00:00 to 0f: between neighbours on a link, never forwarded (802.1Q-2018 table 8-1).
+pub(crate) fn is_link_local_group(p: &Parsed) -> bool {
+    matches!(p.dst_mac.0, [0x01, 0x80, 0xc2, 0, 0, last] if last < 0x10)
+}
+
+/// Whose the destination MAC is. A workload's is declared; any other goes to an uplink: the one
+/// it was learned behind, else the domain's first.
+#[inline]
+pub(crate) fn destination(
+    snapshot: &Snapshot,
+    learned: &Learned,
+    tick: u32,
+    in_port: PortId,
+    at: Place,
+    p: &Parsed,
+) -> Result<OwnerIdx, DropReason> {
+    if let Some(idx) = snapshot.by_mac(at.domain, p.dst_mac) {
+        let owner = snapshot.owner(idx).ok_or(DropReason::UnknownDestination)?;
+        if idx == at.src {
+            return Err(DropReason::SamePort);
+        }
+        if matches!(p.l3, L3::V4 | L3::V6) && !owner.has_ip(&p.dst) {
+            let port = snapshot
+                .port(owner.port)
+                .ok_or(DropReason::UnknownDestination)?;
+            let routed_to_local = snapshot.by_addr(at.domain, p.dst).is_some_and(|o| o != idx);
+            if routed_to_local || !guard::accepts(port, owner, &p.dst) {
+                return Err(DropReason::DestinationMismatch);
+            }
+        }
+        return Ok(idx);
+    }
+    if snapshot.owner(at.src).is_none_or(|sender| sender.outside) {
+        // The outside reaches workloads only; it is not a transit network.
+        return Err(DropReason::UnknownDestination);
+    }
+    let uplinks = &snapshot
+        .domain(at.domain)
+        .ok_or(DropReason::UnknownDestination)?
+        .uplinks;
+    let behind = learned.find(at.domain, p.dst_mac, tick);
+    let chosen = uplinks
+        .iter()
+        .copied()
+        .find(|i| snapshot.owner(*i).map(|o| o.port) == behind && behind.is_some())
+        .or(uplinks.first().copied())
+        .ok_or(DropReason::UnknownDestination)?;
+    if snapshot.owner(chosen).is_some_and(|o| o.port == in_port) {
+        return Err(DropReason::SamePort);
+    }
+    // A local workload's address behind a foreign MAC would go round that workload's firewall.
+    if matches!(p.l3, L3::V4 | L3::V6) && snapshot.by_addr(at.domain, p.dst).is_some() {
+        return Err(DropReason::DestinationMismatch);
+    }
+    Ok(chosen)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::counters::{Counters, PortCell};
 use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
-use crate::datapath::l2::Learned;
+use crate::datapath::l2::{self, Learned};
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
@@ -308,7 +308,7 @@ fn ends<'s>(
     let snapshot = ctx.snapshot;
     let frame = burst.frame(slot).ok_or(DropReason::Runt)?;
     let p = &frame.parsed;
-    if is_link_local_group(p) {
+    if l2::is_link_local_group(p) {
         return Err(DropReason::ReservedMulticast);
     }
     let (domain, tag) = guard::domain(snapshot, port, frame.tci)?;
@@ -328,7 +328,7 @@ fn ends<'s>(
         flood::flood(ctx, burst, slot, at, out)?;
         return Ok(None);
     }
-    let dst = destination(snapshot, ctx.learned, ctx.tick, ctx.in_port, at, p)?;
+    let dst = l2::destination(snapshot, ctx.learned, ctx.tick, ctx.in_port, at, p)?;
     let receiver = snapshot.owner(dst).ok_or(DropReason::UnknownDestination)?;
     if !guard::keeps_vlan(receiver, p) {
         return Err(DropReason::VlanNotAllowed);
@@ -367,63 +367,6 @@ pub(crate) struct Place {
     pub(crate) domain: DomainId,
     pub(crate) tag: Option<u16>,
     pub(crate) src: OwnerIdx,
-}
-
-/// 01:80:c2:00:00:00 to 0f: between neighbours on a link, never forwarded (802.1Q-2018 table 8-1).
-fn is_link_local_group(p: &Parsed) -> bool {
-    matches!(p.dst_mac.0, [0x01, 0x80, 0xc2, 0, 0, last] if last < 0x10)
-}
-
-/// Whose the destination MAC is. A workload's is declared; any other goes to an uplink: the one
-/// it was learned behind, else the domain's first.
-#[inline]
-pub(crate) fn destination(
-    snapshot: &Snapshot,
-    learned: &Learned,
-    tick: u32,
-    in_port: PortId,
-    at: Place,
-    p: &Parsed,
-) -> Result<OwnerIdx, DropReason> {
-    if let Some(idx) = snapshot.by_mac(at.domain, p.dst_mac) {
-        let owner = snapshot.owner(idx).ok_or(DropReason::UnknownDestination)?;
-        if idx == at.src {
-            return Err(DropReason::SamePort);
-        }
-        if matches!(p.l3, L3::V4 | L3::V6) && !owner.has_ip(&p.dst) {
-            let port = snapshot
-                .port(owner.port)
-                .ok_or(DropReason::UnknownDestination)?;
-            let routed_to_local = snapshot.by_addr(at.domain, p.dst).is_some_and(|o| o != idx);
-            if routed_to_local || !guard::accepts(port, owner, &p.dst) {
-                return Err(DropReason::DestinationMismatch);
-            }
-        }
-        return Ok(idx);
-    }
-    if snapshot.owner(at.src).is_none_or(|sender| sender.outside) {
-        // The outside reaches workloads only; it is not a transit network.
-        return Err(DropReason::UnknownDestination);
-    }
-    let uplinks = &snapshot
-        .domain(at.domain)
-        .ok_or(DropReason::UnknownDestination)?
-        .uplinks;
-    let behind = learned.find(at.domain, p.dst_mac, tick);
-    let chosen = uplinks
-        .iter()
-        .copied()
-        .find(|i| snapshot.owner(*i).map(|o| o.port) == behind && behind.is_some())
-        .or(uplinks.first().copied())
-        .ok_or(DropReason::UnknownDestination)?;
-    if snapshot.owner(chosen).is_some_and(|o| o.port == in_port) {
-        return Err(DropReason::SamePort);
-    }
-    // A local workload's address behind a foreign MAC would go round that workload's firewall.
-    if matches!(p.l3, L3::V4 | L3::V6) && snapshot.by_addr(at.domain, p.dst).is_some() {
-        return Err(DropReason::DestinationMismatch);
-    }
-    Ok(chosen)
 }
 
 /// The connection a packet belongs to, for an ICMP error the one it is `about`, and the side its sender is on.

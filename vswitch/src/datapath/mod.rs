@@ -6,6 +6,7 @@ pub(crate) mod flood;
 pub mod fragment;
 pub mod frozen;
 pub mod guard;
+pub(crate) mod judge;
 pub mod l2;
 pub(crate) mod neighbour;
 pub mod process;

@@ -12,7 +12,8 @@
 //!    multicast are judged for each receiver (`flood`): what remains is unicast with a key;
 //! 3. all keys are looked up in the connection table at once;
 //! 4. each frame is tracked: a hit judged under the present generation is used, a stale one is
-//!    judged again in its original direction, a miss is judged and may open a connection.
+//!    judged again in its original direction, a miss is judged and may open a connection (several
+//!    misses are judged beside each other, in `judge`).
 //!
 //! The default is to drop, and every drop names its reason.
 
@@ -26,7 +27,7 @@ use crate::datapath::l2::{self, Learned};
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
-use crate::datapath::{flood, guard, neighbour, reject, report, tcp};
+use crate::datapath::{flood, guard, judge, neighbour, reject, report, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
@@ -75,8 +76,8 @@ pub struct Ctx<'a> {
 pub(crate) struct Ends<'s> {
     src: OwnerIdx,
     dst: OwnerIdx,
-    sender: &'s Owner,
-    receiver: &'s Owner,
+    pub(crate) sender: &'s Owner,
+    pub(crate) receiver: &'s Owner,
 }
 
 impl Ends<'_> {
@@ -98,7 +99,7 @@ pub(crate) struct Flow<'s> {
     /// The side the frame's sender is on; for an ICMP error, the sender of the quoted packet.
     side: Side,
     /// The frame is an ICMP error about the connection with this key.
-    about: bool,
+    pub(crate) about: bool,
 }
 
 /// See the module documentation.
@@ -149,8 +150,10 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
     }
     ctx.profile.charge(&steps.step_lookup_cycles);
 
+    let judged = judge::misses(ctx.snapshot, burst, &flows, hits.get(..len).unwrap_or(&[]));
     let opened = steps.conn_insert.get();
-    for ((flow, key), hit) in flows.iter().flatten().zip(&keys).zip(&hits) {
+    let looked_up = flows.iter().flatten().zip(&keys).zip(&hits);
+    for (((flow, key), hit), judged) in looked_up.zip(&judged) {
         let slot = flow.slot as usize;
         let found = match hit {
             Some(conn) if conn.is_live() => Some(*conn),
@@ -160,7 +163,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
             _ => table.lookup(key),
         };
         let frame = burst.frame(slot).ok_or(DropReason::Runt);
-        match frame.and_then(|frame| track(ctx, frame, flow, key, found)) {
+        match frame.and_then(|frame| track(ctx, frame, (flow, key), found, judged.as_ref())) {
             Ok(()) => send(ctx, slot, flow.ends.receiver, out),
             Err(reason) => {
                 if reason == DropReason::PolicyReject {
@@ -401,9 +404,9 @@ fn key(
 fn track(
     ctx: &mut Ctx<'_>,
     frame: &Frame,
-    flow: &Flow<'_>,
-    key: &FlowKey,
+    (flow, key): (&Flow<'_>, &FlowKey),
     found: Option<ConnRef<'_>>,
+    judged: Option<&Judgement>,
 ) -> Result<(), DropReason> {
     let p = &frame.parsed;
     let Ends {
@@ -427,7 +430,7 @@ fn track(
         if flow.about {
             return Err(DropReason::IcmpUnrelated);
         }
-        let limit = open(ctx, classifier, (flow, key), frame, src, dst)?;
+        let limit = open(ctx, classifier, (flow, key), frame, judged)?;
         return passed(ctx, frame, flow, limit);
     };
     let dir = dir_in(&conn);
@@ -462,7 +465,7 @@ fn track(
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report::end(ctx, &conn, ConnEventKind::Close);
                 ctx.quotas.remove(table, conn);
-                let limit = open(ctx, classifier, (flow, key), frame, src, dst)?;
+                let limit = open(ctx, classifier, (flow, key), frame, None)?;
                 return passed(ctx, frame, flow, limit);
             }
         }
@@ -500,31 +503,32 @@ fn spend_bits(
     }
 }
 
-/// A packet without a connection: may it open one?
+/// A packet without a connection: may it open one? It may have been `judged` already.
 fn open(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     (flow, key): (&Flow<'_>, &FlowKey),
     frame: &Frame,
-    src: &Owner,
-    dst: &Owner,
+    judged: Option<&Judgement>,
 ) -> Result<Option<RuleId>, DropReason> {
     let p = &frame.parsed;
+    let (src, dst) = (flow.ends.sender, flow.ends.receiver);
     if conn::is_echo_reply(p) {
         return Err(DropReason::ReplyWithoutRequest);
     }
-    let from = ctx.snapshot.party(classifier, src, &p.src);
-    let to = ctx.snapshot.party(classifier, dst, &p.dst);
-    let syn = p.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN)
-        == tcp_flag::SYN;
-    if p.protocol == proto::TCP && !syn {
-        let loose = classifier.loose(from.set) || classifier.loose(to.set);
-        if !loose || p.tcp.flags & tcp_flag::RST != 0 {
-            return Err(DropReason::TcpNotSyn);
+    let j = match judged {
+        Some(j) => *j,
+        None => {
+            let query = question(ctx.snapshot, classifier, p, src, dst);
+            if p.protocol == proto::TCP && !is_syn(p) {
+                let loose = classifier.loose(query.from.set) || classifier.loose(query.to.set);
+                if !loose || p.tcp.flags & tcp_flag::RST != 0 {
+                    return Err(DropReason::TcpNotSyn);
+                }
+            }
+            classifier.classify(&query)
         }
-    }
-    let service = service(p);
-    let j = classifier.classify(&Query { from, to, service });
+    };
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
     let limit = j.limited.then_some(rule);
     if matches!(p.protocol, proto::ICMP | proto::ICMPV6) && !conn::is_echo_request(p) {
@@ -630,6 +634,11 @@ fn judge_again(
             enforce(ctx, classifier, &j, frame, from, to).map(|_| ())
         }
     }
+}
+
+/// Whether a TCP segment is one that opens a connection.
+pub(crate) fn is_syn(p: &Parsed) -> bool {
+    p.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN) == tcp_flag::SYN
 }
 
 /// What a first packet asks for.

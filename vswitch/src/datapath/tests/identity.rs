@@ -362,3 +362,49 @@ fn a_frame_of_a_train_fares_as_it_does_alone() {
         }
     }
 }
+
+/// First packets of one burst are judged beside each other: each must fare as it does alone.
+#[test]
+fn first_packets_of_a_burst_fare_as_they_do_alone() {
+    let from_web = [
+        WEB_DB().udp(1000, 53, b"q"),
+        WEB_DB().udp(1000, 54, b"denied"),
+        WEB_DB().tcp((1000, 5432), "S", 1, 0, b""),
+        WEB_DB().tcp((1001, 5432), "A", 1, 1, b"no connection"),
+        WEB_DB().tcp((1002, 5433), "S", 1, 0, b"denied"),
+        WEB_DB().ping(1, false),
+        WEB_DB().ping(2, true),
+        talk(1, "fd00::1", 2, "fd00::2").udp(1000, 53, b"q"),
+        talk(1, "10.0.0.1", 3, "10.0.0.3").udp(1000, 53, b"denied"),
+        talk(1, "10.0.0.1", 200, "192.0.2.1").udp(1000, 9, b"out"),
+        talk(1, "fd00::1", 200, "2001:db8::1").tcp((1000, 9), "S", 1, 0, b""),
+    ];
+    let outside = |src| talk(200, src, 1, "10.0.0.1");
+    let from_up = [
+        outside("192.0.2.1").udp(1000, 80, b"in"),
+        outside("192.0.2.2").udp(1000, 81, b"denied"),
+        outside("198.51.100.3").tcp((1000, 80), "S", 1, 0, b""),
+        outside("198.51.100.3").tcp((1000, 22), "S", 1, 0, b"denied"),
+        talk(200, "2001:db8::1", 1, "fd00::1").udp(1000, 80, b"in"),
+        talk(200, "192.0.2.1", 2, "10.0.0.2").udp(1000, 80, b"denied"),
+    ];
+    for (port, frames) in [("web", &from_web[..]), ("up", &from_up[..])] {
+        let mut alone = rig();
+        let mut expected = Outcome::default();
+        for frame in frames {
+            let out = alone.send(port, frame);
+            for (port, got) in out.got {
+                expected.got.entry(port).or_default().extend(got);
+            }
+            for (reason, n) in out.drops {
+                *expected.drops.entry(reason).or_default() += n;
+            }
+        }
+        assert!(!expected.got.is_empty() && !expected.drops.is_empty());
+        let mut together = rig();
+        let out = together.send_all(port, frames, Offload::default());
+        assert_eq!(out, expected, "from {port}");
+        let opened = |r: &Rig| r.worker_values().conn_insert;
+        assert_eq!(opened(&together), opened(&alone));
+    }
+}

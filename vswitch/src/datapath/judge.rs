@@ -1,0 +1,120 @@
+//! What has no connection yet is judged together: addresses and rules are searched for all frames of a burst beside
+//! each other, so that waits for memory overlap. It only answers sooner what `process` would ask singly.
+
+use flowtable::ConnRef;
+
+use crate::datapath::conn;
+use crate::datapath::process::{Flow, is_syn, service};
+use crate::datapath::snapshot::Snapshot;
+use crate::frame::{BURST_MAX, Burst};
+use crate::packet::{Addr, Parsed, proto};
+use crate::policy::{Judgement, Party, Query, Service, SetId, TenantId};
+
+/// Judgements, by place among the burst's flows.
+pub(crate) type Judged = [Option<Judgement>; BURST_MAX];
+
+/// Judges the flows that were not hit. Nothing is counted: a judgement may turn out to be about what an earlier frame
+/// of the burst opened.
+pub(crate) fn misses(
+    snapshot: &Snapshot,
+    burst: &Burst,
+    flows: &[Option<Flow<'_>>],
+    hits: &[Option<ConnRef<'_>>],
+) -> Judged {
+    let mut judged = [None; BURST_MAX];
+    // One alone has nobody to wait with.
+    if hits.iter().filter(|hit| hit.is_none()).count() > 1 {
+        together(snapshot, burst, flows, hits, &mut judged);
+    }
+    judged
+}
+
+const NOTHING: Query = Query {
+    from: NOBODY,
+    to: NOBODY,
+    service: Service::Ether(0),
+};
+const NOBODY: Party = Party {
+    tenant: TenantId(0),
+    set: SetId(0),
+};
+
+/// Whether it is a first packet, by itself.
+fn opens(p: &Parsed) -> bool {
+    (p.protocol != proto::TCP || is_syn(p)) && !conn::is_echo_reply(p)
+}
+
+#[inline(never)] // large arrays, which a burst of hits does not need
+fn together(
+    snapshot: &Snapshot,
+    burst: &Burst,
+    flows: &[Option<Flow<'_>>],
+    hits: &[Option<ConnRef<'_>>],
+    judged: &mut Judged,
+) {
+    let Some(classifier) = snapshot.classifier() else {
+        return;
+    };
+    let mut queries = [NOTHING; BURST_MAX];
+    let mut places = [0; BURST_MAX];
+    // The outside's segments depend on its address; one end of a frame at most is the outside's.
+    let mut addrs = [Addr::default(); BURST_MAX];
+    let mut sets = [SetId::default(); BURST_MAX];
+    let (mut len, mut outside) = (0, None);
+    let missed = flows.iter().flatten().zip(hits).enumerate();
+    for (at, (flow, _)) in missed.filter(|(_, (flow, hit))| hit.is_none() && !flow.about) {
+        let Some(p) = burst.frame(flow.slot.into()).map(|f| &f.parsed) else {
+            continue;
+        };
+        let slots = (
+            queries.get_mut(len),
+            places.get_mut(len),
+            addrs.get_mut(len),
+        );
+        let (true, (Some(query), Some(place), Some(addr))) = (opens(p), slots) else {
+            continue;
+        };
+        let (from, to) = (flow.ends.sender, flow.ends.receiver);
+        if from.outside || to.outside {
+            outside = Some(from.party.tenant);
+            *addr = if from.outside { p.src } else { p.dst };
+        }
+        *query = Query {
+            from: from.party,
+            to: to.party,
+            service: service(p),
+        };
+        *place = at;
+        len += 1;
+    }
+    let (Some(queries), Some(addrs), Some(sets)) = (
+        queries.get_mut(..len),
+        addrs.get(..len),
+        sets.get_mut(..len),
+    ) else {
+        return;
+    };
+    if let Some(tenant) = outside {
+        classifier.outside_burst(tenant, addrs, sets);
+        for ((query, place), set) in queries.iter_mut().zip(places).zip(&*sets) {
+            let Some(Some(flow)) = flows.get(place) else {
+                continue;
+            };
+            if flow.ends.sender.outside {
+                query.from.set = *set;
+            } else if flow.ends.receiver.outside {
+                query.to.set = *set;
+            }
+        }
+    }
+    let mut answers = [Judgement::default(); BURST_MAX];
+    let Some(answers) = answers.get_mut(..len) else {
+        return;
+    };
+    classifier.classify_burst(queries, answers);
+    for (answer, place) in answers.iter().zip(places) {
+        if let Some(judged) = judged.get_mut(place) {
+            *judged = Some(*answer);
+        }
+    }
+}

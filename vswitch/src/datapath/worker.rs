@@ -38,10 +38,11 @@ const SPIN_NS: u64 = 50_000;
 /// Output ports of one burst that share a full fence with a lone worker; each further one costs one
 /// of its own.
 const OPEN_MAX: usize = 8;
-/// Buckets (of about five connections) looked at per iteration for expiry.
+/// The table is looked through for what expired once in this time, a little of the seconds that connections may be
+/// silent for.
+const SWEEP_ROUND_SECS: usize = 4;
+/// Buckets (of about five connections) that a busy worker looks at in one iteration, while some are due.
 const SWEEP_PER_ITERATION: usize = 2;
-/// While idle, the table is looked through once in this time.
-const SWEEP_ROUND_SECS: usize = 16;
 /// Buckets that an idle worker sweeps before it looks whether it is still idle: some hundred connections, which are some
 /// microseconds when none expires and some tens when all do.
 const SWEEP_IDLE_STEP: usize = 64;
@@ -221,9 +222,9 @@ struct State {
     burst: Burst,
     out: Decisions,
     rxqs: Vec<RxAssignment>,
-    /// The second of the last idle sweep.
+    /// The second whose share of buckets was added to those to sweep.
     swept: u32,
-    /// Buckets that are yet to be swept while idle.
+    /// Buckets that are yet to be swept.
     to_sweep: usize,
 }
 
@@ -326,7 +327,8 @@ impl State {
                 }
             }
         }
-        self.expire(snapshot, generation, SWEEP_PER_ITERATION, now_ns);
+        let due = self.due(now_ns).min(SWEEP_PER_ITERATION);
+        self.sweep(snapshot, generation, due, now_ns);
         self.table.quiesce();
         if moved {
             let w = &self.counters.worker;
@@ -411,9 +413,22 @@ impl State {
         true
     }
 
-    /// Looks at the connections in `budget` buckets: silent ones, and those whose end is gone, are removed.
-    fn expire(&mut self, snapshot: &Snapshot, generation: u64, budget: usize, now_ns: u64) {
-        if self.shared.table.is_empty() {
+    /// Buckets that this worker is to look at: each second's share, and what is left of earlier ones.
+    fn due(&mut self, now_ns: u64) -> usize {
+        let second = tick(now_ns);
+        if second != self.swept {
+            self.swept = second;
+            let buckets = self.shared.table.buckets();
+            self.to_sweep = buckets.min(self.to_sweep + buckets / SWEEP_ROUND_SECS + 1);
+        }
+        self.to_sweep
+    }
+
+    /// Looks at the connections in `budget` of the buckets that are due: silent ones, and those whose end is gone, are
+    /// removed.
+    fn sweep(&mut self, snapshot: &Snapshot, generation: u64, budget: usize, now_ns: u64) {
+        self.to_sweep -= budget;
+        if budget == 0 || self.shared.table.is_empty() {
             return;
         }
         let now = tick(now_ns);
@@ -509,18 +524,11 @@ impl State {
         }
     }
 
-    /// Sweeps this second's share of the table, and what is left of earlier ones, until something happens; whether nothing
-    /// did.
+    /// Sweeps what is due of the table until something happens; whether nothing did.
     fn sweep_while_idle(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
-        let (second, buckets) = (tick(now_ns), self.shared.table.buckets());
-        if second != self.swept {
-            self.swept = second;
-            self.to_sweep = buckets.min(self.to_sweep + buckets / SWEEP_ROUND_SECS + 1);
-        }
-        while self.to_sweep > 0 {
+        while self.due(now_ns) > 0 {
             let step = self.to_sweep.min(SWEEP_IDLE_STEP);
-            self.to_sweep -= step;
-            self.expire(snapshot, generation, step, now_ns);
+            self.sweep(snapshot, generation, step, now_ns);
             let mut events = [Event::EMPTY; 8];
             if self.epoll.wait(&mut events, 0).is_ok_and(|n| n > 0) {
                 self.wake.drain();

@@ -495,6 +495,11 @@ impl Job for Burst<'_> {
             for ((answer, query), found) in answers.iter_mut().zip(queries).zip(found) {
                 // All but few questions end with the first match, within a tenant.
                 let rule = whole.rules.get(found as usize);
+                if rule.is_none() && edits.is_none() {
+                    // What no rule is about, as nearly everything in a flood.
+                    *answer = Judgement::default();
+                    continue;
+                }
                 let rule = rule.filter(|rule| rule.kind == Kind::Decides);
                 *answer = match rule.filter(|_| edits.is_none_or(|e| e.spare(query, found))) {
                     Some(rule) if query.from.tenant == query.to.tenant => decided(found, rule.says),

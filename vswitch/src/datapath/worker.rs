@@ -43,6 +43,8 @@ const OPEN_MAX: usize = 8;
 const SWEEP_ROUND_SECS: usize = 4;
 /// Buckets (of about five connections) that a busy worker looks at in one iteration, while some are due.
 const SWEEP_PER_ITERATION: usize = 2;
+/// While idle, once in this time: nothing presses, and what arrives then waits for less.
+const SWEEP_IDLE_ROUND_SECS: usize = 16;
 /// Buckets that an idle worker sweeps before it looks whether it is still idle: some hundred connections, which are some
 /// microseconds when none expires and some tens when all do.
 const SWEEP_IDLE_STEP: usize = 64;
@@ -226,6 +228,8 @@ struct State {
     swept: u32,
     /// Buckets that are yet to be swept.
     to_sweep: usize,
+    /// Of these, in this second, by an idle worker.
+    to_sweep_idle: usize,
 }
 
 impl Worker {
@@ -269,6 +273,7 @@ impl Worker {
             shared,
             swept: 0,
             to_sweep: 0,
+            to_sweep_idle: 0,
         };
         Ok(Worker { reader, state })
     }
@@ -420,6 +425,7 @@ impl State {
             self.swept = second;
             let buckets = self.shared.table.buckets();
             self.to_sweep = buckets.min(self.to_sweep + buckets / SWEEP_ROUND_SECS + 1);
+            self.to_sweep_idle = buckets / SWEEP_IDLE_ROUND_SECS + 1;
         }
         self.to_sweep
     }
@@ -526,8 +532,13 @@ impl State {
 
     /// Sweeps what is due of the table until something happens; whether nothing did.
     fn sweep_while_idle(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
-        while self.due(now_ns) > 0 {
-            let step = self.to_sweep.min(SWEEP_IDLE_STEP);
+        loop {
+            let due = self.due(now_ns).min(self.to_sweep_idle);
+            let step = due.min(SWEEP_IDLE_STEP);
+            if step == 0 {
+                return true;
+            }
+            self.to_sweep_idle -= step;
             self.sweep(snapshot, generation, step, now_ns);
             let mut events = [Event::EMPTY; 8];
             if self.epoll.wait(&mut events, 0).is_ok_and(|n| n > 0) {
@@ -535,7 +546,6 @@ impl State {
                 return false;
             }
         }
-        true
     }
 }
 

@@ -96,8 +96,10 @@ fn judged_bytes_are_delivered_bytes() {
         let f = frame(1, len);
         a.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
         let r = raw(&mut a, 1);
+        // Found once: each queue's burst is spoilt, and with the first one its descriptor.
+        let buffer = r.buffer(0);
         let spoil = || {
-            put(r.buffer(0), &vec![SPOILT; NetHdr::BYTES + len]);
+            put(buffer, &vec![SPOILT; NetHdr::BYTES + len]);
             r.desc(0, u64::MAX, u32::MAX, u16::MAX, u16::MAX);
         };
         assert_eq!(a.forward_when(&b, &mut Burst::new(), spoil), 1);

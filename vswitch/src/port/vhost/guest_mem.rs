@@ -231,10 +231,19 @@ impl GuestMem {
     #[inline]
     #[must_use]
     pub fn span(&self, addr: u64, hint: &mut usize) -> Option<(*mut u8, u64)> {
-        if let Some(found) = self.spans.get(*hint).and_then(|s| s.find(addr)) {
-            return Some(found);
+        self.around(addr, hint).find(addr)
+    }
+
+    /// The region that `addr` lies in, which `hint` remembers then; outside all, one that does not hold it.
+    #[inline]
+    #[must_use]
+    pub fn around(&self, addr: u64, hint: &mut usize) -> Span {
+        let near = self.near(*hint);
+        if near.has(addr) {
+            return near;
         }
-        self.span_search(addr, hint)
+        self.search(addr, hint);
+        self.near(*hint)
     }
 
     /// The region that `hint` remembers; an empty one when there are none.
@@ -249,14 +258,13 @@ impl GuestMem {
         self.spans.get(hint).copied().unwrap_or(EMPTY)
     }
 
-    fn span_search(&self, addr: u64, hint: &mut usize) -> Option<(*mut u8, u64)> {
-        let at = self
-            .spans
-            .partition_point(|s| s.guest <= addr)
-            .checked_sub(1)?;
-        let found = self.spans.get(at)?.find(addr)?;
-        *hint = at;
-        Some(found)
+    fn search(&self, addr: u64, hint: &mut usize) {
+        let behind = self.spans.partition_point(|s| s.guest <= addr);
+        if let Some(at) = behind.checked_sub(1)
+            && self.near(at).has(addr)
+        {
+            *hint = at;
+        }
     }
 
     /// Where the front-end's own address `addr` is, if `len` bytes follow it in one region: for

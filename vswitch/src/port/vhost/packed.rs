@@ -423,10 +423,8 @@ impl Ring for Packed {
         }
         // SAFETY: a position's slot is below `size`.
         let desc = unsafe { Desc::read(self.at(self.next_avail.slot)) };
-        if !self.mem.near(self.hint).has(desc.addr) {
-            let _ = self.mem.span(desc.addr, &mut self.hint);
-        }
-        let buf = single(self.mem.near(self.hint), &desc, desc.w1, want)?;
+        let near = self.mem.around(desc.addr, &mut self.hint);
+        let buf = single(near, &desc, desc.w1, want)?;
         prefetch_buffer(buf.ptr, want);
         self.next_avail = self.next_avail.forward(1, self.size);
         self.outstanding += 1;

@@ -225,8 +225,7 @@ impl Split {
                 // SAFETY: `id` is below the table's entries.
                 let desc = unsafe { Desc::read(desc) };
                 if !near.has(desc.addr) {
-                    let _ = self.mem.span(desc.addr, &mut self.hint);
-                    near = self.mem.near(self.hint);
+                    near = self.mem.around(desc.addr, &mut self.hint);
                 }
                 if let Some(buf) = single(near, &desc, desc.w0, want) {
                     prefetch_buffer(buf.ptr, want);

@@ -65,6 +65,8 @@ pub struct Stalls {
 /// How much two threads do, each on a core of its own, for one thread's 1.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Scaling {
+    /// Keys made and hashed, and nothing shared: what the machine's second core is worth.
+    pub keys: Summary,
     /// Lookups in bursts.
     pub lookups: Summary,
     /// Nine lookups in bursts for every new connection.
@@ -344,6 +346,17 @@ fn percentiles(mut steps: Vec<Duration>) -> Stalls {
     }
 }
 
+/// What the threads do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// Makes keys and hashes them.
+    Keys,
+    /// Looks them up, too.
+    Lookups,
+    /// Inserts a connection for every nine lookups, too.
+    Mixed,
+}
+
 /// One thread and two in turns, on the table as it is filled.
 fn scaling(
     table: &Arc<Table>,
@@ -352,22 +365,27 @@ fn scaling(
     progress: Progress<'_>,
 ) -> Result<Scaling, BenchError> {
     let n = u64::from(config.connections);
-    let (mut lookups, mut mixed) = (Vec::new(), Vec::new());
+    let (mut keys, mut lookups, mut mixed) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=config.repeats {
         progress(&format!(
             "one thread and two, {repeat} of {}",
             config.repeats
         ));
-        for (share_new, ratios) in [(false, &mut lookups), (true, &mut mixed)] {
+        for (work, ratios) in [
+            (Work::Keys, &mut keys),
+            (Work::Lookups, &mut lookups),
+            (Work::Mixed, &mut mixed),
+        ] {
             let [one, other] = [cores.get(..1), cores.get(..1)]
-                .map(|alone| together(table, n, alone.unwrap_or_default(), share_new));
-            let both = together(table, n, &cores, share_new);
+                .map(|alone| together(table, n, alone.unwrap_or_default(), work));
+            let both = together(table, n, &cores, work);
             // Before and after, so that a change of the machine's speed weighs less.
             let alone = f64::midpoint(one?, other?);
             ratios.push(both? / alone);
         }
     }
     Ok(Scaling {
+        keys: Summary::of(keys),
         lookups: Summary::of(lookups),
         mixed: Summary::of(mixed),
     })
@@ -375,7 +393,7 @@ fn scaling(
 
 /// Keys per nanosecond of as many threads as cores.
 #[allow(clippy::cast_precision_loss)] // keys of a measurement
-fn together(table: &Arc<Table>, n: u64, cores: &[usize], mixed: bool) -> Result<f64, BenchError> {
+fn together(table: &Arc<Table>, n: u64, cores: &[usize], work: Work) -> Result<f64, BenchError> {
     let barrier = Barrier::new(cores.len());
     let rates = thread::scope(|scope| {
         let threads: Vec<_> = cores
@@ -387,7 +405,7 @@ fn together(table: &Arc<Table>, n: u64, cores: &[usize], mixed: bool) -> Result<
                     let pinned = pin_thread(*core);
                     barrier.wait();
                     let start = Instant::now();
-                    share(&mut flows, stream, n, mixed);
+                    share(&mut flows, stream, n, work);
                     pinned.map(|()| SHARED_KEYS as f64 / start.elapsed().as_nanos() as f64)
                 })
             })
@@ -401,7 +419,7 @@ fn together(table: &Arc<Table>, n: u64, cores: &[usize], mixed: bool) -> Result<
 
 /// One thread's share. Of the mixed load's new connections only some are in the table at a time: the oldest
 /// is removed for each one inserted.
-fn share(flows: &mut Participant, stream: u64, n: u64, mixed: bool) {
+fn share(flows: &mut Participant, stream: u64, n: u64, work: Work) {
     let mut order = Order::new(stream);
     let first_new = (stream + 1) * (1 << 40);
     let (mut newest, mut oldest) = (first_new, first_new);
@@ -410,11 +428,16 @@ fn share(flows: &mut Participant, stream: u64, n: u64, mixed: bool) {
         for to in &mut keys {
             *to = key(order.next(&(0..n))).0;
         }
+        if work == Work::Keys {
+            let hashes = keys.iter().map(|key| flows.table().hash(key));
+            black_box(hashes.fold(0, |sum, hash| sum ^ hash));
+            continue;
+        }
         let mut hits = [None; BURST];
         flows.lookup_burst(&keys, &mut hits);
         let sum = hits.iter().flatten().fold(0, |sum, conn| sum ^ conn.word());
         black_box(sum);
-        if !mixed {
+        if work == Work::Lookups {
             continue;
         }
         let due = (done + BURST) / NEW_EVERY - done / NEW_EVERY;

@@ -56,36 +56,49 @@ fn together(
         return;
     };
     let mut queries = [NOTHING; BURST_MAX];
-    let mut places = [0; BURST_MAX];
+    // Whose each question is, and which of them has the answer for each flow.
+    let mut askers = [0; BURST_MAX];
+    let mut question_of = [usize::MAX; BURST_MAX];
     // The outside's segments depend on its address; one end of a frame at most is the outside's.
     let mut addrs = [Addr::default(); BURST_MAX];
     let mut sets = [SetId::default(); BURST_MAX];
-    let (mut len, mut outside) = (0, None);
+    let (mut len, mut outside) = (0usize, None);
     let missed = flows.iter().flatten().zip(hits).enumerate();
     for (at, (flow, _)) in missed.filter(|(_, (flow, hit))| hit.is_none() && !flow.about) {
         let Some(p) = burst.frame(flow.slot.into()).map(|f| &f.parsed) else {
             continue;
         };
-        let slots = (
-            queries.get_mut(len),
-            places.get_mut(len),
-            addrs.get_mut(len),
-        );
-        let (true, (Some(query), Some(place), Some(addr))) = (opens(p), slots) else {
+        if !opens(p) {
             continue;
-        };
-        let (from, to) = (flow.ends.sender, flow.ends.receiver);
-        if from.outside || to.outside {
-            outside = Some(from.party.tenant);
-            *addr = if from.outside { p.src } else { p.dst };
         }
-        *query = Query {
+        let (from, to) = (flow.ends.sender, flow.ends.receiver);
+        let query = Query {
             from: from.party,
             to: to.party,
-            service: service(p),
+            service: classifier.as_asked(service(p)),
         };
-        *place = at;
-        len += 1;
+        let mut addr = Addr::default();
+        if from.outside || to.outside {
+            outside = Some(from.party.tenant);
+            addr = if from.outside { p.src } else { p.dst };
+        }
+        // Floods and many a scan ask one thing over and over.
+        let before = len.wrapping_sub(1);
+        if queries.get(before) != Some(&query) || addrs.get(before) != Some(&addr) {
+            let slots = (
+                queries.get_mut(len),
+                askers.get_mut(len),
+                addrs.get_mut(len),
+            );
+            let (Some(to), Some(asker), Some(of)) = slots else {
+                continue;
+            };
+            (*to, *asker, *of) = (query, at, addr);
+            len += 1;
+        }
+        if let Some(question) = question_of.get_mut(at) {
+            *question = len - 1;
+        }
     }
     let (Some(queries), Some(addrs), Some(sets)) = (
         queries.get_mut(..len),
@@ -96,8 +109,8 @@ fn together(
     };
     if let Some(tenant) = outside {
         classifier.outside_burst(tenant, addrs, sets);
-        for ((query, place), set) in queries.iter_mut().zip(places).zip(&*sets) {
-            let Some(Some(flow)) = flows.get(place) else {
+        for ((query, asker), set) in queries.iter_mut().zip(askers).zip(&*sets) {
+            let Some(Some(flow)) = flows.get(asker) else {
                 continue;
             };
             if flow.ends.sender.outside {
@@ -112,9 +125,7 @@ fn together(
         return;
     };
     classifier.classify_burst(queries, answers);
-    for (answer, place) in answers.iter().zip(places) {
-        if let Some(judged) = judged.get_mut(place) {
-            *judged = Some(*answer);
-        }
+    for (judged, question) in judged.iter_mut().zip(question_of) {
+        *judged = answers.get(question).copied();
     }
 }

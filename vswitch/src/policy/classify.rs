@@ -34,6 +34,8 @@ pub struct Classifier {
 #[derive(Debug, Default)]
 pub(super) struct Whole {
     pub(super) cells: Cells,
+    /// Where rules are about some source ports only.
+    pub(super) by_source_port: Hull,
     /// Whether connections of a set may be picked up mid-stream.
     pub(super) loose: Vec<bool>,
     pub(super) tenants: Vec<TenantPart>,
@@ -52,6 +54,22 @@ pub(super) const fn ip_key(protocol: u8, dport: u16) -> u32 {
 /// Above every IP key: `1 << 24 | ethertype`.
 pub(super) const fn ether_key(ethertype: u16) -> u32 {
     1 << 24 | ethertype as u32
+}
+
+/// From the lowest to the highest of some keys of services.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hull(Option<(u32, u32)>);
+
+impl Hull {
+    pub(super) fn add(&mut self, low: u32, high: u32) {
+        let (lowest, highest) = self.0.unwrap_or((low, high));
+        self.0 = Some((lowest.min(low), highest.max(high)));
+    }
+
+    #[inline]
+    fn has(self, key: u32) -> bool {
+        self.0.is_some_and(|(low, high)| low <= key && key <= high)
+    }
 }
 
 /// One tenant's rules and what it knows of the outside.
@@ -222,6 +240,28 @@ impl Classifier {
     pub fn loose(&self, set: SetId) -> bool {
         let loose = self.whole.loose.get(set.0 as usize);
         loose.is_some_and(|loose| *loose)
+    }
+
+    /// The service without what no rule about it looks at, so that more questions are alike: its source port, often.
+    #[inline]
+    #[must_use]
+    pub fn as_asked(&self, service: Service) -> Service {
+        let Service::Ip {
+            protocol, dport, ..
+        } = service
+        else {
+            return service;
+        };
+        let key = ip_key(protocol, dport);
+        let edits = self.edits.as_ref();
+        if self.whole.by_source_port.has(key) || edits.is_some_and(|e| e.by_source_port.has(key)) {
+            return service;
+        }
+        Service::Ip {
+            protocol,
+            sport: 0,
+            dport,
+        }
     }
 
     /// May `from` open `service` to `to`? Between tenants both must say so: the source's rules

@@ -249,6 +249,9 @@ impl<'a> Compiler<'a> {
         let services = service_ranges(&rule.service);
         self.entries
             .extend(services.map(|(key_low, key_high, sport)| {
+                if sport != PortRange::ALL {
+                    self.out.by_source_port.add(key_low, key_high);
+                }
                 let entry = Entry {
                     other: (0, 0),
                     key: (key_low, key_high),

@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use super::arrange::MAX_HEIRS;
 use super::cells::{Cell, Cells, Entry, NONE, Wanted, write};
-use super::classify::{Classifier, Info, Kind, Parts, RulePart, Whole, decided, probe};
+use super::classify::{Classifier, Hull, Info, Kind, Parts, RulePart, Whole, decided, probe};
 use super::compile::{Compiled, number, service_ranges, state};
 use super::known::Scope;
 use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
 use super::model::{Policy, Rule, Segment, SegmentRef, Tenant, Tier, qualified};
+use super::service::PortRange;
 use super::validate::validate;
 use super::{Judgement, Query, RuleId, TenantId};
 
@@ -100,6 +101,8 @@ pub(super) struct Edits {
     /// Entries of `beside`; their rule is the position there.
     cells: Cells,
     cell: Cell,
+    /// Where they are about some source ports only.
+    pub(super) by_source_port: Hull,
 }
 
 /// Which rules differ between two policies that differ in nothing else.
@@ -389,13 +392,18 @@ impl Edits {
                 continue;
             };
             let services = scope.services.iter();
-            entries.extend(services.map(|&(low, high, sport)| Entry {
-                other: (first.0, last.1),
-                key: (low, high),
-                sport: (sport.low, sport.high),
-                rule,
-                staged: beside.part.kind == Kind::Staged,
-                verify: true,
+            entries.extend(services.map(|&(low, high, sport)| {
+                if sport != PortRange::ALL {
+                    edits.by_source_port.add(low, high);
+                }
+                Entry {
+                    other: (first.0, last.1),
+                    key: (low, high),
+                    sport: (sport.low, sport.high),
+                    rule,
+                    staged: beside.part.kind == Kind::Staged,
+                    verify: true,
+                }
             }));
         }
         edits.cell = write(&mut edits.cells.words, &entries);

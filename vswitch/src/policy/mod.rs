@@ -72,7 +72,7 @@ pub enum Service {
 }
 
 /// The question: may `from` open `service` to `to`?
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Query {
     /// The initiator.
     pub from: Party,

@@ -100,6 +100,11 @@ impl World {
             let other = Answer::of(classifier, &classifier.classify(&query));
             assert_eq!(answer, other);
         }
+        let asked = Query {
+            service: self.0.classifier.as_asked(service),
+            ..query
+        };
+        assert_eq!(self.0.classifier.classify(&asked), judgement);
         let mut burst = [Judgement::default(); 2];
         self.0.classifier.classify_burst(&[query; 2], &mut burst);
         assert_eq!(burst, [judgement; 2]);

@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 
 use ahash::AHashMap as HashMap;
 
-use super::cells::{By, Cell, Cells, Entry, Groups, INDEXED, Index, write};
-use super::classify::RulePart;
+use super::cells::{By, Cell, Cells, End, Entry, Groups, INDEXED, Index, write};
 use super::compile::number;
 use super::lanes::WORDS;
 use super::ranges::Ranges;
@@ -155,7 +154,7 @@ pub(super) fn arrange(
     sets: &[&Draft],
     groups: (usize, usize),
     entries: &[Placed],
-    rules: &[RulePart],
+    next_tiers: &[u32],
     narrow: &[usize],
 ) -> (Cells, Heirs) {
     let mut from = vec![Extent::default(); groups.0];
@@ -178,7 +177,7 @@ pub(super) fn arrange(
         from,
         to,
         entries,
-        rules,
+        next_tiers,
         copies: entries.len() * COPIES + FREE_COPIES,
         heirs: RefCell::default(),
     };
@@ -197,7 +196,7 @@ pub(super) fn arrange(
         .any(|entry| entry.verify);
     let mut cells = arranger.write(split, pairs);
     if verify {
-        cells.groups = memberships(sets, entries, rules.len());
+        cells.groups = memberships(sets, entries, next_tiers.len());
     }
     (cells, arranger.heirs.into_inner())
 }
@@ -207,7 +206,8 @@ struct Arranger<'a> {
     from: Vec<Extent>,
     to: Vec<Extent>,
     entries: &'a [Placed],
-    rules: &'a [RulePart],
+    /// Of every rule, the first one of the tenant's next tier.
+    next_tiers: &'a [u32],
     /// Entries that may be written.
     copies: usize,
     heirs: RefCell<Heirs>,
@@ -363,18 +363,21 @@ impl Arranger<'_> {
     }
 
     fn write(&self, split: Split, pairs: Pairs) -> Cells {
+        let ends = |classes: Vec<u32>, times: usize| -> Vec<End> {
+            let classes = classes.into_iter().map(|class| class * number(times));
+            classes
+                .map(|class| End {
+                    class,
+                    ..End::default()
+                })
+                .collect()
+        };
         let mut cells = Cells {
-            to_classes: number(pairs.to_classes),
+            from: ends(pairs.from, pairs.to_classes),
+            to: ends(pairs.to, 1),
             table: pairs.table,
             ..Cells::default()
         };
-        cells.from_class = pairs.from;
-        cells.to_class = pairs.to;
-        cells.narrow = !(split.from.is_empty() && split.to.is_empty());
-        if cells.narrow {
-            cells.from = vec![Cell::default(); self.sets.len()];
-            cells.to = vec![Cell::default(); self.sets.len()];
-        }
         for (mut entries, from) in [(split.from, true), (split.to, false)] {
             entries.sort_unstable_by_key(|&(set, entry)| (set, entry.rule));
             for of_set in entries.chunk_by(|a, b| a.0 == b.0) {
@@ -383,9 +386,9 @@ impl Arranger<'_> {
                 };
                 let list = of_set.iter().map(|&(_, entry)| entry).collect();
                 let cell = self.place(&mut cells, list, Region::default());
-                let sides = if from { &mut cells.from } else { &mut cells.to };
-                if let Some(slot) = sides.get_mut(set as usize) {
-                    *slot = cell;
+                let ends = if from { &mut cells.from } else { &mut cells.to };
+                if let Some(end) = ends.get_mut(set as usize) {
+                    end.cell = cell;
                 }
             }
         }
@@ -486,8 +489,8 @@ impl Arranger<'_> {
                 }
                 part.push(*entry);
                 if entry.decides(&region) {
-                    let rule = self.rules.get(entry.rule as usize);
-                    decider = (entry.rule, rule.map_or(0, |rule| rule.next_tier));
+                    let next_tier = self.next_tiers.get(entry.rule as usize);
+                    decider = (entry.rule, next_tier.copied().unwrap_or(0));
                 }
             }
             copies += part.len();
@@ -511,9 +514,8 @@ impl Arranger<'_> {
         for entry in list.iter() {
             // Long lists are cut into shorter ones first.
             let over = kept.iter().take(2 * SCAN).find(|earlier| {
-                let tier = self.rules.get(earlier.rule as usize);
-                tier.is_some_and(|rule| entry.rule < rule.next_tier)
-                    && earlier.covers(entry, region)
+                let next_tier = self.next_tiers.get(earlier.rule as usize);
+                next_tier.is_some_and(|&next| entry.rule < next) && earlier.covers(entry, region)
             });
             match over {
                 Some(earlier) => self.leave_out(earlier.rule, entry.rule),

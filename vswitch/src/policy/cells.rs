@@ -15,31 +15,35 @@
 //! can), which makes "is the other end in this group" a comparison with two bounds; where a group
 //! is too scattered the entry holds its hull and is verified.
 
-use super::lanes::{LANES, Lanes, Point, WORDS, prefetch, sport_word, sports_word};
+use super::lanes::{
+    BLOCK, Job, LANES, Lanes, Point, WORDS, prefetch, run, sport_word, sports_word,
+};
 use super::ranges::{Ranges, TOGETHER};
 
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Cells {
-    /// Whether rules have narrow ends; the two lists are empty when none has.
-    pub(super) narrow: bool,
-    /// Of every set, the rules whose `from` is narrow.
-    pub(super) from: Vec<Cell>,
-    /// Of every set, the rules whose `to` is narrow.
-    pub(super) to: Vec<Cell>,
-    /// Of every set as a `from`.
-    pub(super) from_class: Vec<u32>,
+    /// Of every set as a `from`. Classes are multiplied by how many classes of `to` there are.
+    pub(super) from: Vec<End>,
     /// Of every set as a `to`.
-    pub(super) to_class: Vec<u32>,
-    /// For classes a and b at `a * to_classes + b`: a position in `pairs`.
+    pub(super) to: Vec<End>,
+    /// For classes at the sum of both: a position in `pairs`.
     pub(super) table: Vec<u32>,
-    pub(super) to_classes: u32,
     pub(super) pairs: Vec<Cell>,
     pub(super) indexes: Vec<Index>,
     /// Entries in blocks of up to eight, a field at a time, as [`super::lanes::Lanes`] compares them.
     pub(super) words: Vec<i32>,
     /// What entries that are verified are held against.
     pub(super) groups: Groups,
+}
+
+/// A set at one end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct End {
+    /// Among the broad groups.
+    pub(super) class: u32,
+    /// The rules that are narrow here.
+    pub(super) cell: Cell,
 }
 
 /// A list of entries.
@@ -94,7 +98,8 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    #[cold]
+    // Seldom asked: its work would only be in the way of the search.
+    #[inline(never)]
     fn hold(&self, rule: u32, from: u32, to: u32) -> bool {
         let member = |at: usize, group: u32| {
             let end = (self.bounds.get(at), self.bounds.get(at + 1));
@@ -134,7 +139,7 @@ const VERIFY: u32 = 2;
 /// and the lanes beyond it are ignored.
 pub(super) fn write(words: &mut Vec<i32>, entries: &[Entry]) -> Cell {
     // After the last block there must be something to read.
-    words.truncate(words.len().saturating_sub(LANES));
+    words.truncate(words.len().saturating_sub(BLOCK));
     let at = words.len();
     for block in entries.chunks(LANES) {
         words.extend(block.iter().map(|e| e.other.0.cast_signed() - 1));
@@ -151,7 +156,7 @@ pub(super) fn write(words: &mut Vec<i32>, entries: &[Entry]) -> Cell {
             (e.rule << 2 | flags).cast_signed()
         }));
     }
-    words.extend([0; LANES]);
+    words.extend([0; BLOCK]);
     Cell {
         at: u32::try_from(at).unwrap_or(u32::MAX),
         len: u32::try_from(entries.len()).unwrap_or(u32::MAX),
@@ -179,166 +184,138 @@ pub(super) struct Wanted {
     pub(super) staged: bool,
 }
 
-/// A question, and the cells its rules are in.
-#[derive(Clone, Copy, Debug, Default)]
-struct Question {
-    probe: Probe,
-    wanted: Wanted,
-    from: Cell,
-    to: Cell,
-    pair: Cell,
-}
-
 impl Cells {
     /// The first wanted rule that matches, or [`NONE`].
     #[inline(always)]
     pub(super) fn find<L: Lanes>(&self, lanes: L, probe: Probe, wanted: Wanted) -> u32 {
-        self.among(lanes, &self.question(probe, wanted))
+        self.among(lanes, (probe, wanted), &self.between(probe.from, probe.to))
     }
 
     /// The same for several, in steps: the loads of one step overlap with those of the other
-    /// questions. `ask` says what a question is; each is answered in its slot.
+    /// questions. `ends` and `ask` say what a question is; each is answered in its slot.
     #[inline(always)]
-    pub(super) fn find_all<L: Lanes, Q>(
+    pub(super) fn find_all<'a, L: Lanes, Q>(
         &self,
         lanes: L,
-        questions: &[Q],
-        mut ask: impl FnMut(&Q) -> (Probe, Wanted),
-        answers: &mut [u32; TOGETHER],
+        questions: &'a [Q],
+        ends: impl Fn(&'a Q) -> (u32, u32),
+        mut ask: impl FnMut(&'a Q) -> (Probe, Wanted),
+        found: &mut [u32; TOGETHER],
     ) {
-        let mut known = [Question::default(); TOGETHER];
-        for (known, question) in known.iter_mut().zip(questions) {
-            let (probe, wanted) = ask(question);
-            *known = self.question(probe, wanted);
-            prefetch(&self.words, known.pair.at as usize);
-            if self.narrow {
-                prefetch(&self.words, known.from.at as usize);
-                prefetch(&self.words, known.to.at as usize);
+        let mut cells = [[Cell::default(); 3]; TOGETHER];
+        for (cells, question) in cells.iter_mut().zip(questions) {
+            let (from, to) = ends(question);
+            *cells = self.between(from, to);
+            for cell in cells {
+                prefetch(&self.words, cell.at as usize);
             }
         }
-        let known = known.iter().take(questions.len());
-        for (answer, question) in answers.iter_mut().zip(known) {
-            *answer = self.among(lanes, question);
+        for ((found, cells), question) in found.iter_mut().zip(&cells).zip(questions) {
+            *found = self.among(lanes, ask(question), cells);
         }
     }
 
-    /// What a question is about.
+    /// The cells with the rules between two sets: those that are narrow in `from`, in `to`, and the others.
     #[inline(always)]
-    fn question(&self, probe: Probe, wanted: Wanted) -> Question {
-        let mut question = Question {
-            probe,
-            wanted,
-            pair: self.pair(&probe),
-            ..Question::default()
+    fn between(&self, from: u32, to: u32) -> [Cell; 3] {
+        let ends = (self.from.get(from as usize), self.to.get(to as usize));
+        let (Some(from), Some(to)) = ends else {
+            return [Cell::default(); 3];
         };
-        if self.narrow {
-            let of = |cells: &[Cell], set: u32| cells.get(set as usize).copied();
-            question.from = of(&self.from, probe.from).unwrap_or_default();
-            question.to = of(&self.to, probe.to).unwrap_or_default();
-        }
-        question
+        let at = from.class as usize + to.class as usize;
+        let pair = self.table.get(at).copied().unwrap_or(u32::MAX);
+        let pair = self.pairs.get(pair as usize).copied();
+        [from.cell, to.cell, pair.unwrap_or_default()]
     }
 
     /// The first rule that matches among a question's cells, or [`NONE`].
     #[inline(always)]
-    fn among<L: Lanes>(&self, lanes: L, question: &Question) -> u32 {
-        let Question { probe, wanted, .. } = question;
-        let hold = |rule| self.groups.hold(rule, probe.from, probe.to);
-        let mut best = wanted.end;
-        if self.narrow {
-            best = self.search(lanes, question, probe.to, question.from, best, hold);
-            best = self.search(lanes, question, probe.from, question.to, best, hold);
-        }
-        best = self.search(lanes, question, 0, question.pair, best, hold);
-        if best < wanted.end { best } else { NONE }
-    }
-
-    /// The first wanted rule of one cell that matches, or [`NONE`]. Its entries hold the bounds of
-    /// their `to`, and are verified by `hold`.
-    #[inline(always)]
-    pub(super) fn find_in<L: Lanes>(
+    fn among<L: Lanes>(
         &self,
         lanes: L,
-        cell: Cell,
-        (probe, wanted): (Probe, Wanted),
-        hold: impl Fn(u32) -> bool,
+        question @ (probe, wanted): (Probe, Wanted),
+        [from, to, pair]: &[Cell; 3],
     ) -> u32 {
-        let question = Question {
-            probe,
-            wanted,
-            ..Question::default()
-        };
-        let best = self.search(lanes, &question, probe.to, cell, wanted.end, hold);
+        let mut best = wanted.end;
+        best = self.search(lanes, question, probe.to, *from, best);
+        best = self.search(lanes, question, probe.from, *to, best);
+        best = self.search(lanes, question, 0, *pair, best);
         if best < wanted.end { best } else { NONE }
     }
 
-    #[inline(always)]
-    fn pair(&self, probe: &Probe) -> Cell {
-        let from = self.from_class.get(probe.from as usize);
-        let to = self.to_class.get(probe.to as usize);
-        let (Some(&from), Some(&to)) = (from, to) else {
-            return Cell::default();
-        };
-        let at = from as usize * self.to_classes as usize + to as usize;
-        let cell = self.table.get(at).copied().unwrap_or(u32::MAX);
-        self.pairs.get(cell as usize).copied().unwrap_or_default()
-    }
-
-    /// The first wanted rule below `best` in one cell that matches, or `best`. `hold` verifies.
+    /// The first wanted rule below `best` in one cell that matches, or `best`.
     #[inline(always)]
     fn search<L: Lanes>(
         &self,
         lanes: L,
-        question: &Question,
+        (probe, wanted): (Probe, Wanted),
         other: u32,
-        mut cell: Cell,
+        cell: Cell,
         best: u32,
-        hold: impl Fn(u32) -> bool,
     ) -> u32 {
-        let Question { probe, wanted, .. } = question;
+        // An empty cell ends here, too.
+        if cell.first >= best {
+            return best;
+        }
         let point = Point {
             other: other.cast_signed(),
             key: probe.key.cast_signed(),
             sport: sport_word(probe.sport),
         };
-        if cell.first >= best {
-            return best;
-        }
-        while cell.len == INDEXED {
-            let Some(index) = self.indexes.get(cell.at as usize) else {
+        let (at, len) = (cell.at as usize, cell.len as usize);
+        // Nearly all are a block, in which the first hit is it.
+        let block = self.words.get(at..at + BLOCK);
+        if let Some(block) = block.and_then(|block| block.first_chunk())
+            && len <= LANES
+        {
+            let hits = lanes.inside(block, len, point);
+            if hits == 0 {
                 return best;
-            };
-            let number = match index.by {
-                By::Key => point.key,
-                By::Other => point.other,
-            };
-            let at = index.ranges.find(lanes, number.cast_unsigned());
-            cell = index.cells.get(at as usize).copied().unwrap_or_default();
-        }
-        let (mut at, mut left) = (cell.at as usize, cell.len as usize);
-        while left > 0 {
-            let len = left.min(LANES);
-            let block = self.words.get(at..).unwrap_or(&[]);
-            let mut hits = lanes.inside(block, len, point);
-            while hits != 0 {
-                let word = block.get(len * (WORDS - 1) + hits.trailing_zeros() as usize);
-                let word = word.map_or(0, |word| word.cast_unsigned());
-                let rule = word >> 2;
-                if rule >= best {
-                    return best;
-                }
-                if rule >= wanted.first
-                    && (wanted.staged || word & STAGED == 0)
-                    && (word & VERIFY == 0 || hold(rule))
-                {
-                    return rule;
-                }
-                hits &= hits - 1;
             }
-            at += len * WORDS;
-            left -= len;
+            let word = block.get(len * (WORDS - 1) + hits.trailing_zeros() as usize);
+            let word = word.map_or(0, |word| word.cast_unsigned());
+            let rule = word >> 2;
+            if rule >= best {
+                return best;
+            }
+            if rule >= wanted.first && word & (STAGED | VERIFY) == 0 {
+                return rule;
+            }
         }
-        best
+        Search {
+            cells: self,
+            cell,
+            point,
+            wanted: Wanted {
+                end: best,
+                ..wanted
+            },
+            hold: |rule| self.groups.hold(rule, probe.from, probe.to),
+        }
+        .run(lanes)
+    }
+
+    /// The first wanted rule of one cell that matches, or [`NONE`]. Its entries hold the bounds of
+    /// their `to`, and are verified by `hold`.
+    pub(super) fn find_in(
+        &self,
+        cell: Cell,
+        (probe, wanted): (Probe, Wanted),
+        hold: impl Fn(u32) -> bool,
+    ) -> u32 {
+        let point = Point {
+            other: probe.to.cast_signed(),
+            key: probe.key.cast_signed(),
+            sport: sport_word(probe.sport),
+        };
+        let best = run(Search {
+            cells: self,
+            cell,
+            point,
+            wanted,
+            hold,
+        });
+        if best < wanted.end { best } else { NONE }
     }
 
     /// Bytes.
@@ -348,8 +325,6 @@ impl Cells {
             .map(|index| size_of::<Index>() + index.ranges.size() + size_of_val(&*index.cells));
         size_of_val(&*self.from)
             + size_of_val(&*self.to)
-            + size_of_val(&*self.from_class)
-            + size_of_val(&*self.to_class)
             + size_of_val(&*self.table)
             + size_of_val(&*self.pairs)
             + size_of_val(&*self.words)
@@ -357,5 +332,66 @@ impl Cells {
             + size_of_val(&*self.groups.bounds)
             + size_of_val(&*self.groups.members)
             + indexes.sum::<usize>()
+    }
+}
+
+/// The first wanted rule in any cell that matches, or the end of what is wanted. `hold` verifies.
+struct Search<'a, H> {
+    cells: &'a Cells,
+    cell: Cell,
+    point: Point,
+    wanted: Wanted,
+    hold: H,
+}
+
+impl<H: Fn(u32) -> bool> Job for Search<'_, H> {
+    type Out = u32;
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> u32 {
+        let Search {
+            cells,
+            mut cell,
+            point,
+            wanted,
+            hold,
+        } = self;
+        while cell.len == INDEXED {
+            let Some(index) = cells.indexes.get(cell.at as usize) else {
+                return wanted.end;
+            };
+            let number = match index.by {
+                By::Key => point.key,
+                By::Other => point.other,
+            };
+            let at = index.ranges.find(lanes, number.cast_unsigned());
+            cell = index.cells.get(at as usize).copied().unwrap_or_default();
+        }
+        let mut words = cells.words.get(cell.at as usize..).unwrap_or(&[]);
+        let mut left = cell.len as usize;
+        while left > 0 {
+            let Some(block) = words.first_chunk() else {
+                return wanted.end;
+            };
+            let len = left.min(LANES);
+            let mut hits = lanes.inside(block, len, point);
+            while hits != 0 {
+                let word = block.get(len * (WORDS - 1) + hits.trailing_zeros() as usize);
+                let word = word.map_or(0, |word| word.cast_unsigned());
+                let rule = word >> 2;
+                if rule >= wanted.end {
+                    return wanted.end;
+                }
+                if rule >= wanted.first
+                    && (wanted.staged || word & STAGED == 0)
+                    && (word & VERIFY == 0 || hold(rule))
+                {
+                    return rule;
+                }
+                hits &= hits - 1;
+            }
+            left -= len;
+            words = words.get(len * WORDS..).unwrap_or(&[]);
+        }
+        wanted.end
     }
 }

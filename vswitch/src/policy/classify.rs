@@ -39,7 +39,9 @@ pub(super) struct Whole {
     /// Whether connections of a set may be picked up mid-stream.
     pub(super) loose: Vec<bool>,
     pub(super) tenants: Vec<TenantPart>,
-    pub(super) rules: Vec<RulePart>,
+    /// What every rule says, and the first rule of the next tier: its [`RulePart`].
+    pub(super) says: Vec<Says>,
+    pub(super) next_tiers: Vec<u32>,
     pub(super) states: Vec<Arc<RuleState>>,
     pub(super) infos: Vec<Info>,
     /// What a change is worked out from; no question reads it.
@@ -86,8 +88,6 @@ pub(super) struct TenantPart {
 pub(super) struct RulePart {
     /// First rule of the tenant's next tier.
     pub(super) next_tier: u32,
-    pub(super) kind: Kind,
-    /// What it says where it decides.
     pub(super) says: Says,
 }
 
@@ -101,18 +101,20 @@ pub(super) enum Kind {
     Staged,
 }
 
-/// The part of a judgement that a rule alone determines.
+/// What a match means, and the part of a judgement that a rule alone determines: a byte, so that all
+/// rules' lie in the nearest cache. The lowest two bits are the verdict.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Says {
-    verdict: Verdict,
-    ask: bool,
-    log: bool,
-    notify: bool,
-    limited: bool,
-}
+pub(super) struct Says(u8);
 
-impl RulePart {
-    pub(super) fn new(rule: &Rule, next_tier: u32) -> Self {
+impl Says {
+    const ASK: u8 = 1 << 2;
+    const LOG: u8 = 1 << 3;
+    const NOTIFY: u8 = 1 << 4;
+    const LIMITED: u8 = 1 << 5;
+    const PASS: u8 = 1 << 6;
+    const STAGED: u8 = 1 << 7;
+
+    pub(super) fn new(rule: &Rule) -> Self {
         let verdict = match rule.action {
             Action::Allow
             | Action::Notify
@@ -127,26 +129,88 @@ impl RulePart {
             Action::Reject => Verdict::Reject,
         };
         let notify = rule.action == Action::Notify;
-        RulePart {
-            next_tier,
-            kind: match rule.action {
-                _ if rule.staged => Kind::Staged,
-                Action::Pass => Kind::Pass,
-                _ => Kind::Decides,
+        let flags = [
+            (matches!(rule.action, Action::Ask { .. }), Self::ASK),
+            (rule.log || notify, Self::LOG),
+            (notify, Self::NOTIFY),
+            (rule.limit.is_some(), Self::LIMITED),
+            (rule.action == Action::Pass, Self::PASS),
+            (rule.staged, Self::STAGED),
+        ];
+        let flags = flags.into_iter().filter(|(is, _)| *is);
+        Says(flags.fold(verdict as u8, |says, (_, flag)| says | flag))
+    }
+
+    const fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    #[inline]
+    pub(super) const fn kind(self) -> Kind {
+        if self.has(Self::STAGED) {
+            Kind::Staged
+        } else if self.has(Self::PASS) {
+            Kind::Pass
+        } else {
+            Kind::Decides
+        }
+    }
+
+    /// The judgement of a rule that decides.
+    #[inline(always)]
+    pub(super) fn judgement(self, rule: u32) -> Judgement {
+        let said = SAID[usize::from(self.0)];
+        Judgement {
+            verdict: said.verdict,
+            why: Why::Rule(RuleId(rule)),
+            ask: said.ask,
+            log: said.log,
+            notify: said.notify,
+            limited: said.limited,
+            ..Judgement::default()
+        }
+    }
+}
+
+/// [`Says`], taken apart.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    verdict: Verdict,
+    ask: bool,
+    log: bool,
+    notify: bool,
+    limited: bool,
+}
+
+/// For every [`Says`]: a look is faster than taking it apart.
+static SAID: [Said; 1 << u8::BITS] = {
+    let mut all = [Said::of(Says(0)); 1 << u8::BITS];
+    let mut says = u8::MAX;
+    while says > 0 {
+        all[says as usize] = Said::of(Says(says));
+        says -= 1;
+    }
+    all
+};
+
+impl Said {
+    const fn of(says: Says) -> Self {
+        Said {
+            verdict: match says.0 & 3 {
+                0 => Verdict::Allow,
+                1 => Verdict::Deny,
+                _ => Verdict::Reject,
             },
-            says: Says {
-                verdict,
-                ask: matches!(rule.action, Action::Ask { .. }),
-                log: rule.log || notify,
-                notify,
-                limited: rule.limit.is_some(),
-            },
+            ask: says.has(Says::ASK),
+            log: says.has(Says::LOG),
+            notify: says.has(Says::NOTIFY),
+            limited: says.has(Says::LIMITED),
         }
     }
 }
 
 /// All there is of a rule.
-pub(super) type Parts<'a> = (&'a RulePart, &'a Info, &'a Arc<RuleState>);
+pub(super) type Parts<'a> = (RulePart, &'a Info, &'a Arc<RuleState>);
 
 /// What people want to know of a rule.
 #[derive(Clone, Debug)]
@@ -320,10 +384,10 @@ impl Classifier {
                 Some(found) => found,
                 None => self.whole.find(query, wanted),
             };
-            let Some(rule) = self.whole.rules.get(found as usize) else {
+            let Some(rule) = self.whole.part(found) else {
                 return judgement;
             };
-            match rule.kind {
+            match rule.says.kind() {
                 Kind::Staged => {
                     // One staged rule is reported; later ones need not be found.
                     judgement.staged = Some(RuleId(found));
@@ -334,7 +398,7 @@ impl Classifier {
                 Kind::Decides => {
                     return Judgement {
                         staged: judgement.staged,
-                        ..decided(found, rule.says)
+                        ..rule.says.judgement(found)
                     };
                 }
             }
@@ -346,14 +410,14 @@ impl Classifier {
         let at = rule.0 as usize;
         let whole = &*self.whole;
         match (
-            whole.rules.get(at),
+            whole.part(rule.0),
             whole.infos.get(at),
             whole.states.get(at),
         ) {
             (Some(part), Some(info), Some(state)) => Some((part, info, state)),
             _ => {
                 let added = self.edits.as_ref()?.added(rule)?;
-                Some((&added.part, &added.info, &added.state))
+                Some((added.part, &added.info, &added.state))
             }
         }
     }
@@ -380,7 +444,7 @@ impl Classifier {
             Some(edits) => edits.order(),
             None => (0..)
                 .map(RuleId)
-                .zip(&self.whole.rules)
+                .zip(&self.whole.infos)
                 .map(|(id, _)| id)
                 .collect(),
         };
@@ -392,7 +456,7 @@ impl Classifier {
                 tenant: info.tenant,
                 tier: info.tier,
                 action: info.action,
-                staged: part.kind == Kind::Staged,
+                staged: part.says.kind() == Kind::Staged,
                 written: self.rule_written(id).map(|n| n as usize),
                 hits: state.hits.load(Relaxed),
                 staged_hits: state.staged_hits.load(Relaxed),
@@ -414,7 +478,8 @@ impl Classifier {
         let tenants = tenants.map(|part| size_of::<TenantPart>() + part.v4.size() + part.v6.size());
         whole.cells.size()
             + size_of_val(&*whole.loose)
-            + size_of_val(&*whole.rules)
+            + size_of_val(&*whole.says)
+            + size_of_val(&*whole.next_tiers)
             + tenants.sum::<usize>()
             + self.edits.as_ref().map_or(0, |edits| edits.size())
     }
@@ -468,6 +533,14 @@ impl Whole {
         }
     }
 
+    /// One of its rules.
+    #[inline]
+    pub(super) fn part(&self, rule: u32) -> Option<RulePart> {
+        let at = rule as usize;
+        let (next_tier, says) = (*self.next_tiers.get(at)?, *self.says.get(at)?);
+        Some(RulePart { next_tier, says })
+    }
+
     /// The first wanted rule that matches, or [`super::cells::NONE`].
     #[inline]
     pub(super) fn find(&self, query: &Query, wanted: Wanted) -> u32 {
@@ -483,20 +556,6 @@ fn v4(addr: &Addr) -> Option<u32> {
     let (prefix, last) = addr.0.split_first_chunk::<12>()?;
     let last = u32::from_be_bytes(*last.first_chunk()?);
     (*prefix == MAPPED).then_some(last)
-}
-
-/// The judgement of a rule that decides.
-#[inline(always)]
-pub(super) fn decided(rule: u32, says: Says) -> Judgement {
-    Judgement {
-        verdict: says.verdict,
-        why: Why::Rule(RuleId(rule)),
-        ask: says.ask,
-        log: says.log,
-        notify: says.notify,
-        limited: says.limited,
-        ..Judgement::default()
-    }
 }
 
 /// [`Cells::find`].
@@ -530,21 +589,23 @@ impl Job for Burst<'_> {
                 }
                 (probe(query), wanted)
             };
+            let ends = |query: &Query| (query.from.set.0, query.to.set.0);
             let mut found = [0; TOGETHER];
-            whole.cells.find_all(lanes, queries, ask, &mut found);
+            whole.cells.find_all(lanes, queries, ends, ask, &mut found);
             for ((answer, query), found) in answers.iter_mut().zip(queries).zip(found) {
                 // All but few questions end with the first match, within a tenant.
-                let rule = whole.rules.get(found as usize);
-                if rule.is_none() && edits.is_none() {
+                let says = whole.says.get(found as usize);
+                if says.is_none() && edits.is_none() {
                     // What no rule is about, as nearly everything in a flood.
                     *answer = Judgement::default();
                     continue;
                 }
-                let rule = rule.filter(|rule| rule.kind == Kind::Decides);
-                *answer = match rule.filter(|_| edits.is_none_or(|e| e.spare(query, found))) {
-                    Some(rule) if query.from.tenant == query.to.tenant => decided(found, rule.says),
-                    _ => classifier.answer(query, Some(found)),
-                };
+                let says = says.filter(|says| says.kind() == Kind::Decides);
+                let says = says.filter(|_| query.from.tenant == query.to.tenant);
+                match says.filter(|_| edits.is_none_or(|e| e.spare(query, found))) {
+                    Some(says) => *answer = says.judgement(found),
+                    None => *answer = classifier.answer(query, Some(found)),
+                }
             }
         }
     }

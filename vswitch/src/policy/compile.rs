@@ -10,7 +10,7 @@ use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use super::arrange::{self, Draft, Placed};
 use super::cells::Entry;
-use super::classify::{Classifier, Info, RulePart, TenantPart, Whole, ether_key, ip_key};
+use super::classify::{Classifier, Info, Says, TenantPart, Whole, ether_key, ip_key};
 
 use super::error::{FieldError, FieldPath};
 use super::infrastructure::{self, DHCP_GROUPS, DHCP_SERVERS, ROUTER_GROUPS, ROUTERS};
@@ -209,14 +209,14 @@ impl<'a> Compiler<'a> {
         }
         for (index, (tenant, _)) in self.tenants.clone().into_iter().enumerate() {
             let built_in = infrastructure::rules(tenant);
-            let first_rule = number(self.out.rules.len());
+            let first_rule = number(self.out.says.len());
             for tier in Tier::ALL {
                 let mut rules = Vec::new();
                 if tier == Tier::Infrastructure {
                     rules.extend(built_in.iter().map(|rule| (None, rule)));
                 }
                 rules.extend(by_place.get(&(tenant, tier)).into_iter().flatten().copied());
-                let next_tier = number(self.out.rules.len() + rules.len());
+                let next_tier = number(self.out.says.len() + rules.len());
                 for (written, rule) in rules {
                     let tenant = TenantId(u16::try_from(index).unwrap_or(u16::MAX));
                     let name: Box<str> = qualified(&rule.tenant, &rule.name).into();
@@ -235,15 +235,16 @@ impl<'a> Compiler<'a> {
             }
             self.out.tenants.push(TenantPart {
                 first_rule,
-                end_rule: number(self.out.rules.len()),
+                end_rule: number(self.out.says.len()),
                 ..TenantPart::default()
             });
         }
     }
 
     fn rule(&mut self, rule: &Rule, next_tier: u32) {
-        let id = number(self.out.rules.len());
-        self.out.rules.push(RulePart::new(rule, next_tier));
+        let id = number(self.out.says.len());
+        self.out.says.push(Says::new(rule));
+        self.out.next_tiers.push(next_tier);
         let from = self.from.intern(self.resolve(&rule.tenant, &rule.from));
         let to = self.to.intern(self.resolve(&rule.tenant, &rule.to));
         let services = service_ranges(&rule.service);
@@ -445,7 +446,7 @@ impl<'a> Compiler<'a> {
         // Stable: rules stay in order within their groups.
         self.entries.sort_by_key(|&(from, to, _)| (from, to));
         let (cells, heirs) =
-            arrange::arrange(&sets, groups, &self.entries, &self.out.rules, narrow);
+            arrange::arrange(&sets, groups, &self.entries, &self.out.next_tiers, narrow);
         self.out.cells = cells;
         for (part, [v4, v6]) in self.out.tenants.iter_mut().zip(outside) {
             // What starts after the last IPv4 address is nobody's.

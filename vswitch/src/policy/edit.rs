@@ -13,10 +13,9 @@ use std::sync::Arc;
 
 use super::arrange::MAX_HEIRS;
 use super::cells::{Cell, Cells, Entry, NONE, Wanted, write};
-use super::classify::{Classifier, Hull, Info, Kind, Parts, RulePart, Whole, decided, probe};
+use super::classify::{Classifier, Hull, Info, Kind, Parts, RulePart, Says, Whole, probe};
 use super::compile::{Compiled, number, service_ranges, state};
 use super::known::Scope;
-use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
 use super::model::{Policy, Rule, Segment, SegmentRef, Tenant, Tier, qualified};
 use super::service::PortRange;
@@ -286,7 +285,10 @@ impl Classifier {
         let infos = &self.whole.infos;
         let next_tier = infos.partition_point(|info| (info.tenant, info.tier) <= (tenant, tier));
         Some(Arc::new(Added {
-            part: RulePart::new(rule, number(next_tier)),
+            part: RulePart {
+                next_tier: number(next_tier),
+                says: Says::new(rule),
+            },
             state: state(rule, remembered),
             info: Info {
                 name: name.into(),
@@ -354,7 +356,7 @@ impl Edits {
     ) -> Option<Self> {
         gone.sort_unstable_by_key(|gone| gone.rule);
         let mut edits = Edits {
-            compiled: number(whole.rules.len()),
+            compiled: number(whole.says.len()),
             gone,
             ..Edits::default()
         };
@@ -401,7 +403,7 @@ impl Edits {
                     key: (low, high),
                     sport: (sport.low, sport.high),
                     rule,
-                    staged: beside.part.kind == Kind::Staged,
+                    staged: beside.part.says.kind() == Kind::Staged,
                     verify: true,
                 }
             }));
@@ -419,7 +421,7 @@ impl Edits {
             let stands_in = self.beside.iter().any(|beside| {
                 beside.place == place
                     && beside.before <= gone.rule
-                    && beside.part.kind != Kind::Staged
+                    && beside.part.says.kind() != Kind::Staged
                     && beside.scope == gone.scope
             });
             let of_it = whole.known.heirs.get(&gone.rule);
@@ -439,7 +441,7 @@ impl Edits {
             let rule = policy.rules.get(written as usize)?;
             self.beside.push(Beside {
                 before: heir,
-                part: *whole.rules.get(heir as usize)?,
+                part: whole.part(heir)?,
                 place: whole.owner(heir)?,
                 scope: Arc::new(Scope::new(&whole.known, policy, rule)?),
                 added: None,
@@ -513,7 +515,7 @@ impl Edits {
     /// Whether the compiled rule that was found is what a question within a tenant meets.
     #[inline(never)]
     pub(super) fn spare(&self, query: &Query, found: u32) -> bool {
-        let new = run(Find(self, query.from.tenant, query, ALL));
+        let new = self.find(query.from.tenant, query, ALL);
         let new = self.beside.get(new as usize);
         !self.is_gone(found) && new.is_none_or(|new| !new.is_before(found))
     }
@@ -537,18 +539,18 @@ impl Edits {
                 compiled.first = old + 1;
                 old = whole.find(query, compiled);
             }
-            let new = run(Find(self, tenant, query, beside));
+            let new = self.find(tenant, query, beside);
             let new = self.beside.get(new as usize).map(|found| (new, found));
             let new = new.filter(|(_, new)| new.is_before(old));
             let (rule, part) = match new {
                 Some((at, new)) if new.added.is_some() => (self.compiled + at, new.part),
                 Some((_, heir)) => (heir.before, heir.part),
-                None => match whole.rules.get(old as usize) {
-                    Some(part) => (old, *part),
+                None => match whole.part(old) {
+                    Some(part) => (old, part),
                     None => return judgement,
                 },
             };
-            match part.kind {
+            match part.says.kind() {
                 Kind::Staged => {
                     judgement.staged = Some(RuleId(rule));
                     (compiled.staged, beside.staged) = (false, false);
@@ -565,29 +567,20 @@ impl Edits {
                 Kind::Decides => {
                     return Judgement {
                         staged: judgement.staged,
-                        ..decided(rule, part.says)
+                        ..part.says.judgement(rule)
                     };
                 }
             }
         }
     }
-}
 
-/// The first wanted rule of a tenant's beside the compiled ones that matches.
-struct Find<'a>(&'a Edits, TenantId, &'a Query, Wanted);
-
-impl Job for Find<'_> {
-    type Out = u32;
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) -> u32 {
-        let Find(edits, tenant, query, wanted) = self;
+    /// The first wanted rule of a tenant's beside the compiled ones that matches.
+    fn find(&self, tenant: TenantId, query: &Query, wanted: Wanted) -> u32 {
         let hold = |rule: u32| {
-            edits.beside.get(rule as usize).is_some_and(|beside| {
+            self.beside.get(rule as usize).is_some_and(|beside| {
                 beside.place.0 == tenant && beside.scope.holds(query.from.set, query.to.set)
             })
         };
-        edits
-            .cells
-            .find_in(lanes, edits.cell, (probe(query), wanted), hold)
+        self.cells.find_in(self.cell, (probe(query), wanted), hold)
     }
 }

@@ -34,6 +34,9 @@ pub(super) const LANES: usize = 8;
 /// ports; and its rule, which is not compared.
 pub(super) const WORDS: usize = 6;
 
+/// Words of a full block.
+pub(super) const BLOCK: usize = LANES * WORDS;
+
 /// Ascending numbers that are searched together: two cache lines.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -48,7 +51,7 @@ pub(super) trait Lanes: Copy {
     fn rank(self, node: &Node, value: i32) -> usize;
     /// Bit n is set when entry n of a block contains the point. `block` starts with the block's
     /// `len` (up to 8) entries: the first of their [`WORDS`], the second, and so on.
-    fn inside(self, block: &[i32], len: usize, point: Point) -> u32;
+    fn inside(self, block: &[i32; BLOCK], len: usize, point: Point) -> u32;
 }
 
 /// Works everywhere.
@@ -62,7 +65,7 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn inside(self, block: &[i32], len: usize, point: Point) -> u32 {
+    fn inside(self, block: &[i32; BLOCK], len: usize, point: Point) -> u32 {
         let halves = |word: u32| (word & 0xffff, word >> 16);
         let (port, from_end) = halves(point.sport);
         let mut bits = 0;
@@ -90,7 +93,7 @@ pub(super) struct Avx2(());
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Node, Point, WORDS};
+    use super::{BLOCK, LANES, Node, Point};
 
     /// # Safety
     /// `from` has eight numbers from `at` on.
@@ -117,11 +120,9 @@ mod avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-    pub(super) fn inside(block: &[i32], len: usize, point: Point) -> u32 {
-        if block.len() < len * (WORDS - 1) + LANES {
-            return 0;
-        }
-        // SAFETY: checked above; columns before the last start earlier.
+    pub(super) fn inside(block: &[i32; BLOCK], len: usize, point: Point) -> u32 {
+        let len = len.min(LANES);
+        // SAFETY: none of the five columns that are compared starts more than 32 numbers into a block of 48.
         let column = |n: usize| unsafe { load(block, len * n) };
         let other = _mm256_set1_epi32(point.other);
         let key = _mm256_set1_epi32(point.key);
@@ -138,7 +139,7 @@ mod avx2 {
         let inside = _mm256_and_si256(inside, ports);
         let bits = _mm256_movemask_ps(_mm256_castsi256_ps(inside)).cast_unsigned();
         // Lanes beyond the entries hold something else.
-        bits & ((1 << len) - 1)
+        _bzhi_u32(bits, u32::try_from(len).unwrap_or(0))
     }
 }
 
@@ -151,7 +152,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn inside(self, block: &[i32], len: usize, point: Point) -> u32 {
+    fn inside(self, block: &[i32; BLOCK], len: usize, point: Point) -> u32 {
         // SAFETY: `self` exists, so the processor has the features.
         unsafe { avx2::inside(block, len, point) }
     }
@@ -191,10 +192,11 @@ pub(super) fn run<J: Job>(job: J) -> J::Out {
 #[inline(always)]
 pub(super) fn prefetch<T>(slice: &[T], at: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if let Some(at) = slice.get(at) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing the program can see; `at` is valid anyway.
-        unsafe { _mm_prefetch(std::ptr::from_ref(at).cast::<i8>(), _MM_HINT_T0) };
+        let at = slice.as_ptr().wrapping_add(at);
+        // SAFETY: a prefetch reads nothing the program can see, and faults nowhere.
+        unsafe { _mm_prefetch(at.cast::<i8>(), _MM_HINT_T0) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = (slice, at);
@@ -215,7 +217,7 @@ mod tests {
         }
     }
 
-    struct Inside<'a>(&'a [i32], usize, Point);
+    struct Inside<'a>(&'a [i32; BLOCK], usize, Point);
 
     impl Job for Inside<'_> {
         type Out = u32;
@@ -246,7 +248,8 @@ mod tests {
                 key: number() & i32::MAX,
                 sport: number().cast_unsigned(),
             };
-            let words: Vec<i32> = (0..LANES * (WORDS + 1)).map(|_| number()).collect();
+            let mut words = [0; BLOCK];
+            words.fill_with(&mut number);
             let len = 1 + usize::try_from(random.next(8)).unwrap();
             let bits = run(Inside(&words, len, point));
             assert_eq!(bits, Plain.inside(&words, len, point), "{len}");
@@ -258,7 +261,7 @@ mod tests {
     fn source_ports_compare_as_ranges() {
         for (low, high) in [(0, 65535), (0, 0), (65535, 65535), (7, 9), (1, 65534)] {
             for port in [0, 1, 6, 7, 8, 9, 10, 65534, 65535] {
-                let mut words = [0; 2 * WORDS + LANES];
+                let mut words = [0; BLOCK];
                 words[0] = -1;
                 words[1] = i32::MAX;
                 words[2] = -1;

@@ -87,20 +87,23 @@ impl Ranges {
     /// each is replaced by its range's value.
     #[inline(always)]
     pub(super) fn find_all<L: Lanes>(&self, lanes: L, numbers: &mut [u32]) {
-        let mut places = [(0, 0); TOGETHER];
-        let Some(places) = places.get_mut(..numbers.len()) else {
+        let (mut places, mut keys) = ([0; TOGETHER], [0; TOGETHER]);
+        let slots = places.iter_mut().zip(&mut keys);
+        let Some((root, below)) = self.levels.split_first() else {
+            numbers.fill(0);
             return;
         };
-        for (place, &number) in places.iter_mut().zip(numbers.iter()) {
-            *place = (0, key(number));
+        for ((at, to), &number) in slots.zip(numbers.iter()) {
+            *to = key(number);
+            *at = root.step(lanes, 0, *to);
         }
-        for level in &self.levels {
-            for (at, number) in places.iter_mut() {
-                *at = level.step(lanes, *at, *number);
+        for level in below {
+            for ((at, &number), _) in places.iter_mut().zip(&keys).zip(numbers.iter()) {
+                *at = level.step(lanes, *at, number);
             }
         }
-        for ((at, _), number) in places.iter().zip(numbers) {
-            *number = self.values.get(*at).copied().unwrap_or(0);
+        for (&at, number) in places.iter().zip(numbers) {
+            *number = self.values.get(at).copied().unwrap_or(0);
         }
     }
 

@@ -131,6 +131,9 @@ pub(super) struct Entry {
     pub(super) verify: bool,
 }
 
+/// Words of a cache line.
+const LINE: usize = 64 / size_of::<i32>();
+
 const STAGED: u32 = 1;
 const VERIFY: u32 = 2;
 
@@ -208,6 +211,8 @@ impl Cells {
             *cells = self.between(from, to);
             for cell in cells {
                 prefetch(&self.words, cell.at as usize);
+                // Few cells are in one line, few in more than two.
+                prefetch(&self.words, cell.at as usize + LINE);
             }
         }
         for ((found, cells), question) in found.iter_mut().zip(&cells).zip(questions) {

@@ -19,8 +19,8 @@ const LAYERS: &[(Order, &[&str])] = &[
     (Order::Unordered, &["port", "policy", "guest"]),
     (Order::Unordered, &["datapath"]),
     (
-        Order::Unordered,
-        &["control", "manager", "observe", "containers"],
+        Order::Ordered,
+        &["manager", "control", "observe", "containers"],
     ),
     (Order::Ordered, &["config", "bench", "demo", "cli", "main"]),
 ];

@@ -2,7 +2,7 @@
 //!
 //! Modules stand in layers; a module imports lower layers only (a test checks it):
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
-//! 3 `datapath` · 4 `control` · 5 `config bench demo cli`.
+//! 3 `datapath` · 4 `manager control` · 5 `config bench demo cli`.
 
 pub mod bench;
 pub mod cli;
@@ -16,6 +16,8 @@ pub mod drop_reason;
 pub mod event;
 pub mod frame;
 pub mod guest;
+#[cfg(feature = "manager")]
+pub mod manager;
 pub mod offload;
 pub mod packet;
 pub mod policy;

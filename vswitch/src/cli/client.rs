@@ -68,6 +68,10 @@ pub(super) enum Failure {
     /// The switch could not start.
     #[error("{0}")]
     Start(#[from] SwitchError),
+    /// The ledger's file cannot be used.
+    #[cfg(feature = "manager")]
+    #[error(transparent)]
+    Ledger(#[from] crate::manager::ledger::LedgerError),
     /// Our own process: signals.
     #[error("cannot {what}: {source}")]
     System {
@@ -100,6 +104,11 @@ impl Failure {
                 ErrorCode::Version => 3,
             },
             Failure::File { .. } | Failure::Write { .. } => 2,
+            #[cfg(feature = "manager")]
+            Failure::Ledger(e) => match e {
+                crate::manager::ledger::LedgerError::Io { .. } => 2,
+                _ => 1,
+            },
             Failure::TooLong
             | Failure::Config(_)
             | Failure::Start(_)

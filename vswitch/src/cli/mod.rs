@@ -6,6 +6,8 @@
 mod bench;
 mod client;
 mod files;
+#[cfg(feature = "manager")]
+mod ledger;
 mod progress;
 mod run;
 mod show;
@@ -126,6 +128,10 @@ enum Command {
     },
     /// Counters, and whether every frame is accounted for.
     Stats,
+    /// The record of decisions; reads its file, no daemon is asked.
+    #[cfg(feature = "manager")]
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
     /// Print a completion script.
     Completions {
         /// bash, zsh, fish, elvish or powershell.
@@ -386,6 +392,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
             let stats: Stats = client()?.call(Request::Stats)?;
             out.print(&stats, show::stats)
         }
+        #[cfg(feature = "manager")]
+        Command::Ledger(command) => ledger::ledger(command, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vswitch", &mut script);

@@ -20,7 +20,7 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-fn text(table: &Table, empty: &str) -> String {
+pub(super) fn text(table: &Table, empty: &str) -> String {
     if table.row_count() == 0 {
         return empty.to_owned();
     }

@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod aio;
 pub mod closer;
+pub mod disk;
 pub mod epoll;
 pub mod ethtool;
 pub mod eventfd;

@@ -1,0 +1,304 @@
+//! What stands between callers, who never wait, and the writer, who waits for the disk.
+//!
+//! # Thread-safety
+//! Any number of threads submit, one takes. The lock is held for as long as it takes to move some records, never while anybody
+//! waits for the disk.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::body::{Class, Lost};
+use super::clock::{Clock, Stamp};
+use super::error::Refused;
+use super::quota::{Accounts, Losses};
+use super::record::{MAX_BODY_BYTES, MAX_NAME_BYTES};
+use super::store::{Encoded, Store};
+use super::{Ack, Entry};
+use crate::sys::eventfd::EventFd;
+
+/// Records that are under way at once, acknowledgements that nobody fetched included: more than a second's worth at the rate
+/// that is promised (50,000 records a second).
+pub(super) const CAPACITY: usize = 1 << 16;
+/// Of these, for reserved records only.
+const RESERVED: usize = CAPACITY / 8;
+/// Records of one commit at most: some 30 ms of work, so that whoever comes next does not wait long.
+const BATCH: usize = 8192;
+/// How often the writer looks by itself, while there is something to be looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Who wants to know what became of a record.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Nobody,
+    /// Through [`Queue::drain`].
+    Token(u64),
+    /// Waits for exactly this.
+    Wait(SyncSender<Result<u64, Refused>>),
+}
+
+/// A record under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) record: Encoded,
+    pub(super) reply: Reply,
+}
+
+/// Whether there is room for ordinary records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Room {
+    Enough,
+    /// Not until an archive is taken.
+    Size,
+    /// Not until the disk takes records again.
+    Disk,
+}
+
+/// What the writer shall do.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) batch: Vec<Pending>,
+    pub(super) lost: Option<Lost>,
+    pub(super) now: Stamp,
+    /// Nothing comes after this.
+    pub(super) last: bool,
+}
+
+struct Inner {
+    queue: VecDeque<Pending>,
+    /// Submitted, and neither refused nor fetched.
+    under_way: usize,
+    acks: Vec<Ack>,
+    accounts: Accounts,
+    losses: Losses,
+    refused: u64,
+    room: Room,
+    closed: bool,
+}
+
+/// See the module documentation.
+pub(super) struct Queue {
+    inner: Mutex<Inner>,
+    work: Condvar,
+    wake: EventFd,
+    clock: Box<dyn Clock>,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    pub(super) fn new(
+        accounts: Accounts,
+        room: Room,
+        wake: EventFd,
+        clock: Box<dyn Clock>,
+    ) -> Self {
+        Queue {
+            inner: Mutex::new(Inner {
+                queue: VecDeque::new(),
+                under_way: 0,
+                acks: Vec::new(),
+                accounts,
+                losses: Losses::default(),
+                refused: 0,
+                room,
+                closed: false,
+            }),
+            work: Condvar::new(),
+            wake,
+            clock,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing under the lock panics half way.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a record for the writer, or refuses it at once.
+    pub(super) fn submit(&self, entry: Entry, reply: Reply) -> Result<(), Refused> {
+        let mut record = Encoded::new(Stamp::default(), entry);
+        let mut inner = self.lock();
+        // Under the lock, so that records stand in the order of their times.
+        record.stamp = self.clock.now();
+        if let Err(why) = inner.admit(&record) {
+            inner.refuse(why, &record);
+            drop(inner);
+            // There is a loss to be recorded in time.
+            self.work.notify_one();
+            return Err(why);
+        }
+        inner.under_way += 1;
+        inner.queue.push_back(Pending { record, reply });
+        drop(inner);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// What became of records, in the order of the ledger.
+    pub(super) fn drain(&self) -> Vec<Ack> {
+        let mut inner = self.lock();
+        let acks = std::mem::take(&mut inner.acks);
+        inner.under_way -= acks.len();
+        acks
+    }
+
+    /// No more records; the writer ends when it has written what there is.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.work.notify_one();
+    }
+
+    /// Records refused so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.lock().refused
+    }
+
+    pub(super) fn room(&self) -> Room {
+        self.lock().room
+    }
+
+    /// Waits for something to do. A `restless` writer gets nothing to do after a while, to look by itself.
+    pub(super) fn next(&self, restless: bool) -> Work {
+        let mut inner = self.lock();
+        while inner.queue.is_empty() && !inner.closed {
+            // Losses that cannot be recorded wait for the disk.
+            if restless || inner.losses.any() {
+                let waited = self.work.wait_timeout(inner, TICK);
+                let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                inner = guard;
+                if timeout.timed_out() {
+                    break;
+                }
+            } else {
+                inner = self
+                    .work
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        let now = self.clock.now();
+        let n = inner.queue.len().min(BATCH);
+        let batch: Vec<_> = inner.queue.drain(..n).collect();
+        let last = inner.closed && inner.queue.is_empty();
+        let lost = if inner.room == Room::Disk {
+            None
+        } else {
+            inner.losses.take(now.mono_ns, last)
+        };
+        Work {
+            batch,
+            lost,
+            now,
+            last,
+        }
+    }
+
+    /// Losses that could not be recorded.
+    pub(super) fn still_lost(&self, lost: Lost) {
+        self.lock().losses.put_back(lost);
+    }
+
+    /// These are written, from `first` on.
+    pub(super) fn written(&self, batch: Vec<Pending>, first: u64) {
+        self.answer((first..).zip(batch).map(|(seq, p)| (p, Ok(seq))));
+    }
+
+    /// These are not.
+    pub(super) fn unwritten(&self, batch: Vec<Pending>, why: Refused) {
+        self.answer(batch.into_iter().map(|p| (p, Err(why))));
+    }
+
+    fn answer(&self, answers: impl Iterator<Item = (Pending, Result<u64, Refused>)>) {
+        let mut inner = self.lock();
+        let before = inner.acks.len();
+        for (pending, result) in answers {
+            if let Err(why) = result {
+                inner.refuse(why, &pending.record);
+                if pending.record.class == Class::Ordinary {
+                    let record = &pending.record;
+                    inner
+                        .accounts
+                        .give_back(record.owner(), record.size_bytes());
+                }
+            }
+            match pending.reply {
+                Reply::Token(token) => inner.acks.push(Ack { token, result }),
+                Reply::Nobody => inner.under_way = inner.under_way.saturating_sub(1),
+                Reply::Wait(to) => {
+                    inner.under_way = inner.under_way.saturating_sub(1);
+                    // Whoever waited may be gone.
+                    let _ = to.send(result);
+                }
+            }
+        }
+        let more = inner.acks.len() > before;
+        drop(inner);
+        if more {
+            self.wake.signal();
+        }
+    }
+
+    /// What the writer found out about room, and about usage if an archive was taken.
+    pub(super) fn set_room(&self, room: Room, usage_of: Option<&Store>) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        inner.room = room;
+        if let Some(store) = usage_of {
+            inner.accounts.set_usage(store.usage());
+            let waiting = inner.queue.iter().map(|p| &p.record);
+            for record in waiting.filter(|r| r.class == Class::Ordinary) {
+                inner.accounts.add(record.owner(), record.size_bytes());
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn admit(&mut self, record: &Encoded) -> Result<(), Refused> {
+        let names = [
+            Some(&record.who),
+            record.workload.as_ref(),
+            record.port.as_ref(),
+        ];
+        let long = names
+            .into_iter()
+            .flatten()
+            .any(|n| n.len() > MAX_NAME_BYTES);
+        if long || record.body.len() > MAX_BODY_BYTES {
+            return Err(Refused::TooLong);
+        }
+        if self.closed {
+            return Err(Refused::Closed);
+        }
+        if record.class == Class::Reserved {
+            return if self.under_way < CAPACITY {
+                Ok(())
+            } else {
+                Err(Refused::Queue)
+            };
+        }
+        match self.room {
+            Room::Enough => {}
+            Room::Size => return Err(Refused::Size),
+            Room::Disk => return Err(Refused::Disk),
+        }
+        if self.under_way >= CAPACITY - RESERVED {
+            return Err(Refused::Queue);
+        }
+        let now_ns = record.stamp.mono_ns;
+        self.accounts
+            .spend(record.owner(), record.size_bytes(), now_ns)
+    }
+
+    fn refuse(&mut self, why: Refused, record: &Encoded) {
+        self.refused += 1;
+        self.losses.note(why, record.owner(), &record.stamp);
+    }
+}

@@ -80,7 +80,7 @@ pub fn archive(
             ),
         });
     }
-    let ((head, hash, _), _) = store::last(&tx, path)?;
+    let (head, hash, _) = store::last(&tx, path)?;
     let archived = Archived {
         ledger: meta.ledger.to_string(),
         first: (meta.base_seq + 1).unsigned_abs(),

@@ -120,6 +120,7 @@ fn sqlite_advice(e: &rusqlite::Error) -> &'static str {
             "; the file is damaged, cut off, or something else"
         }
         Some(Code::DiskFull) => "; make room on that file system",
+        Some(Code::SystemIoFailure) => "; the file system is full, or does not work",
         Some(Code::CannotOpen | Code::PermissionDenied | Code::ReadOnly) => {
             "; run this as root, or as the user it belongs to"
         }

@@ -198,11 +198,10 @@ impl Ledger {
             }
             other => Err(other),
         })?;
-        let fresh = store.head().seq == 0;
         let after = match store.last_kind() {
-            _ if fresh => "first",
-            "stopped" => "stopped",
-            _ => "died",
+            None => "first",
+            Some("stopped") => "stopped",
+            Some(_) => "died",
         };
         let room = writer::room(store.used_bytes(), config.max_bytes);
         let accounts = Accounts::new(config.quota, config.max_bytes, store.usage());

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::body::{Class, Lost};
 use super::clock::{Clock, Stamp};
@@ -128,10 +128,13 @@ impl Queue {
         // Under the lock, so that records stand in the order of their times.
         record.stamp = self.clock.now();
         if let Err(why) = inner.admit(&record) {
+            let first = !inner.losses.any();
             inner.refuse(why, &record);
             drop(inner);
-            // There is a loss to be recorded in time.
-            self.work.notify_one();
+            if first {
+                // There is a loss to be recorded in time.
+                self.work.notify_one();
+            }
             return Err(why);
         }
         inner.under_way += 1;
@@ -167,27 +170,30 @@ impl Queue {
     /// Waits for something to do. A `restless` writer gets nothing to do after a while, to look by itself.
     pub(super) fn next(&self, restless: bool) -> Work {
         let mut inner = self.lock();
+        let mut until = None;
         while inner.queue.is_empty() && !inner.closed {
-            // Losses that cannot be recorded wait for the disk.
-            if restless || inner.losses.any() {
-                let waited = self.work.wait_timeout(inner, TICK);
-                let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                inner = guard;
-                if timeout.timed_out() {
-                    break;
-                }
-            } else {
+            if !restless && !inner.losses.any() {
                 inner = self
                     .work
                     .wait(inner)
                     .unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
+            // From the first look on, however often it is woken.
+            let until = *until.get_or_insert_with(|| Instant::now() + TICK);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.work.wait_timeout(inner, left);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let now = self.clock.now();
         let n = inner.queue.len().min(BATCH);
         let batch: Vec<_> = inner.queue.drain(..n).collect();
         let last = inner.closed && inner.queue.is_empty();
-        let lost = if inner.room == Room::Disk {
+        // Losses that a disk without room has caused wait until it has some, or is given up.
+        let lost = if inner.room == Room::Disk && !last {
             None
         } else {
             inner.losses.take(now.mono_ns, last)

@@ -14,6 +14,9 @@ use super::schema::{self, COLUMNS, Meta};
 /// Records read at once.
 const CHUNK: i64 = 4096;
 
+/// No record has this number.
+const END: i64 = i64::MAX;
+
 /// Which records are wanted; without any of these, all.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -72,9 +75,10 @@ impl Reader {
     pub fn newest(&self, filter: &Filter, limit: usize) -> Result<Vec<Record>, LedgerError> {
         let mut found = Vec::new();
         let sql = format!(
-            "SELECT {COLUMNS} FROM record WHERE seq < ?1 AND seq > ?2 ORDER BY seq DESC LIMIT {CHUNK}"
+            "SELECT {COLUMNS} FROM record WHERE seq < ?1 AND seq > {} ORDER BY seq DESC LIMIT {CHUNK}",
+            self.meta.base_seq
         );
-        let mut at = Some(i64::MAX);
+        let mut at = Some(END);
         while let Some(below) = at.filter(|_| found.len() < limit) {
             at = self.chunk(&sql, below, |row| {
                 if filter.wants(&row) && found.len() < limit {
@@ -95,10 +99,8 @@ impl Reader {
         &self,
         mut see: impl FnMut(Record) -> Result<(), E>,
     ) -> Result<(), E> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM record WHERE seq > ?1 AND seq > ?2 ORDER BY seq LIMIT {CHUNK}"
-        );
-        let mut at = Some(-1);
+        let sql = format!("SELECT {COLUMNS} FROM record WHERE seq > ?1 ORDER BY seq LIMIT {CHUNK}");
+        let mut at = Some(self.meta.base_seq);
         while let Some(above) = at {
             let mut records = Vec::new();
             at = self.chunk(&sql, above, |row| {
@@ -119,8 +121,8 @@ impl Reader {
     ) -> Result<Option<i64>, LedgerError> {
         let sqlite = LedgerError::sqlite("read it", &self.path);
         let mut select = self.db.prepare(sql).map_err(sqlite)?;
-        let mut rows = select.query((at, self.meta.base_seq)).map_err(sqlite)?;
-        let (mut n, mut last) = (0, None);
+        let mut rows = select.query([at]).map_err(sqlite)?;
+        let (mut n, mut last) = (0, (at != END).then_some(at));
         while let Some(row) = rows.next().map_err(sqlite)? {
             let row = schema::row(row).map_err(|(seq, what)| self.damaged(seq, what))?;
             // A file can be damaged so that it would be read for ever.

@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
 use super::body::{Body, Class, Genesis};
 use super::clock::Stamp;
@@ -95,8 +95,8 @@ pub(super) struct Store {
     ledger: LedgerId,
     /// The last record, and when it was made.
     head: (i64, Hash, Stamp),
-    /// Its kind.
-    last_kind: String,
+    /// The kind of the last record that is not the ledger's own, when the file was opened.
+    last_kind: Option<String>,
     /// Bytes of ordinary records by owner.
     usage: HashMap<String, u64>,
     /// Bytes in use.
@@ -157,13 +157,14 @@ impl Store {
             db,
             ledger: meta.ledger,
             head: (-1, Hash::default(), now),
-            last_kind: String::new(),
+            last_kind: None,
             usage: HashMap::new(),
             used_bytes: 0,
             version: 0,
             _lock: lock,
         };
         store.read_again()?;
+        store.last_kind = last_kind(&store.db).map_err(sqlite)?;
         Ok(store)
     }
 
@@ -183,9 +184,9 @@ impl Store {
         self.head.2
     }
 
-    /// The last record's kind, when the file was opened.
-    pub(super) fn last_kind(&self) -> &str {
-        &self.last_kind
+    /// The kind of the last record that is not the ledger's own, when the file was opened.
+    pub(super) fn last_kind(&self) -> Option<&str> {
+        self.last_kind.as_deref()
     }
 
     /// Bytes of ordinary records by owner.
@@ -217,7 +218,7 @@ impl Store {
         let changed = version != self.version;
         if changed {
             self.usage = read_usage(&tx).map_err(sqlite)?;
-            (self.head, _) = last(&tx, path)?;
+            self.head = last(&tx, path)?;
             self.version = version;
         }
         let mut head = self.head;
@@ -261,8 +262,7 @@ impl Store {
     /// Reads what somebody else may have changed.
     fn read_again(&mut self) -> Result<(), LedgerError> {
         let sqlite = LedgerError::sqlite("read it", &self.path);
-        let (head, kind) = last(&self.db, &self.path)?;
-        (self.head, self.last_kind) = (head, kind);
+        self.head = last(&self.db, &self.path)?;
         self.usage = read_usage(&self.db).map_err(sqlite)?;
         self.used_bytes = bytes_in_use(&self.db).map_err(sqlite)?;
         self.version = data_version(&self.db).map_err(sqlite)?;
@@ -402,11 +402,8 @@ pub(super) fn give_back_usage(db: &Connection, last: i64) -> rusqlite::Result<()
     Ok(())
 }
 
-/// The last record, held against the one before it, and its kind. A ledger that ends in a damaged record goes no further.
-pub(super) fn last(
-    db: &Connection,
-    path: &Path,
-) -> Result<((i64, Hash, Stamp), String), LedgerError> {
+/// The last record, held against the one before it. A ledger that ends in a damaged record goes no further.
+pub(super) fn last(db: &Connection, path: &Path) -> Result<(i64, Hash, Stamp), LedgerError> {
     let sqlite = LedgerError::sqlite("read its last records", path);
     let meta = schema::check(db, path)?;
     let damaged = |seq, what| LedgerError::Damaged {
@@ -434,11 +431,15 @@ pub(super) fn last(
             let what = "it does not follow from the record before it";
             Err(damaged(before.0, what.to_owned()))
         }
-        Some((record, true)) => {
-            let kind = record.body.kind().to_owned();
-            Ok(((before.0, record.hash, record.stamp), kind))
-        }
+        Some((record, true)) => Ok((before.0, record.hash, record.stamp)),
     }
+}
+
+/// The kind of the last record that the switch made, not the ledger by itself or an archiving.
+fn last_kind(db: &Connection) -> rusqlite::Result<Option<String>> {
+    let sql = "SELECT kind FROM record WHERE kind NOT IN \
+         ('genesis', 'anchored', 'archived', 'clock_step', 'lost', 'repaired') ORDER BY seq DESC LIMIT 1";
+    db.query_row(sql, [], |r| r.get(0)).optional()
 }
 
 /// SQLite's count of what other connections changed.

@@ -292,6 +292,28 @@ fn over_its_quota_a_port_is_refused_others_are_not_and_the_loss_is_recorded() {
 }
 
 #[test]
+fn losses_are_recorded_while_there_are_more_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        quota: Quota {
+            burst: 0,
+            ..Quota::default()
+        },
+        ..config(dir.path())
+    };
+    let (ledger, hand) = open(&config);
+    hand.pass(10 * S);
+    // A bound on waiting for a second; the writer looks once in one.
+    let start = std::time::Instant::now();
+    while ledger.head().seq == 0 {
+        assert_eq!(ledger.note(ask("loud", 0)), Err(Refused::Quota));
+        assert!(start.elapsed().as_secs() < 60, "nothing was recorded");
+    }
+    drop(ledger);
+    assert_eq!(kinds(&config.path)[1], "lost");
+}
+
+#[test]
 fn a_full_ledger_refuses_ordinary_records_until_an_archive_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
@@ -482,6 +504,8 @@ fn archives_and_ledger_are_one_chain() {
     }
     let again = archive(path, Before::Seq(moved.last + 5), &to(0), "me", now);
     assert!(again.unwrap_err().to_string().contains("exists"));
+    archive(path, Before::Seq(moved.last + 3), &to(3), "me", now).unwrap();
+    assert_eq!(open(&config).0.after(), "stopped", "then it was archived");
     let none = archive(path, Before::Seq(3), &to(2), "me", now);
     assert!(none.unwrap_err().to_string().contains("nothing to archive"));
 }

@@ -14,6 +14,8 @@ mod foreign;
 mod frames;
 mod idle;
 mod latency;
+#[cfg(feature = "manager")]
+mod ledger;
 mod load;
 mod loopback;
 mod machine;
@@ -44,6 +46,8 @@ pub use foreign::{Foreign, ForeignFigures};
 pub use frames::{FLOWS_MAX, Sizes};
 pub use idle::{Idle, IdleFigures, Percentiles};
 pub use latency::{AtLoad, Latency, LatencyFigures, PERCENTILES};
+#[cfg(feature = "manager")]
+pub use ledger::{AckDelays, Recording, RecordingFigures};
 pub use loopback::{Loopback, LoopbackFigures};
 pub use machine::Machine;
 pub use memory::{Memory, MemoryFigures, Resident};
@@ -185,6 +189,13 @@ pub enum BenchError {
     /// No memory between generator and interface.
     #[error(transparent)]
     Mem(#[from] MemError),
+    /// The ledger cannot be made.
+    #[cfg(feature = "manager")]
+    #[error(transparent)]
+    Ledger(#[from] crate::manager::ledger::LedgerError),
+    /// Records were refused, or are not there.
+    #[error("the ledger did not take every record; is that disk full?")]
+    NotRecorded,
     /// Traffic stopped.
     #[error("nothing arrived for five seconds while traffic was under way")]
     Silent,

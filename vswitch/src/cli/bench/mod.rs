@@ -7,6 +7,8 @@ mod deny;
 mod foreign;
 mod idle;
 mod latency;
+#[cfg(feature = "manager")]
+mod ledger;
 mod loopback;
 mod memory;
 mod ndr;
@@ -53,6 +55,8 @@ pub(super) enum BenchCommand {
     Memory(bench::Memory),
     Idle(bench::Idle),
     Acl(bench::Acl),
+    #[cfg(feature = "manager")]
+    Ledger(bench::Recording),
 }
 
 pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> {
@@ -69,6 +73,8 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Memory(config) => measure(config, out, memory::show),
         BenchCommand::Idle(config) => measure(config, out, idle::show),
         BenchCommand::Acl(config) => measure(config, out, acl::show),
+        #[cfg(feature = "manager")]
+        BenchCommand::Ledger(config) => measure(config, out, ledger::show),
         BenchCommand::Churn(config) => measure(config, out, churn::show),
     }
 }

@@ -2,6 +2,7 @@
 //! `corpus/<target>`; inputs that once failed stay there under a name that says why.
 
 pub mod config;
+pub mod ledger_reader;
 pub mod parse;
 pub mod process_burst;
 pub mod vhost_msg;
@@ -63,6 +64,11 @@ mod tests {
     #[test]
     fn config() {
         replay("config", super::config::run);
+    }
+
+    #[test]
+    fn ledger_reader() {
+        replay("ledger_reader", super::ledger_reader::run);
     }
 
     #[test]

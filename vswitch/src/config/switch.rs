@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use super::policy::texts;
 use super::read::Section;
-use crate::control::state::{Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
+use crate::control::state::{
+    LedgerConfig, Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig,
+};
 use crate::packet::{Cidr, Mac};
 
 /// What the file says, beside where its policy is.
@@ -25,9 +27,12 @@ pub(super) fn read(mut root: Section<'_>) -> Machine {
     let todo = "name the policy file; an empty one denies everything";
     let machine = Machine {
         policy: root.required("policy", todo).into(),
-        switch: root
-            .table("switch")
-            .map_or_else(SwitchConfig::default, switch),
+        switch: SwitchConfig {
+            ledger: root.table("ledger").map(ledger),
+            ..root
+                .table("switch")
+                .map_or_else(SwitchConfig::default, switch)
+        },
         ports: root.tables("port").into_iter().map(port).collect(),
     };
     root.finish();
@@ -60,9 +65,26 @@ fn switch(mut table: Section<'_>) -> SwitchConfig {
             .integer("max_ports", 1, u64::from(u16::MAX))
             .unwrap_or(default.max_ports),
         socket: path(&mut table, "socket").unwrap_or(default.socket),
+        ledger: None,
     };
     table.finish();
     switch
+}
+
+/// Smallest size of a ledger: some thousand records.
+const MIN_LEDGER_BYTES: u64 = 1 << 20;
+
+fn ledger(mut table: Section<'_>) -> LedgerConfig {
+    let default = LedgerConfig::default();
+    let ledger = LedgerConfig {
+        path: path(&mut table, "path").unwrap_or(default.path),
+        anchor: path(&mut table, "anchor"),
+        max_bytes: table
+            .integer("max_bytes", MIN_LEDGER_BYTES, i64::MAX.unsigned_abs())
+            .unwrap_or(default.max_bytes),
+    };
+    table.finish();
+    ledger
 }
 
 fn path(table: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::state::{Poll, PortKind};
+use crate::control::state::{LedgerConfig, Poll, PortKind};
 use crate::packet::Mac;
 use crate::policy::FieldPath;
 use crate::policy::model::{Action, Limit, Otherwise, ServiceSpec, Tier};
@@ -171,6 +171,31 @@ fn right_files_become_the_desired_state() {
     );
     assert!(ask.log && ask.staged && ask.service.is_empty());
     assert_eq!(ask.to[0].to_string(), "b/outside");
+}
+
+#[test]
+fn a_ledger_is_there_when_its_table_is() {
+    let ledger = |table: &str| {
+        let text = SWITCH.replacen("[[port]]", &format!("{table}\n[[port]]"), 1);
+        parse(("switch.toml", "p"), &text, POLICY).map(|d| d.switch.ledger)
+    };
+    assert_eq!(ledger(""), Ok(None));
+    assert_eq!(ledger("[ledger]"), Ok(Some(LedgerConfig::default())));
+    let all = "[ledger]\npath = \"/l\"\nanchor = \"/a\"\nmax_bytes = 2_000_000";
+    let config = LedgerConfig {
+        path: "/l".into(),
+        anchor: Some("/a".into()),
+        max_bytes: 2_000_000,
+    };
+    assert_eq!(ledger(all), Ok(Some(config)));
+    let wrong = ledger("[ledger]\nmax_bytes = 1\nsize = 2")
+        .unwrap_err()
+        .lines();
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(
+        wrong[0].starts_with("switch.toml:10:13: error: 1 is out of range"),
+        "{wrong:?}"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //!
 //! An error before step 5 means that the switch is as it was. Time comes as an argument.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,11 +22,13 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::api::Applied;
+use super::attachments::Attachments;
 use super::ports::{OpenPort, PortControl, PortError};
-use super::state::{Desired, PortConfig, SwitchConfig, WorkloadConfig};
+use super::recorder::Recorder;
+use super::state::{Desired, PortConfig, SwitchConfig};
 use super::validate;
 use crate::datapath::quota::Groups;
-use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
+use crate::datapath::snapshot::{PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
 use crate::policy::model::{Action, Policy, qualified};
@@ -231,43 +233,11 @@ pub(crate) struct Control {
     pub(super) started_ns: u64,
     /// When orphaned ports are tried again.
     renew_at_ns: u64,
+    pub(super) recorder: Recorder,
 }
 
-/// Numbers for (port, workload) pairs, for the life of the process. Workloads by their qualified
-/// names: on a port that went to another tenant nobody is who he was.
-#[derive(Debug, Default)]
-pub(super) struct Attachments {
-    numbers: HashMap<(String, String), AttachmentId>,
-    names: Vec<(String, String)>,
-}
-
-impl Attachments {
-    /// The pair's number. "" stands for whoever is not a declared workload.
-    fn intern(&mut self, port: &str, workload: impl Into<String>) -> AttachmentId {
-        let pair = (port.to_owned(), workload.into());
-        let next = AttachmentId(u32::try_from(self.names.len()).unwrap_or(u32::MAX));
-        *self.numbers.entry(pair).or_insert_with_key(|pair| {
-            self.names.push(pair.clone());
-            next
-        })
-    }
-
-    /// The number of a pair that has one.
-    pub(super) fn of(&self, port: &PortConfig, workload: &WorkloadConfig) -> Option<AttachmentId> {
-        let name = qualified(&port.tenant, &workload.name);
-        self.numbers.get(&(port.name.clone(), name)).copied()
-    }
-
-    /// Who has that number, also when he is gone: a workload's qualified name, `outside(PORT)`, or
-    /// `-` when nobody has it.
-    pub(super) fn name(&self, number: u32) -> String {
-        match self.names.get(number as usize) {
-            Some((port, workload)) if workload.is_empty() => format!("outside({port})"),
-            Some((_, workload)) => workload.clone(),
-            None => "-".to_owned(),
-        }
-    }
-}
+/// Where a change comes from: what its policy is called, and when that goes back by itself.
+type Cause<'c> = (&'c str, Option<u64>);
 
 impl Control {
     /// The control side of a data path that just started, with nothing attached and no policy.
@@ -301,19 +271,28 @@ impl Control {
             refused: Vec::new(),
             started_ns: now_ns,
             renew_at_ns: now_ns,
+            recorder: Recorder::none(),
         }
+    }
+
+    /// With this one to record what changes.
+    pub(super) fn recorded_by(mut self, recorder: Recorder) -> Self {
+        self.recorder = recorder;
+        self
     }
 
     /// Makes a whole desired state true. Ports and tags changed by command stay as they are.
     pub(crate) fn apply(&mut self, desired: Desired, source: &str) -> Result<Applied, ApplyError> {
         if desired.switch != self.desired.switch {
+            let ledger = desired.switch.ledger != self.desired.switch.ledger;
+            let table = if ledger { "ledger" } else { "switch" };
             return Err(ApplyError::Invalid(vec![FieldError::new(
-                FieldPath::root().key("switch"),
-                "[switch] cannot change while the switch runs",
+                FieldPath::root().key(table),
+                format!("[{table}] cannot change while the switch runs"),
                 "restart the daemon to change it",
             )]));
         }
-        let applied = self.change(desired, self.overlay.clone())?;
+        let applied = self.change(desired, self.overlay.clone(), (source, None))?;
         source.clone_into(&mut self.policy_source);
         // The files decide now: what was on probation is either in them or gone.
         self.probation = None;
@@ -332,7 +311,8 @@ impl Control {
     ) -> Result<Applied, ApplyError> {
         let mut base = self.base.clone();
         let previous = std::mem::replace(&mut base.policy, policy);
-        let mut applied = match self.change(base, self.overlay.clone()) {
+        let confirm_s = confirm_ns.map(|ns| ns / 1_000_000_000);
+        let mut applied = match self.change(base, self.overlay.clone(), (source, confirm_s)) {
             Err(e) if !matches!(e, ApplyError::NotSettled(_)) => return Err(e),
             done => done,
         };
@@ -363,8 +343,10 @@ impl Control {
     /// Keeps the policy on probation.
     pub(crate) fn confirm(&mut self) -> Result<Applied, ApplyError> {
         self.probation.take().ok_or(ApplyError::NothingToConfirm)?;
+        let generation = self.shared.snapshots.generation();
+        self.recorder.confirmed(generation, &self.policy_source);
         Ok(Applied {
-            generation: self.shared.snapshots.generation(),
+            generation,
             changes: vec!["policy confirmed".to_owned()],
             settle_us: 0,
             confirm_s: None,
@@ -386,7 +368,7 @@ impl Control {
             }
             overlay.ports.push(port);
         }
-        self.change(self.base.clone(), overlay)
+        self.change_overlay(overlay)
     }
 
     /// Removes a port. One from a file comes back when the files are applied again after it was
@@ -400,7 +382,7 @@ impl Control {
         if self.base.ports.iter().any(|p| p.name == name) {
             overlay.removed.insert(name.to_owned());
         }
-        self.change(self.base.clone(), overlay)
+        self.change_overlay(overlay)
     }
 
     /// Changes a workload's tags, for the life of the process.
@@ -421,7 +403,7 @@ impl Control {
         }
         let mut overlay = self.overlay.clone();
         overlay.tags.insert(who, tags);
-        self.change(self.base.clone(), overlay)
+        self.change_overlay(overlay)
     }
 
     /// The application's end of a mem port, once.
@@ -433,13 +415,24 @@ impl Control {
         }
     }
 
+    /// What changes on command changes; the policy is the same.
+    fn change_overlay(&mut self, overlay: Overlay) -> Result<Applied, ApplyError> {
+        let source = self.policy_source.clone();
+        self.change(self.base.clone(), overlay, (&source, None))
+    }
+
     /// Enacts `base` with `overlay` over it and remembers both when it worked.
-    fn change(&mut self, base: Desired, mut overlay: Overlay) -> Result<Applied, ApplyError> {
+    fn change(
+        &mut self,
+        base: Desired,
+        mut overlay: Overlay,
+        cause: Cause<'_>,
+    ) -> Result<Applied, ApplyError> {
         // A removal is forgotten once the files agree, so that the name can come back.
         overlay
             .removed
             .retain(|name| base.ports.iter().any(|p| &p.name == name));
-        let result = self.enact(overlay.over(&base), None);
+        let result = self.enact(overlay.over(&base), None, cause);
         if matches!(result, Ok(_) | Err(ApplyError::NotSettled(_))) {
             self.base = base;
             self.overlay = overlay;
@@ -448,7 +441,12 @@ impl Control {
     }
 
     /// See the module documentation.
-    fn enact(&mut self, desired: Desired, renew: Option<&str>) -> Result<Applied, ApplyError> {
+    fn enact(
+        &mut self,
+        desired: Desired,
+        renew: Option<&str>,
+        cause: Cause<'_>,
+    ) -> Result<Applied, ApplyError> {
         self.reap();
         if renew.is_none() && desired == self.desired && self.classifier().is_some() {
             // Nothing to enforce, so nothing to judge again.
@@ -515,9 +513,11 @@ impl Control {
         let start = Instant::now();
         let generation = self.shared.publish(snapshot);
         let changes = describe(&plan, &self.desired, &desired);
+        let before = self.desired.ports.clone();
         self.commit(&plan, opened, desired, generation, classifier);
         let settled = self.settle(generation, start);
         let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.record(&plan, &before, generation, cause, &changes);
         self.reap();
         if !settled {
             error!(generation, "workers have not taken up the snapshot");
@@ -598,6 +598,25 @@ impl Control {
         self.desired = desired;
     }
 
+    /// Records what was done.
+    fn record(
+        &self,
+        plan: &Plan,
+        before: &[PortConfig],
+        generation: u64,
+        cause: Cause<'_>,
+        changes: &[String],
+    ) {
+        let (recorder, desired) = (&self.recorder, &self.desired);
+        recorder.applied(generation, &desired.policy, cause, changes);
+        for port in before.iter().filter(|p| plan.close.contains(&p.name)) {
+            recorder.port_removed(generation, port);
+        }
+        for port in plan.open.iter().filter_map(|i| desired.ports.get(*i)) {
+            recorder.port_added(generation, port);
+        }
+    }
+
     /// Waits until every worker has `generation`.
     fn settle(&self, generation: u64, start: Instant) -> bool {
         let mut pause = Duration::from_micros(20);
@@ -638,7 +657,8 @@ impl Control {
             let orphans = orphans.filter(|p| p.orphaned && p.interface_is_back());
             let orphans: Vec<_> = orphans.map(|p| p.config.name.clone()).collect();
             for name in orphans {
-                let result = self.enact(self.desired.clone(), Some(&name));
+                let source = self.policy_source.clone();
+                let result = self.enact(self.desired.clone(), Some(&name), (&source, None));
                 let port = self.ports.iter_mut().find(|p| p.config.name == name);
                 if let (Err(e), Some(port)) = (result, port) {
                     port.not_renewed(&e);
@@ -717,6 +737,8 @@ impl Control {
         }
         self.ports.clear();
         self.closing.clear();
+        let generation = self.shared.snapshots.generation();
+        self.recorder.close(generation);
     }
 }
 

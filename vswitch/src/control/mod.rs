@@ -3,12 +3,15 @@
 
 pub mod api;
 mod apply;
+mod attachments;
 mod events;
 mod explain;
 mod loader;
 mod path;
 mod ports;
 mod reactor;
+#[cfg_attr(not(feature = "manager"), path = "recorder_none.rs")]
+mod recorder;
 mod requests;
 mod server;
 pub mod state;
@@ -19,5 +22,6 @@ mod view;
 pub use apply::ApplyError;
 pub use loader::Loader;
 pub use ports::PortError;
+pub use recorder::RecorderError;
 pub use server::ServerError;
 pub use switch::{Switch, SwitchBuilder, SwitchError};

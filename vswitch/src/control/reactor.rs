@@ -142,7 +142,8 @@ impl Reactor {
             CLIENT => {
                 let (control, loader) = (&mut self.control, self.loader.as_deref());
                 if let Some(server) = &mut self.server {
-                    server.ready(token & !KIND, now_ns, &self.epoll, token, |line| {
+                    server.ready(token & !KIND, now_ns, &self.epoll, token, |who, line| {
+                        control.recorder.by(format!("uid {}", who.uid));
                         requests::answer(control, loader, line, now_ns)
                     });
                 }
@@ -162,7 +163,10 @@ impl Reactor {
     fn run_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Call(f)) => f(&mut self.control),
+                Ok(Command::Call(f)) => {
+                    self.control.recorder.by("program");
+                    f(&mut self.control);
+                }
                 Ok(Command::Reload) => self.reload_at_ns = Some(0),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -184,6 +188,7 @@ impl Reactor {
     }
 
     fn timers(&mut self, now_ns: u64) {
+        self.control.recorder.by("timer");
         self.control.tick(now_ns);
         if self.reload_at_ns.is_some_and(|at| at <= now_ns) {
             self.reload_at_ns = None;
@@ -194,6 +199,7 @@ impl Reactor {
                 && let Some(loader) = &self.loader
             {
                 info!("configuration files changed");
+                self.control.recorder.by("files");
                 // Refused: logged and shown by `status`; the switch is as it was.
                 let _ = requests::reload(&mut self.control, loader.as_ref(), loaded);
                 if self.watched != loader.files() {

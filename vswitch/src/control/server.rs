@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::api::{MAX_REQUEST_BYTES, WatchFilter};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::peer;
+use crate::sys::peer::{self, Peer};
 
 /// Clients at once; a person and a few scripts need a handful. Guess.
 const MAX_CLIENTS: usize = 64;
@@ -67,6 +67,7 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 struct Client {
     stream: UnixStream,
+    who: Peer,
     input: Vec<u8>,
     /// Bytes of `input` already searched for a line end.
     searched: usize,
@@ -199,6 +200,7 @@ impl Server {
                 id,
                 Client {
                     stream,
+                    who,
                     input: Vec::new(),
                     searched: 0,
                     output: Vec::new(),
@@ -218,13 +220,14 @@ impl Server {
         now_ns: u64,
         epoll: &Epoll,
         token: u64,
-        mut answer: impl FnMut(&str) -> Answer,
+        mut answer: impl FnMut(&Peer, &str) -> Answer,
     ) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         client.active_ns = now_ns;
-        let open = client.flush() && client.read_lines(&mut answer);
+        let who = client.who;
+        let open = client.flush() && client.read_lines(&mut |line: &str| answer(&who, line));
         self.settle(id, open, epoll, token);
     }
 

@@ -33,6 +33,8 @@ pub struct SwitchConfig {
     pub max_ports: usize,
     /// API socket.
     pub socket: PathBuf,
+    /// `[ledger]`; `None`: nothing is recorded.
+    pub ledger: Option<LedgerConfig>,
 }
 
 impl Default for SwitchConfig {
@@ -43,6 +45,29 @@ impl Default for SwitchConfig {
             connections: 1_000_000,
             max_ports: 256,
             socket: PathBuf::from("/run/vswitch/vswitch.sock"),
+            ledger: None,
+        }
+    }
+}
+
+/// `[ledger]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LedgerConfig {
+    /// The ledger's file.
+    pub path: PathBuf,
+    /// The file its heads are written to, best on another host's mount.
+    pub anchor: Option<PathBuf>,
+    /// Its size, bytes: from there on what workloads cause is refused until an archive is taken.
+    pub max_bytes: u64,
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        LedgerConfig {
+            path: PathBuf::from("/var/lib/vswitch/ledger.db"),
+            anchor: None,
+            // Three million records: `verify` reads them in some seconds. Guess.
+            max_bytes: 1 << 30,
         }
     }
 }

@@ -13,8 +13,9 @@ use super::api::{
 use super::apply::{ApplyError, Control};
 use super::loader::Loader;
 use super::reactor::{Command, Reactor};
+use super::recorder::{Recorder, RecorderError};
 use super::server::{Server, ServerError};
-use super::state::{Desired, Poll, PortConfig, SwitchConfig};
+use super::state::{Desired, LedgerConfig, Poll, PortConfig, SwitchConfig};
 use crate::datapath::worker::{self, PollMode, Shared, WorkerConfig, tick};
 use crate::policy::model::Policy;
 use crate::port::mem::MemEnd;
@@ -42,6 +43,9 @@ pub enum SwitchError {
     /// The control thread could not start.
     #[error("control thread: {0}")]
     Control(#[source] io::Error),
+    /// The ledger could not be opened.
+    #[error(transparent)]
+    Ledger(#[from] RecorderError),
     /// The API socket could not be opened.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -132,6 +136,13 @@ impl SwitchBuilder {
         self
     }
 
+    /// Records what is decided and changed in a ledger.
+    #[must_use]
+    pub fn ledger(mut self, ledger: LedgerConfig) -> Self {
+        self.desired.switch.ledger = Some(ledger);
+        self
+    }
+
     /// Takes later changes from files: what the daemon does. The desired state itself is the
     /// caller's to load first.
     #[must_use]
@@ -149,9 +160,11 @@ impl SwitchBuilder {
     pub fn spawn(self) -> Result<Switch, SwitchError> {
         // First, so that a second daemon on the same socket fails before it touches a port.
         let server = self.api.as_deref().map(Server::bind).transpose()?;
-        let control = start(&self.desired.switch)?;
-        let (commands, inbox) = channel();
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
+        // Before there is anything to be recorded.
+        let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;
+        let control = start(&self.desired.switch)?.recorded_by(recorder);
+        let (commands, inbox) = channel();
         let reactor = Reactor::new(control, Arc::clone(&wake), inbox, server, self.loader)
             .map_err(SwitchError::Control)?;
         let thread = std::thread::Builder::new()

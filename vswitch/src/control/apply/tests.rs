@@ -1,7 +1,9 @@
 //! Changes are whole or nothing, and time is an argument.
 
+use std::collections::HashMap;
+
 use super::*;
-use crate::control::state::PortKind;
+use crate::control::state::{PortKind, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::model::{Action, Rule, Segment};
 

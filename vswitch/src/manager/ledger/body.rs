@@ -139,6 +139,11 @@ kinds! {
         /// It goes back by itself after so many seconds unless confirmed.
         confirm_s: Option<u64>,
     }
+    /// A policy that would have gone back by itself was confirmed.
+    PolicyConfirmed = "policy_confirmed", Reserved {
+        /// Where it came from.
+        source: String,
+    }
     /// A port was opened.
     PortAdded = "port_added", Reserved {
         /// Its kind.

@@ -43,6 +43,12 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
+/// SHA-256 of something that a record names and does not hold.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> Hash {
+    Hash(Sha256::digest(bytes).into())
+}
+
 macro_rules! hexadecimal {
     ($($(#[doc = $says:literal])+ $Name:ident, $n:literal;)+) => {$(
         $(#[doc = $says])+

@@ -1,0 +1,151 @@
+//! What the control thread records in the ledger, when there is one: that the switch started and ended, every policy, every
+//! port. Each is in force already when it is recorded: a rule that denies must not wait for a disk. What the ledger does not
+//! take is an error in the log; it tells of that itself as soon as it can.
+
+use tracing::error;
+
+use super::state::{LedgerConfig, PortConfig};
+pub use crate::manager::ledger::LedgerError as RecorderError;
+use crate::manager::ledger::body::{
+    PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, Started, Stopped,
+};
+use crate::manager::ledger::record::digest;
+use crate::manager::ledger::{Body, Config, Entry, Ledger};
+use crate::policy::model::{Policy, qualified};
+use crate::sys::eventfd::EventFd;
+
+/// Changes listed in one record; who changes more has a file that says what.
+const LISTED: usize = 100;
+
+/// The switch itself, as the one who acts.
+const SWITCH: &str = "switch";
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    /// Who acts now. The control thread does one thing at a time.
+    who: String,
+    ledger: Option<Ledger>,
+}
+
+impl Recorder {
+    /// Records nothing.
+    pub(super) fn none() -> Self {
+        Recorder {
+            who: SWITCH.to_owned(),
+            ledger: None,
+        }
+    }
+
+    /// Opens the ledger, if there shall be one, and records that the switch starts.
+    pub(super) fn open(
+        config: Option<&LedgerConfig>,
+        wake: &EventFd,
+    ) -> Result<Self, RecorderError> {
+        let Some(config) = config else {
+            return Ok(Self::none());
+        };
+        let wake = wake.try_clone().map_err(|source| RecorderError::Io {
+            what: "be woken by it",
+            path: config.path.clone(),
+            source,
+        })?;
+        let file = Config {
+            anchor: config.anchor.clone(),
+            max_bytes: config.max_bytes,
+            ..Config::new(&config.path)
+        };
+        let ledger = Ledger::open(&file, wake)?;
+        let started = Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            after: ledger.after().to_owned(),
+        };
+        let recorder = Recorder {
+            ledger: Some(ledger),
+            ..Self::none()
+        };
+        recorder.note(Entry::by(SWITCH, started));
+        Ok(recorder)
+    }
+
+    /// From now on `who` acts.
+    pub(super) fn by(&mut self, who: impl Into<String>) {
+        self.who = who.into();
+    }
+
+    /// A policy, or another view of who is who, is in force.
+    pub(super) fn applied(
+        &self,
+        generation: u64,
+        policy: &Policy,
+        (source, confirm_s): (&str, Option<u64>),
+        changes: &[String],
+    ) {
+        if self.ledger.is_none() {
+            return;
+        }
+        // Plain values with string keys: serialising them cannot fail.
+        let text = serde_json::to_vec(policy).unwrap_or_default();
+        let record = PolicyApplied {
+            source: source.to_owned(),
+            digest: digest(&text).to_string(),
+            changes: changes.iter().take(LISTED).cloned().collect(),
+            more_changes: changes.len().saturating_sub(LISTED) as u64,
+            confirm_s,
+        };
+        self.note(self.entry(generation, record));
+    }
+
+    /// Somebody keeps the policy that would have gone back by itself.
+    pub(super) fn confirmed(&self, generation: u64, source: &str) {
+        let source = source.to_owned();
+        self.note(self.entry(generation, PolicyConfirmed { source }));
+    }
+
+    /// A port was opened.
+    pub(super) fn port_added(&self, generation: u64, port: &PortConfig) {
+        let kind = serde_json::to_value(&port.kind).unwrap_or_default();
+        let kind = kind.get("kind").and_then(|k| k.as_str());
+        let record = PortAdded {
+            kind: kind.unwrap_or_default().to_owned(),
+            tenant: port.tenant.clone(),
+            workloads: workloads(port),
+        };
+        self.note(self.entry(generation, record).port(&port.name));
+    }
+
+    /// A port was closed.
+    pub(super) fn port_removed(&self, generation: u64, port: &PortConfig) {
+        let workloads = workloads(port);
+        let record = PortRemoved { workloads };
+        self.note(self.entry(generation, record).port(&port.name));
+    }
+
+    /// The switch has ended. Returns when that is on disk.
+    pub(super) fn close(&mut self, generation: u64) {
+        let reason = "shut down".to_owned();
+        self.note(Entry::by(SWITCH, Stopped { reason }).generation(generation));
+        self.ledger = None;
+    }
+
+    fn entry(&self, generation: u64, body: impl Into<Body>) -> Entry {
+        Entry::by(&self.who, body).generation(generation)
+    }
+
+    fn note(&self, entry: Entry) {
+        let Some(ledger) = &self.ledger else { return };
+        let kind = entry.body.kind();
+        if let Err(why) = ledger.note(entry) {
+            error!("{kind} is not recorded: {why}");
+        }
+    }
+}
+
+fn workloads(port: &PortConfig) -> Vec<String> {
+    let names = port
+        .workloads
+        .iter()
+        .map(|w| qualified(&port.tenant, &w.name));
+    names.collect()
+}

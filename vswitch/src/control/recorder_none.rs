@@ -1,0 +1,38 @@
+//! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
+
+use super::state::{LedgerConfig, PortConfig};
+use crate::policy::model::Policy;
+use crate::sys::eventfd::EventFd;
+
+/// There is no ledger in this program.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "[ledger]: this program was built without the ledger; build it with the feature \"manager\", or remove the table"
+)]
+pub struct RecorderError;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Recorder;
+
+impl Recorder {
+    pub(super) fn none() -> Self {
+        Recorder
+    }
+
+    pub(super) fn open(config: Option<&LedgerConfig>, _: &EventFd) -> Result<Self, RecorderError> {
+        config.map_or(Ok(Recorder), |_| Err(RecorderError))
+    }
+
+    pub(super) fn by(&mut self, _: impl Into<String>) {}
+
+    pub(super) fn applied(&self, _: u64, _: &Policy, _: (&str, Option<u64>), _: &[String]) {}
+
+    pub(super) fn confirmed(&self, _: u64, _: &str) {}
+
+    pub(super) fn port_added(&self, _: u64, _: &PortConfig) {}
+
+    pub(super) fn port_removed(&self, _: u64, _: &PortConfig) {}
+
+    pub(super) fn close(&mut self, _: u64) {}
+}

@@ -11,6 +11,7 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use vswitch::bench::{self, Recording};
 use vswitch::manager::ledger::body::{Ask, Body, Quarantine};
 use vswitch::manager::ledger::reader::{Filter, Reader};
 use vswitch::manager::ledger::verify::verify;
@@ -197,6 +198,45 @@ fn killed_at_any_moment_it_loses_nothing_that_was_acknowledged() {
         }
         assert!(!acknowledged.is_empty());
     }
+}
+
+/// How fast is nobody's business here.
+#[test]
+fn the_benchmark_records_what_it_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Recording {
+        dir: dir.path().to_owned(),
+        under_way: 100,
+        rate: 1000,
+        seconds: 0.05,
+        repeats: 2,
+    };
+    let report = bench::run(config, |_| ()).unwrap();
+    let figures = report.figures;
+    assert!(figures.file_system.contains(" on "), "{figures:?}");
+    for seen in [&figures.most, &figures.paced] {
+        assert!(seen.per_s.low > 0.0, "{figures:?}");
+        assert!(
+            seen.p50_us.low > 0.0 && seen.p50_us.high <= seen.largest_us.high,
+            "{figures:?}"
+        );
+    }
+    assert!(figures.record_bytes.low > 100.0 && figures.verified_per_s.low > 0.0);
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "it is removed"
+    );
+
+    let config = Recording {
+        dir: dir.path().join("not/there"),
+        ..report.config
+    };
+    let said = bench::run(config, |_| ()).unwrap_err().to_string();
+    assert!(
+        said.contains("--dir") && said.contains("not/there"),
+        "{said}"
+    );
 }
 
 #[test]

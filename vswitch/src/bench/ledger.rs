@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
+use super::options::seconds;
 use super::stats::{Histogram, Summary};
 use super::{Bench, BenchError, Cores, Progress};
 use crate::manager::ledger::body::{Ask, Verdict};
@@ -31,8 +32,8 @@ pub struct Recording {
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub rate: u32,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub seconds: u32,
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    pub seconds: f64,
     /// Repetitions.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeats: u32,
@@ -135,15 +136,20 @@ impl Bench for Recording {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn below(dir: &Path) -> std::io::Result<Self> {
+    fn below(dir: &Path) -> Result<Self, BenchError> {
         let name = format!(
             "vswitch-bench-ledger-{}-{}",
             std::process::id(),
             monotonic_ns()
         );
         let path = dir.join(name);
-        fs::create_dir(&path)?;
-        Ok(Scratch(path))
+        match fs::create_dir(&path) {
+            Ok(()) => Ok(Scratch(path)),
+            Err(source) => Err(BenchError::NoDirectory {
+                path: dir.to_owned(),
+                source,
+            }),
+        }
     }
 }
 
@@ -195,10 +201,14 @@ impl Load {
         &mut self,
         under_way: u32,
         rate: Option<u32>,
-        seconds: u32,
+        seconds: f64,
     ) -> Result<(f64, Histogram), BenchError> {
         let mut delays = Histogram::new();
-        let (start, length_ns) = (monotonic_ns(), u64::from(seconds) * 1_000_000_000);
+        let length = Duration::from_secs_f64(seconds);
+        let (start, length_ns) = (
+            monotonic_ns(),
+            u64::try_from(length.as_nanos()).unwrap_or(u64::MAX),
+        );
         // When each record that is under way was due: a ledger that falls behind is not spared the wait.
         let mut due = std::collections::VecDeque::new();
         let first = self.submitted;

@@ -193,6 +193,15 @@ pub enum BenchError {
     #[cfg(feature = "manager")]
     #[error(transparent)]
     Ledger(#[from] crate::manager::ledger::LedgerError),
+    /// No place for the ledger.
+    #[error("cannot create a directory in {}: {source}; name another one with --dir", path.display())]
+    NoDirectory {
+        /// In which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Records were refused, or are not there.
     #[error("the ledger did not take every record; is that disk full?")]
     NotRecorded,

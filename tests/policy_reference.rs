@@ -222,8 +222,7 @@ impl World {
                 }
                 return Says {
                     verdict: match rule.action {
-                        "ask" => rule.otherwise,
-                        "notify" => "allow",
+                        "ask" | "notify" => "allow",
                         action => action,
                     },
                     rule: Some(known_as(&rule.name)),

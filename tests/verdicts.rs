@@ -50,43 +50,117 @@ fn hits(switch: &Switch<'_>, name: &str) -> (u64, bool) {
 }
 
 #[test]
-fn what_nobody_can_be_asked_is_answered_by_otherwise_and_counted() {
+fn what_nobody_answers_in_time_is_answered_by_otherwise_and_counted() {
     let Some(lab) = Lab::open(&[]) else { return };
+    let asks =
+        |otherwise| format!("action = \"ask\"\notherwise = \"{otherwise}\"\ndeadline_ms = 100");
     let rules = [
-        ("ask-in", 1, "action = \"ask\"\notherwise = \"allow\""),
-        ("ask-out", 2, "action = \"ask\"\notherwise = \"deny\""),
+        ("ask-in", 1, &*asks("allow")),
+        ("ask-out", 2, &*asks("deny")),
         ("open", 3, "action = \"allow\""),
     ];
     let (switch, [mut a, mut b]) = start(&lab, &rules);
-    // The frame after the denied one shows that it is not on its way.
     for dport in [1, 2, 3] {
         a.send(&datagram(1000, dport));
     }
-    b.recv(&datagram(1000, 1));
+    // What needs no answer does not wait for it.
     b.recv(&datagram(1000, 3));
+    b.recv(&datagram(1000, 1));
     // Part of a connection, not a question.
     a.send(&datagram(1000, 1));
     b.recv(&datagram(1000, 1));
+    wait_for("the other one to be denied", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 1).then_some(())
+    });
 
     for rule in ["ask-in", "ask-out", "open"] {
         assert_eq!(hits(&switch, rule), (1, false), "{rule}");
     }
-    assert_eq!(switch.dropped("policy_ask_denied"), 1);
     let stats = switch.cli_json(&["stats"]);
     assert_eq!(stats["workers"][0]["counters"]["conn_asked"], 2, "{stats}");
-    for (service, code, rule) in [("udp/1", 0, "ask-in"), ("udp/2", 1, "ask-out")] {
+    for (service, rule) in [("udp/1", "ask-in"), ("udp/2", "ask-out")] {
         let question = ["explain", "--from", "a", "--to", "b", "--service", service];
         let output = switch.cli(&question);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
         for what in [
             &format!("rule {rule} (tier application) says ask"),
-            "there is no",
-            "its `otherwise` holds",
+            "somebody is asked first",
         ] {
             assert!(said.contains(what), "{what} is not said: {said}");
         }
     }
+    switch.wait_conserved();
+}
+
+#[test]
+fn people_answer_what_waits() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let ask = "action = \"ask\"\notherwise = \"deny\"\ndeadline_ms = 60000\nttl_s = 600";
+    let rules = [("asks", 1, ask), ("asks-too", 2, ask)];
+    let (switch, [mut a, mut b]) = start(&lab, &rules);
+    let waiting = |n: usize| {
+        wait_for("the questions", LIMIT, || {
+            let list = switch.cli_json(&["ask", "list"]);
+            let list = list.as_array().expect("a list").clone();
+            (list.len() == n).then_some(list)
+        })
+    };
+    assert_eq!(waiting(0).len(), 0);
+    // Twice the same, and another one.
+    for (sport, dport) in [(1000, 1), (1001, 1), (1000, 2)] {
+        a.send(&datagram(sport, dport));
+    }
+    let list = waiting(2);
+    let id_of = |service: &str| {
+        let ask = list.iter().find(|ask| ask["service"] == service);
+        let ask = ask.unwrap_or_else(|| panic!("no {service} in {list:?}"));
+        assert_eq!((&ask["from"], &ask["to"]), (&"a".into(), &"b".into()));
+        assert_eq!(
+            (&ask["src"], &ask["dst"]),
+            (&"10.0.0.1".into(), &"10.0.0.2".into())
+        );
+        ask["id"].as_str().expect("text").to_owned()
+    };
+    let (first, second) = (id_of("udp/1"), id_of("udp/2"));
+
+    let refused = |args: &[&str], code: i32, what: &str| {
+        let output = switch.cli(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(what), "{what} is not said: {said}");
+    };
+    refused(&["ask", "allow", "zz"], 2, "no question zz waits");
+    refused(
+        &["ask", "allow", &first, "--ttl", "11m"],
+        1,
+        "holds for 1 to 600 s",
+    );
+    assert_eq!(waiting(2).len(), 2, "nothing was changed");
+
+    switch.cli_json(&["ask", "allow", &first]);
+    b.recv(&datagram(1000, 1));
+    b.recv(&datagram(1001, 1));
+    // Used once.
+    refused(&["ask", "allow", &first], 2, "waits");
+    a.send(&datagram(1002, 1));
+    b.recv(&datagram(1002, 1));
+
+    switch.cli_json(&["ask", "deny", &second[..8]]);
+    wait_for("the denial", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 1).then_some(())
+    });
+    // A no sticks, and nobody is asked again.
+    a.send(&datagram(1001, 2));
+    wait_for("the second denial", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 2).then_some(())
+    });
+    assert_eq!(waiting(0).len(), 0);
+
+    // A workload that is not what it was has no answers.
+    switch.cli_json(&["workload", "tag", "a", "changed:yes"]);
+    a.send(&datagram(1003, 1));
+    assert_eq!(waiting(1).len(), 1);
     switch.wait_conserved();
 }
 

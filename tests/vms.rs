@@ -38,6 +38,24 @@ from = "all"
 to = "all"
 service = "tcp/7002"
 action = "deny"
+
+[[rule]]
+name = "asks"
+from = "all"
+to = "all"
+service = ["tcp/7003", "tcp/7004"]
+action = "ask"
+otherwise = "deny"
+deadline_ms = 60000
+
+[[rule]]
+name = "asks-in-vain"
+from = "all"
+to = "all"
+service = "tcp/7005"
+action = "ask"
+otherwise = "allow"
+deadline_ms = 200
 "#;
 
 /// The start of a `switch.toml`.
@@ -222,6 +240,44 @@ fn two_machines_talk_with_offloads_and_policy_between_them() {
         let explained = switch.cli(&["explain", "--from", "a", "--to", "b", "--service", &service]);
         assert_eq!(explained.status.code(), Some(1), "{explained:?}");
     }
+    switch.wait_conserved();
+}
+
+#[test]
+fn a_machine_is_answered_as_whoever_was_asked_says() {
+    let Some(lab) = Lab::open(&[Need::Vm]) else {
+        return;
+    };
+    let (switch, mut a, mut b) = pair(&lab);
+    let _echoes =
+        [7003, 7004, 7005].map(|port| b.serve(None, port, &format!("nc -ll -p {port} -e cat")));
+    let mut attempt = |port: u16, answer: Option<&str>| {
+        let pending = a.start(&format!("echo hello | nc -w 60 10.0.0.2 {port}"));
+        if let Some(answer) = answer {
+            let id = wait_for("the question", LIMIT, || {
+                let list = switch.cli_json(&["ask", "list"]);
+                let ask = list.get(0)?;
+                assert_eq!((&ask["from"], &ask["to"]), (&"a".into(), &"b".into()));
+                assert_eq!(
+                    (&ask["rule"], &ask["dport"]),
+                    (&"asks".into(), &port.into())
+                );
+                Some(ask["id"].as_str()?.to_owned())
+            });
+            switch.cli_json(&["ask", answer, &id]);
+        }
+        a.finish(pending, LIMIT)
+    };
+    let denied = attempt(7003, Some("deny"));
+    assert_ne!(denied.code, 0, "{denied:?}");
+    assert!(denied.output.contains("refused"), "{denied:?}");
+    // A yes is for whoever comes later, too.
+    for answer in [Some("allow"), None] {
+        let allowed = attempt(7004, answer);
+        assert_eq!((allowed.code, allowed.output.trim()), (0, "hello"));
+    }
+    let late = attempt(7005, None);
+    assert_eq!((late.code, late.output.trim()), (0, "hello"));
     switch.wait_conserved();
 }
 

@@ -201,7 +201,7 @@ impl<'w> Rig<'w> {
         assert_eq!(v.rx_pkts - before.rx_pkts, frames.len() as u64);
         assert_eq!(
             v.rx_pkts + v.originated_pkts + v.copies_pkts + v.extra_segments_pkts,
-            v.tx_pkts + drops + v.consumed_pkts,
+            v.tx_pkts + drops + v.consumed_pkts + (v.held_pkts - v.unheld_pkts),
             "a frame was lost or made up: {v:?}"
         );
         let mut received = 0;

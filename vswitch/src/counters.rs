@@ -78,6 +78,10 @@ counter_set! {
         extra_segments_pkts,
         /// Frames the switch itself consumed (ARP and ND requests it answered).
         consumed_pkts,
+        /// Frames that came from the port and wait for the manager's answer, or waited.
+        held_pkts,
+        /// Of these, the ones that wait no more: they were sent or dropped after all.
+        unheld_pkts,
         /// Stations of the outside that appeared here and had been behind another uplink.
         macs_moved,
     }
@@ -92,7 +96,7 @@ counter_set! {
         conn_miss,
         /// Frames whose connection was judged under an older generation, and was judged again.
         conn_stale,
-        /// Questions that an `ask` rule decided: by its `otherwise`, for there is no manager.
+        /// Questions put to the manager.
         conn_asked,
         /// Connections created.
         conn_insert,

@@ -103,8 +103,14 @@ drop_reasons! {
     PolicyDeny => "policy_deny",
     /// A rule with `action = "reject"` matched; the sender was told.
     PolicyReject => "policy_reject",
-    /// A rule with `action = "ask"` matched and its `otherwise` denies.
+    /// A rule with `action = "ask"` matched, and the manager said no or nothing in time; the sender was told.
     PolicyAskDenied => "policy_ask_denied",
+    /// More wait for the manager than the sending port may have waiting, or the frame is too long to be held.
+    AskOverBudget => "ask_over_budget",
+    /// It waited for the manager, and a newer one of its kind took its place; or enough of its kind wait.
+    AskPending => "ask_pending",
+    /// It waited for the manager, and its sender gave up or is gone.
+    AskCancelled => "ask_cancelled",
     /// The rule's `limit` is exhausted.
     PolicyLimit => "policy_limit",
     /// An EtherType or multicast that no rule's `service` names.

@@ -268,6 +268,43 @@ pub struct ConnEvent {
     pub reply_bytes: u64,
 }
 
+/// What a held frame wants to know, or wanted. Plain numbers, as in [`ConnEvent`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AskEvent {
+    /// When, by the worker's monotonic clock.
+    pub time_ns: u64,
+    /// Generation of the snapshot whose rules ask.
+    pub generation: u64,
+    /// The deciding rule.
+    pub rule: u32,
+    /// The source tenant's rule where both must allow, or [`NONE_U32`].
+    pub also: u32,
+    /// The port the frame came in by.
+    pub port: u16,
+    /// Attachment of the sender.
+    pub src_attachment: u32,
+    /// Whether that is the outside behind an uplink.
+    pub src_outside: bool,
+    /// Attachment of the receiver.
+    pub dst_attachment: u32,
+    /// Whether that is the outside behind an uplink.
+    pub dst_outside: bool,
+    /// The tenant of both.
+    pub tenant: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Source port, or ICMP echo identifier.
+    pub sport: u16,
+    /// Destination port; for ICMP `type << 8 | code`.
+    pub dport: u16,
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Nobody needs the answer any more: the sender gave up.
+    pub cancelled: bool,
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -21,12 +21,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::control::api::{
-    ApiError, Applied, ConnList, DropInfo, ErrorCode, ExplainQuery, Explanation, PolicyDiff,
-    PolicyView, PortInfo, Request, SegmentInfo, Stats, Status, WatchEvent, WatchFilter,
-    WorkloadInfo,
+    ApiError, Applied, AskAnswer, AskInfo, ConnList, DropInfo, ErrorCode, ExplainQuery,
+    Explanation, PolicyDiff, PolicyView, PortInfo, Request, SegmentInfo, Stats, Status, WatchEvent,
+    WatchFilter, WorkloadInfo,
 };
 #[cfg(feature = "demo")]
 use crate::demo;
+use crate::policy::model::Scope;
 use client::{Client, Failure};
 
 /// Where the daemon's API socket is unless said.
@@ -96,6 +97,9 @@ enum Command {
     /// The policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Questions of rules that ask.
+    #[command(subcommand)]
+    Ask(AskCommand),
     /// What would happen to a connection now, and which rule says so. Exit code 0: allowed; 1: denied or rejected.
     Explain {
         /// Workload or address that opens the connection.
@@ -255,6 +259,48 @@ enum PolicyCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum AskCommand {
+    /// Those that wait for an answer.
+    List,
+    /// Say yes to one.
+    Allow {
+        /// Its id, or the beginning of it.
+        id: String,
+        /// How long the answer holds: 60s, 5m, 1h; without it, as long as the rule admits.
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        ttl: Option<Duration>,
+        /// Only for the connection that was asked about.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Say no to one.
+    Deny {
+        /// Its id, or the beginning of it.
+        id: String,
+        /// How long the answer holds: 60s, 5m, 1h; without it, as long as the rule admits.
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        ttl: Option<Duration>,
+    },
+}
+
+impl AskCommand {
+    /// The answer that this gives.
+    fn answer(self) -> Option<AskAnswer> {
+        let (id, yes, ttl, once) = match self {
+            AskCommand::List => return None,
+            AskCommand::Allow { id, ttl, once } => (id, true, ttl, once),
+            AskCommand::Deny { id, ttl } => (id, false, ttl, false),
+        };
+        Some(AskAnswer {
+            id,
+            yes,
+            scope: once.then_some(Scope::Connection),
+            ttl_s: ttl.map(|ttl| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX)),
+        })
+    }
+}
+
 /// `60s`, `5m`, `1h`, or seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
@@ -315,6 +361,16 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
             let status: Status = client()?.call(Request::Status)?;
             out.print(&status, show::status)
         }
+        Command::Ask(command) => match command.answer() {
+            None => {
+                let asks: Vec<AskInfo> = client()?.call(Request::Asks)?;
+                out.print(&asks, |a| show::asks(a))
+            }
+            Some(answer) => {
+                let answered: AskInfo = client()?.call(Request::Answer(answer))?;
+                out.print(&answered, show::answered)
+            }
+        },
         Command::Port(PortCommand::List) => {
             let ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
             out.print(&ports, |p| show::ports(p))

@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::control::api::{
-    Applied, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo, SegmentInfo,
-    Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
+    Applied, AskInfo, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo,
+    SegmentInfo, Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
 };
-use crate::policy::model::qualified;
+use crate::policy::model::{Otherwise, qualified};
 
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -290,6 +290,32 @@ pub(super) fn conns(list: &ConnList) -> String {
     out
 }
 
+pub(super) fn asks(asks: &[AskInfo]) -> String {
+    let mut t = table(&[
+        "ID", "FROM", "TO", "SERVICE", "RULE", "WAITED", "LEFT", "THEN",
+    ]);
+    for a in asks {
+        t.add_row([
+            a.id.clone(),
+            format!("{} {}:{}", a.from, a.src, a.sport),
+            format!("{} {}", a.to, a.dst),
+            a.service.clone(),
+            a.rule.clone(),
+            format!("{} ms", a.waited_ms),
+            format!("{} ms", a.left_ms),
+            match a.otherwise {
+                Otherwise::Allow => "allow".to_owned(),
+                Otherwise::Deny => "deny".to_owned(),
+            },
+        ]);
+    }
+    text(&t, "nothing waits for an answer")
+}
+
+pub(super) fn answered(a: &AskInfo) -> String {
+    format!("answered: {} to {}, {}", a.from, a.to, a.service)
+}
+
 pub(super) fn policy(view: &PolicyView) -> String {
     let mut t = table(&[
         "RULE", "TIER", "ACTION", "FROM", "TO", "SERVICE", "HITS", "",
@@ -499,8 +525,8 @@ pub(super) fn stats(s: &Stats) -> String {
     let c = &s.conservation;
     let _ = write!(
         out,
-        "\n\nconservation: rx {} + originated {} + copies {} + segments {} = tx {} + dropped {} + consumed {}: ",
-        c.rx, c.originated, c.copies, c.extra_segments, c.tx, c.dropped, c.consumed
+        "\n\nconservation: rx {} + originated {} + copies {} + segments {} = tx {} + dropped {} + consumed {} + held {}: ",
+        c.rx, c.originated, c.copies, c.extra_segments, c.tx, c.dropped, c.consumed, c.held
     );
     if c.difference == 0 {
         out.push_str("holds");

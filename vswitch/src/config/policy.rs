@@ -3,8 +3,8 @@
 use super::read::{Field, Section};
 use crate::packet::Cidr;
 use crate::policy::model::{
-    Action, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, Otherwise, Policy, Rule,
-    Segment, SegmentRef, ServiceSpec, Tenant, Tier,
+    Action, Ask, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, OnExpiry, Otherwise,
+    Policy, Rule, Scope, Segment, SegmentRef, ServiceSpec, Tenant, Tier,
 };
 
 const SERVICE_TODO: &str = "write tcp, tcp/443, udp/1000-2000, icmp, icmp/8, ip/47 or ether/0x88cc";
@@ -124,20 +124,8 @@ fn action(table: &mut Section<'_>) -> Action {
         "action",
         "say what happens: allow, deny, reject, ask, notify or pass",
     );
-    let otherwise = table
-        .string("otherwise")
-        .and_then(|word| word.word(&[("allow", Otherwise::Allow), ("deny", Otherwise::Deny)]));
     if written == "ask" {
-        if !table.has("otherwise") {
-            table.error(
-                "otherwise",
-                "an ask rule must say what happens when nobody answers",
-                "add otherwise = \"deny\" (or \"allow\")",
-            );
-        }
-        return Action::Ask {
-            otherwise: otherwise.unwrap_or(Otherwise::Deny),
-        };
+        return Action::Ask(ask(table));
     }
     let words = [
         ("allow", Action::Allow),
@@ -150,13 +138,56 @@ fn action(table: &mut Section<'_>) -> Action {
     ];
     let action = table.string("action").and_then(|word| word.word(&words));
     if action.is_some() {
-        table.refuse(
-            "otherwise",
-            "only an ask rule has an `otherwise`",
-            "remove it, or use action = \"ask\"",
-        );
+        for (key, what) in ASK_KEYS {
+            table.refuse(key, what, "remove it, or use action = \"ask\"");
+        }
     }
     action.unwrap_or(Action::Allow)
+}
+
+/// What only an `ask` rule has.
+const ASK_KEYS: [(&str, &str); 5] = [
+    ("otherwise", "only an ask rule has an `otherwise`"),
+    ("deadline_ms", "only an ask rule has a `deadline_ms`"),
+    ("ttl_s", "only an ask rule has a `ttl_s`"),
+    ("scope", "only an ask rule has a `scope`"),
+    ("on_expiry", "only an ask rule has an `on_expiry`"),
+];
+/// Five minutes: longer no client waits for a connection (Linux gives up after some two).
+const DEADLINE_MS_MAX: u64 = 300_000;
+/// Thirty days: what shall hold longer is a rule.
+const TTL_S_MAX: u64 = 30 * 86_400;
+
+fn ask(table: &mut Section<'_>) -> Ask {
+    if !table.has("otherwise") {
+        table.error(
+            "otherwise",
+            "an ask rule must say what happens when nobody answers",
+            "add otherwise = \"deny\" (or \"allow\")",
+        );
+    }
+    let otherwise = table
+        .string("otherwise")
+        .and_then(|word| word.word(&[("allow", Otherwise::Allow), ("deny", Otherwise::Deny)]));
+    let scope = table.string("scope").and_then(|word| {
+        word.word(&[
+            ("connection", Scope::Connection),
+            ("service", Scope::Service),
+        ])
+    });
+    let on_expiry = table
+        .string("on_expiry")
+        .and_then(|word| word.word(&[("keep", OnExpiry::Keep), ("cut", OnExpiry::Cut)]));
+    let usual = Ask::new(otherwise.unwrap_or(Otherwise::Deny));
+    Ask {
+        otherwise: usual.otherwise,
+        deadline_ms: table
+            .integer("deadline_ms", 1, DEADLINE_MS_MAX)
+            .unwrap_or(usual.deadline_ms),
+        ttl_s: table.integer("ttl_s", 1, TTL_S_MAX).unwrap_or(usual.ttl_s),
+        scope: scope.unwrap_or(usual.scope),
+        on_expiry: on_expiry.unwrap_or(usual.on_expiry),
+    }
 }
 
 fn tier(table: &mut Section<'_>) -> Tier {

@@ -8,7 +8,7 @@ use super::*;
 use crate::control::state::{LedgerConfig, Poll, PortKind};
 use crate::packet::Mac;
 use crate::policy::FieldPath;
-use crate::policy::model::{Action, Limit, Otherwise, ServiceSpec, Tier};
+use crate::policy::model::{Action, Ask, Limit, OnExpiry, Otherwise, Scope, ServiceSpec, Tier};
 
 const SWITCH: &str = r#"policy = "policy.toml"
 [switch]
@@ -160,8 +160,7 @@ fn right_files_become_the_desired_state() {
     assert_eq!(policy.rules[0].service, [ServiceSpec::tcp(22)]);
     assert_eq!(policy.rules[0].tier, Tier::Emergency);
     let ask = &policy.rules[1];
-    let otherwise = Otherwise::Deny;
-    assert_eq!(ask.action, Action::Ask { otherwise });
+    assert_eq!(ask.action, Action::Ask(Ask::new(Otherwise::Deny)));
     assert_eq!(
         ask.limit,
         Some(Limit {
@@ -513,6 +512,49 @@ fn each_error_stands_at_its_line_and_column() {
         }
     }
     assert_eq!(wrong, "");
+}
+
+#[test]
+fn an_ask_rule_says_what_its_answers_may_be() {
+    let text = |action: &str, keys: &str| {
+        format!(
+            "[[rule]]\nname = \"r\"\nfrom = \"any\"\nto = \"any\"\naction = \"{action}\"\n\
+             otherwise = \"allow\"\n{keys}"
+        )
+    };
+    let keys = "deadline_ms = 2000\nttl_s = 600\nscope = \"connection\"\non_expiry = \"cut\"\n";
+    let policy = parse_policy("p.toml", &text("ask", keys)).unwrap();
+    let terms = Ask {
+        otherwise: Otherwise::Allow,
+        deadline_ms: 2000,
+        ttl_s: 600,
+        scope: Scope::Connection,
+        on_expiry: OnExpiry::Cut,
+    };
+    assert_eq!(policy.rules[0].action, Action::Ask(terms));
+    let errors = |text: &str| parse_policy("p.toml", text).unwrap_err().lines();
+    let todo = "remove it, or use action = \"ask\"";
+    assert_eq!(
+        errors(&text("allow", keys)),
+        [
+            format!("p.toml:6:13: error: only an ask rule has an `otherwise`; {todo}"),
+            format!("p.toml:7:15: error: only an ask rule has a `deadline_ms`; {todo}"),
+            format!("p.toml:8:9: error: only an ask rule has a `ttl_s`; {todo}"),
+            format!("p.toml:9:9: error: only an ask rule has a `scope`; {todo}"),
+            format!("p.toml:10:13: error: only an ask rule has an `on_expiry`; {todo}"),
+        ]
+    );
+    assert_eq!(
+        errors(&text(
+            "ask",
+            "deadline_ms = 0\nttl_s = 5000000\nscope = \"all\"\n"
+        )),
+        [
+            "p.toml:7:15: error: 0 is out of range; use 1 to 300000",
+            "p.toml:8:9: error: 5000000 is out of range; use 1 to 2592000",
+            "p.toml:9:9: error: \"all\" is not known here; use one of \"connection\", \"service\"",
+        ]
+    );
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::model::{Otherwise, Scope};
+
 /// The protocol's version; a daemon refuses another one and says so.
 pub const VERSION: u32 = 1;
 
@@ -92,6 +94,10 @@ pub enum Request {
     Drops,
     /// [`Stats`].
     Stats,
+    /// Questions that wait for an answer: a list of [`AskInfo`].
+    Asks,
+    /// Answers one. The [`AskInfo`] of it.
+    Answer(AskAnswer),
     /// Reads the configuration files again. [`Applied`].
     Reload,
 }
@@ -332,6 +338,54 @@ pub struct ConnInfo {
     pub reply_bytes: u64,
 }
 
+/// A question that waits: somebody wants to connect, and a rule says to ask.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskInfo {
+    /// What to call it in an answer: 16 hexadecimal digits, used once.
+    pub id: String,
+    /// The rule that asks.
+    pub rule: String,
+    /// Who wants to connect, as in [`ConnInfo`].
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// `tcp`, `udp`, ...
+    pub protocol: String,
+    /// Of the connection that came first: its source,
+    pub src: String,
+    /// its source port, or echo identifier,
+    pub sport: u16,
+    /// its destination,
+    pub dst: String,
+    /// and its destination port; for ICMP `type << 8 | code`.
+    pub dport: u16,
+    /// Protocol and destination port.
+    pub service: String,
+    /// What happens without an answer.
+    pub otherwise: Otherwise,
+    /// The widest an answer may be.
+    pub scope: Scope,
+    /// The longest it may hold, seconds.
+    pub ttl_s: u32,
+    /// How long it has waited.
+    pub waited_ms: u64,
+    /// How long it will.
+    pub left_ms: u64,
+}
+
+/// An answer to a question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskAnswer {
+    /// Which: its id, or enough of its beginning.
+    pub id: String,
+    /// Yes or no.
+    pub yes: bool,
+    /// What it is about; absent: as much as the rule admits.
+    pub scope: Option<Scope>,
+    /// How long it holds, seconds; absent: as long as the rule admits.
+    pub ttl_s: Option<u32>,
+}
+
 /// The policy in force.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PolicyView {
@@ -562,7 +616,7 @@ pub struct PortStats {
     pub drops: BTreeMap<String, u64>,
 }
 
-/// `rx + originated + copies + extra_segments = tx + dropped + consumed`, over all ports that ever
+/// `rx + originated + copies + extra_segments = tx + dropped + consumed + held`, over all ports that ever
 /// were. `difference` is 0 on a switch at rest; while frames move, the two sides are not read at
 /// the same instant.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -581,6 +635,8 @@ pub struct Conservation {
     pub dropped: u64,
     /// Frames consumed by the switch.
     pub consumed: u64,
+    /// Frames that wait for an answer.
+    pub held: u64,
     /// Left side minus right side.
     pub difference: i64,
 }

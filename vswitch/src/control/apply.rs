@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::api::Applied;
+use super::asks::Asks;
 use super::attachments::Attachments;
+use super::plan::{Plan, describe, plan};
 use super::ports::{OpenPort, PortControl, PortError};
 use super::recorder::Recorder;
 use super::state::{Desired, PortConfig, SwitchConfig};
@@ -32,7 +34,7 @@ use crate::datapath::snapshot::{PortInput, Snapshot, SnapshotInput, WorkloadInpu
 use crate::datapath::worker::{Shared, WorkerHandle};
 use crate::event::{ConnEvent, Consumer};
 use crate::policy::model::{Action, Policy, qualified};
-use crate::policy::{Classifier, FieldError, FieldPath, RuleId, diff};
+use crate::policy::{Classifier, FieldError, FieldPath, RuleId};
 use crate::port::PortId;
 use crate::port::mem::MemEnd;
 
@@ -154,58 +156,15 @@ struct Remembered {
     logged: HashSet<RuleId>,
 }
 
-/// What to do about ports, worked out before anything is done.
-#[derive(Debug, PartialEq)]
-pub(super) struct Plan {
-    /// Opened, by index into the desired ports.
-    pub(super) open: Vec<usize>,
-    /// Kept, by name; what the snapshot says of them may change.
-    pub(super) keep: Vec<String>,
-    /// Closed, by name, after the workers have let go.
-    pub(super) close: Vec<String>,
-}
-
-/// What turns the open ports into the desired ones. A port whose interface is gone stays as it is
-/// unless it is the one to `renew`: another change must not wait for an interface.
-pub(super) fn plan(
-    open: &[OpenPort],
-    desired: &[PortConfig],
-    renew: Option<&str>,
-) -> Result<Plan, ApplyError> {
-    let mut plan = Plan {
-        open: Vec::new(),
-        keep: Vec::new(),
-        close: Vec::new(),
-    };
-    let mut errors = Vec::new();
-    for (index, config) in desired.iter().enumerate() {
-        let usable = |o: &OpenPort| renew != Some(&o.config.name);
-        let same = open
-            .iter()
-            .find(|o| o.config.name == config.name && usable(o) && o.serves(config));
-        if same.is_some() {
-            plan.keep.push(config.name.clone());
-            continue;
-        }
-        if open.iter().any(|o| usable(o) && o.collides(config)) {
-            errors.push(FieldError::new(
-                FieldPath::root().item("port", index, &config.name),
-                "its queues, MTU or mode cannot change while it is open",
-                "remove the port, apply, then add it again",
-            ));
-        }
-        plan.open.push(index);
-    }
-    if !errors.is_empty() {
-        return Err(ApplyError::Invalid(errors));
-    }
-    plan.close = open
-        .iter()
-        .map(|o| &o.config.name)
-        .filter(|name| !plan.keep.contains(name))
-        .cloned()
-        .collect();
-    Ok(plan)
+/// What shall happen though the desired state did not change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Again<'a> {
+    /// Nothing.
+    No,
+    /// That port is opened again.
+    Port(&'a str),
+    /// Connections are judged again.
+    Judge,
 }
 
 /// The switch, as the control thread holds it.
@@ -214,6 +173,7 @@ pub(crate) struct Control {
     pub(super) shared: Arc<Shared>,
     pub(super) workers: Vec<WorkerHandle>,
     pub(super) events: Vec<Consumer<ConnEvent>>,
+    pub(super) asks: Asks,
     /// What files or the builder say.
     base: Desired,
     pub(super) overlay: Overlay,
@@ -250,6 +210,8 @@ impl Control {
         let events = (0..shared.counters.len())
             .filter_map(|i| shared.take_events(i))
             .collect();
+        let asks = (0..shared.counters.len()).filter_map(|i| shared.take_asks(i));
+        let asks = Asks::new(asks.collect(), shared.verdicts.participant());
         let empty = Desired {
             switch: config,
             ..Desired::default()
@@ -258,6 +220,7 @@ impl Control {
             shared,
             workers,
             events,
+            asks,
             base: empty.clone(),
             overlay: Overlay::default(),
             desired: empty,
@@ -432,7 +395,7 @@ impl Control {
         overlay
             .removed
             .retain(|name| base.ports.iter().any(|p| &p.name == name));
-        let result = self.enact(overlay.over(&base), None, cause);
+        let result = self.enact(overlay.over(&base), Again::No, cause);
         if matches!(result, Ok(_) | Err(ApplyError::NotSettled(_))) {
             self.base = base;
             self.overlay = overlay;
@@ -444,11 +407,11 @@ impl Control {
     fn enact(
         &mut self,
         desired: Desired,
-        renew: Option<&str>,
+        again: Again<'_>,
         cause: Cause<'_>,
     ) -> Result<Applied, ApplyError> {
         self.reap();
-        if renew.is_none() && desired == self.desired && self.classifier().is_some() {
+        if again == Again::No && desired == self.desired && self.classifier().is_some() {
             // Nothing to enforce, so nothing to judge again.
             return Ok(Applied {
                 generation: self.shared.snapshots.generation(),
@@ -459,6 +422,10 @@ impl Control {
         }
         let previous = self.classifier().map(|c| (&self.desired, &**c));
         let compiled = validate::compile(&desired, previous).map_err(ApplyError::Invalid)?;
+        let renew = match again {
+            Again::Port(name) => Some(name),
+            Again::No | Again::Judge => None,
+        };
         let plan = plan(&self.ports, &desired.ports, renew)?;
 
         let opened = self.open(&plan, &desired.ports)?;
@@ -510,6 +477,7 @@ impl Control {
             workers: self.shared.counters.len(),
         });
 
+        self.outlive(&desired, &classifier);
         let start = Instant::now();
         let generation = self.shared.publish(snapshot);
         let changes = describe(&plan, &self.desired, &desired);
@@ -644,6 +612,8 @@ impl Control {
     /// What is due at `now_ns`: an unconfirmed policy is reverted, ports are closed.
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
+        self.take_asks(now_ns);
+        self.tick_asks(now_ns);
         for port in &mut self.ports {
             if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {
                 port.tick(now_ns);
@@ -658,7 +628,7 @@ impl Control {
             let orphans: Vec<_> = orphans.map(|p| p.config.name.clone()).collect();
             for name in orphans {
                 let source = self.policy_source.clone();
-                let result = self.enact(self.desired.clone(), Some(&name), (&source, None));
+                let result = self.enact(self.desired.clone(), Again::Port(&name), (&source, None));
                 let port = self.ports.iter_mut().find(|p| p.config.name == name);
                 if let (Err(e), Some(port)) = (result, port) {
                     port.not_renewed(&e);
@@ -684,6 +654,14 @@ impl Control {
         }
     }
 
+    /// Has every connection judged again on its next packet, with nothing changed but what time has changed.
+    pub(super) fn judge_again(&mut self) {
+        let source = self.policy_source.clone();
+        if let Err(e) = self.enact(self.desired.clone(), Again::Judge, (&source, None)) {
+            error!("connections are not judged again: {e}");
+        }
+    }
+
     /// When [`Control::tick`] has something to do next.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
         let ports = self.ports.iter().filter_map(OpenPort::next_deadline_ns);
@@ -691,6 +669,7 @@ impl Control {
         ports
             .chain(self.probation.as_ref().map(|p| p.deadline_ns))
             .chain(renewal.then_some(self.renew_at_ns))
+            .chain(self.asks.next_deadline_ns())
             .min()
     }
 
@@ -754,26 +733,6 @@ fn quota(config: &PortConfig, switch: &SwitchConfig) -> u32 {
         .max_connections
         .unwrap_or_else(|| (switch.connections / 4).max(1));
     u32::try_from(max).unwrap_or(u32::MAX)
-}
-
-/// What a change does, one line each.
-fn describe(plan: &Plan, old: &Desired, new: &Desired) -> Vec<String> {
-    let mut changes = Vec::new();
-    for name in plan.open.iter().filter_map(|i| new.ports.get(*i)) {
-        changes.push(format!("port {} opened", name.name));
-    }
-    for name in &plan.close {
-        changes.push(format!("port {name} closed"));
-    }
-    for name in &plan.keep {
-        let find = |d: &Desired| d.ports.iter().find(|p| &p.name == name).cloned();
-        if find(old) != find(new) {
-            changes.push(format!("port {name} changed"));
-        }
-    }
-    let policy = diff(&old.policy, &new.policy);
-    changes.extend(policy.0.iter().map(ToString::to_string));
-    changes
 }
 
 #[cfg(test)]

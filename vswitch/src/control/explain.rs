@@ -535,13 +535,14 @@ fn judge(classifier: &Classifier, query: &Query, notes: &mut Vec<String>) -> Rul
         None => "no rule allows it: the end of the last tier denies".to_owned(),
     };
     if j.ask {
-        notes.push("the rule asks a manager; there is none, so its `otherwise` holds".into());
+        notes.push("somebody is asked first; `vswitch ask list` shows what waits".into());
     }
     if j.limited {
         notes.push("the rule has a limit, which may be exhausted at the moment".into());
     }
     Ruling {
         verdict: match j.verdict {
+            Verdict::Allow if j.ask => "ask",
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",
             Verdict::Reject => "reject",

@@ -3,11 +3,13 @@
 
 pub mod api;
 mod apply;
+mod asks;
 mod attachments;
 mod events;
 mod explain;
 mod loader;
 mod path;
+mod plan;
 mod ports;
 mod reactor;
 #[cfg_attr(not(feature = "manager"), path = "recorder_none.rs")]

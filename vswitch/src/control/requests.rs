@@ -94,6 +94,8 @@ pub(super) fn answer(
         }
         Request::PolicyShow => line(Ok(control.policy_view(now_ns))),
         Request::Explain(q) => line(control.explain(&q, tick(now_ns))),
+        Request::Asks => line(Ok(control.ask_infos(now_ns))),
+        Request::Answer(given) => line(control.answer_ask(&given, now_ns)),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),

@@ -163,7 +163,7 @@ impl SwitchBuilder {
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
         // Before there is anything to be recorded.
         let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;
-        let control = start(&self.desired.switch)?.recorded_by(recorder);
+        let control = start(&self.desired.switch, &wake)?.recorded_by(recorder);
         let (commands, inbox) = channel();
         let reactor = Reactor::new(control, Arc::clone(&wake), inbox, server, self.loader)
             .map_err(SwitchError::Control)?;
@@ -184,7 +184,7 @@ impl SwitchBuilder {
 }
 
 /// Starts the data path, empty and without policy.
-fn start(config: &SwitchConfig) -> Result<Control, SwitchError> {
+fn start(config: &SwitchConfig, wake: &Arc<EventFd>) -> Result<Control, SwitchError> {
     let cores: Vec<Option<usize>> = if config.workers.is_empty() {
         vec![None]
     } else {
@@ -197,6 +197,8 @@ fn start(config: &SwitchConfig) -> Result<Control, SwitchError> {
         ..flowtable::Config::default()
     };
     let shared = Shared::new(cores.len(), config.max_ports, table)?;
+    // Once: it was made a line above.
+    let _ = shared.control.set(Arc::clone(wake));
     let poll = match config.poll {
         Poll::Adaptive => PollMode::Adaptive,
         Poll::Busy => PollMode::Busy,

@@ -399,10 +399,11 @@ impl Control {
             sum.extra_segments += t.pkts.extra_segments_pkts;
             sum.tx += t.pkts.tx_pkts;
             sum.consumed += t.pkts.consumed_pkts;
+            sum.held += t.pkts.held_pkts.wrapping_sub(t.pkts.unheld_pkts);
             sum.dropped += t.dropped();
         }
         let left = sum.rx + sum.originated + sum.copies + sum.extra_segments;
-        let right = sum.tx + sum.dropped + sum.consumed;
+        let right = sum.tx + sum.dropped + sum.consumed + sum.held;
         sum.difference = left.wrapping_sub(right).cast_signed();
         sum
     }

@@ -6,6 +6,7 @@ pub(crate) mod flood;
 pub mod fragment;
 pub mod frozen;
 pub mod guard;
+pub mod hold;
 pub(crate) mod judge;
 pub mod l2;
 pub(crate) mod neighbour;
@@ -16,6 +17,7 @@ pub(crate) mod reject;
 pub(crate) mod report;
 pub mod snapshot;
 pub mod tcp;
+pub mod verdicts;
 pub mod worker;
 
 #[cfg(test)]

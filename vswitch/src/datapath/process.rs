@@ -13,7 +13,7 @@
 //! 3. all keys are looked up in the connection table at once;
 //! 4. each frame is tracked: a hit judged under the present generation is used, a stale one is
 //!    judged again in its original direction, a miss is judged and may open a connection (several
-//!    misses are judged beside each other, in `judge`).
+//!    misses are judged beside each other, in `judge`), or must wait until somebody was asked (`hold`).
 //!
 //! The default is to drop, and every drop names its reason.
 
@@ -23,6 +23,7 @@ use crate::counters::{Counters, PortCell};
 use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
+use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::{self, Learned};
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
@@ -33,7 +34,7 @@ use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
 use crate::offload;
 use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
-use crate::policy::{Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
+use crate::policy::{Asking, Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
 use crate::port::PortId;
 
 /// What a worker lends to the processing of one burst.
@@ -53,6 +54,8 @@ pub struct Ctx<'a> {
     pub learned: &'a Learned,
     /// This worker's fragments.
     pub(crate) fragments: &'a mut FragmentTable<Admitted>,
+    /// What waits for the manager's answer, and the answers.
+    pub hold: &'a mut Hold,
     /// Copies of broadcast and multicast this worker may still make.
     pub budget: &'a mut flood::Budget,
     /// This worker's counters.
@@ -89,6 +92,15 @@ impl Ends<'_> {
             src: self.src,
         }
     }
+}
+
+/// What becomes of a packet that is not dropped.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    /// It is sent.
+    Passes,
+    /// It waits for the manager's answer.
+    Waits(Judgement, Asking),
 }
 
 /// A unicast packet between two known ends.
@@ -164,9 +176,17 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
         };
         let frame = burst.frame(slot).ok_or(DropReason::Runt);
         match frame.and_then(|frame| track(ctx, frame, (flow, key), found, judged.as_ref())) {
-            Ok(()) => send(ctx, slot, flow.ends.receiver, out),
+            Ok(Fate::Passes) => send(ctx, slot, flow.ends.receiver, out),
+            Ok(Fate::Waits(judgement, asking)) => {
+                if let Err(reason) = hold::keep(ctx, burst, (flow, key), &judgement, &asking) {
+                    drop_frame(ctx, burst, slot, reason);
+                }
+            }
             Err(reason) => {
-                if reason == DropReason::PolicyReject {
+                if matches!(
+                    reason,
+                    DropReason::PolicyReject | DropReason::PolicyAskDenied
+                ) {
                     reject::answer(ctx, burst, flow, out);
                 }
                 drop_frame(ctx, burst, slot, reason);
@@ -407,7 +427,7 @@ fn track(
     (flow, key): (&Flow<'_>, &FlowKey),
     found: Option<ConnRef<'_>>,
     judged: Option<&Judgement>,
-) -> Result<(), DropReason> {
+) -> Result<Fate, DropReason> {
     let p = &frame.parsed;
     let Ends {
         sender: src,
@@ -430,8 +450,7 @@ fn track(
         if flow.about {
             return Err(DropReason::IcmpUnrelated);
         }
-        let limit = open(ctx, classifier, (flow, key), frame, judged)?;
-        return passed(ctx, frame, flow, limit);
+        return open(ctx, classifier, (flow, key), frame, judged);
     };
     let dir = dir_in(&conn);
     if conn::generation(conn.word()) < ctx.generation {
@@ -465,8 +484,7 @@ fn track(
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report::end(ctx, &conn, ConnEventKind::Close);
                 ctx.quotas.remove(table, conn);
-                let limit = open(ctx, classifier, (flow, key), frame, None)?;
-                return passed(ctx, frame, flow, limit);
+                return open(ctx, classifier, (flow, key), frame, None);
             }
         }
     }
@@ -482,11 +500,11 @@ fn passed(
     frame: &Frame,
     flow: &Flow<'_>,
     limit: Option<RuleId>,
-) -> Result<(), DropReason> {
-    match frame.parsed.fragment {
-        Fragment::First { .. } => remember_fragment(ctx, frame, flow, limit),
-        _ => Ok(()),
+) -> Result<Fate, DropReason> {
+    if let Fragment::First { .. } = frame.parsed.fragment {
+        remember_fragment(ctx, frame, flow, limit)?;
     }
+    Ok(Fate::Passes)
 }
 
 /// Every frame that policy let pass spends its rule's limit on bits.
@@ -510,7 +528,7 @@ fn open(
     (flow, key): (&Flow<'_>, &FlowKey),
     frame: &Frame,
     judged: Option<&Judgement>,
-) -> Result<Option<RuleId>, DropReason> {
+) -> Result<Fate, DropReason> {
     let p = &frame.parsed;
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);
     if conn::is_echo_reply(p) {
@@ -522,18 +540,26 @@ fn open(
             let query = question(ctx.snapshot, classifier, p, src, dst);
             if p.protocol == proto::TCP && !is_syn(p) {
                 let loose = classifier.loose(query.from.set) || classifier.loose(query.to.set);
-                if !loose || p.tcp.flags & tcp_flag::RST != 0 {
+                let reset = p.tcp.flags & tcp_flag::RST != 0;
+                if !loose || reset {
+                    if reset && !ctx.hold.is_empty() {
+                        hold::cancel(ctx, key);
+                    }
                     return Err(DropReason::TcpNotSyn);
                 }
             }
             classifier.classify(&query)
         }
     };
+    let j = match hold::settle(ctx, classifier, j, p, (src, dst), Some(key)) {
+        Ok(settled) => settled,
+        Err(asking) => return Ok(Fate::Waits(j, asking)),
+    };
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
     let limit = j.limited.then_some(rule);
     if matches!(p.protocol, proto::ICMP | proto::ICMPV6) && !conn::is_echo_request(p) {
         // Nothing answers it: there is no connection to remember.
-        return Ok(limit);
+        return passed(ctx, frame, flow, limit);
     }
     let admission = Admission {
         rule,
@@ -557,7 +583,7 @@ fn open(
         Ok(done) if done.existed => {
             // Another worker opened it this instant; the next frame goes by its entry.
             ctx.quotas.give(src.attachment, src.group);
-            Ok(limit)
+            passed(ctx, frame, flow, limit)
         }
         Ok(_) => {
             ctx.counters.worker.conn_insert.add(1);
@@ -565,7 +591,7 @@ fn open(
             if admission.logged {
                 report::decision(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
             }
-            Ok(limit)
+            passed(ctx, frame, flow, limit)
         }
         Err(InsertError::TableFull | InsertError::BucketFull) => {
             // What is evicted now is room after the next quiesce: for the sender's next try.
@@ -610,6 +636,7 @@ fn judge_again(
         service: conn::service(&key, conn.initiator()),
     };
     let j = classifier.classify(&query);
+    let j = hold::settle_again(ctx, classifier, j, conn, (from, to));
     match (j.verdict, j.why) {
         (Verdict::Allow, Why::Rule(rule)) => {
             let old = conn.word();
@@ -669,6 +696,9 @@ pub(crate) fn judge_frame(
 ) -> Result<(), DropReason> {
     let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
     let j = classifier.classify(&query);
+    // It can't wait: an answer that stands is all that counts.
+    let j = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None);
+    let j = j.map_err(|_asking| DropReason::PolicyAskDenied)?;
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 
@@ -701,9 +731,6 @@ fn enforce(
     if let Some(staged) = j.staged {
         classifier.staged_hit(staged);
         report::decision(ctx, ConnEventKind::Staged, None, Some(staged), p, src, dst);
-    }
-    if j.ask {
-        ctx.counters.worker.conn_asked.add(1);
     }
     let rule = match j.why {
         Why::Rule(rule) => {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use flowtable::{Participant, Table, TableError};
@@ -13,16 +13,18 @@ use crate::datapath::conn::{self, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
+use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::Learned;
 use crate::datapath::process::{Admitted, Ctx, process_burst};
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::report::end_event;
 use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
+use crate::datapath::verdicts::Verdicts;
 use crate::drop_reason::DropReason;
-use crate::event::{ConnEvent, ConnEventKind, Consumer, Producer, ring};
+use crate::event::{AskEvent, ConnEvent, ConnEventKind, Consumer, Producer, ring};
 use crate::frame::Burst;
-use crate::port::TxQueue;
+use crate::port::{PortId, TxQueue};
 use crate::publish::{Publisher, Reader};
 use crate::sys::affinity;
 use crate::sys::epoll::{Epoll, Event, Interest};
@@ -82,6 +84,10 @@ pub struct Shared {
     pub quotas: Quotas,
     /// Learned MACs.
     pub learned: Learned,
+    /// What the manager has answered.
+    pub verdicts: Verdicts,
+    /// What wakes the control thread, if there is one, when workers have questions.
+    pub control: OnceLock<Arc<EventFd>>,
     /// Counters, by worker.
     pub counters: Vec<Arc<Counters>>,
     /// Ports there is room for.
@@ -89,14 +95,28 @@ pub struct Shared {
     /// Whether workers charge their cycles to steps.
     pub profile: AtomicBool,
     stop: AtomicBool,
-    events: Vec<Mutex<Ends>>,
+    events: Vec<Mutex<Ends<ConnEvent>>>,
+    asks: Vec<Mutex<Ends<AskEvent>>>,
 }
 
-/// Both ends of a worker's event ring, until they are taken.
+/// Both ends of a worker's ring, until they are taken.
 #[derive(Debug)]
-struct Ends {
-    producer: Option<Producer<ConnEvent>>,
-    consumer: Option<Consumer<ConnEvent>>,
+struct Ends<T> {
+    producer: Option<Producer<T>>,
+    consumer: Option<Consumer<T>>,
+}
+
+impl<T> Ends<T> {
+    fn new((producer, consumer): (Producer<T>, Consumer<T>)) -> Mutex<Self> {
+        Mutex::new(Ends {
+            producer: Some(producer),
+            consumer: Some(consumer),
+        })
+    }
+
+    fn lock(ends: &Mutex<Self>) -> std::sync::MutexGuard<'_, Self> {
+        ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Shared {
@@ -115,32 +135,29 @@ impl Shared {
             table: Arc::new(Table::new(table)?),
             quotas: Quotas::default(),
             learned: Learned::new(max_ports),
+            verdicts: Verdicts::new()?,
+            control: OnceLock::new(),
             counters: (0..workers)
                 .map(|_| Arc::new(Counters::new(max_ports)))
                 .collect(),
             max_ports,
             profile: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            events: (0..workers)
-                .map(|_| {
-                    let (producer, consumer) = ring(EVENTS);
-                    Mutex::new(Ends {
-                        producer: Some(producer),
-                        consumer: Some(consumer),
-                    })
-                })
+            events: (0..workers).map(|_| Ends::new(ring(EVENTS))).collect(),
+            asks: (0..workers)
+                .map(|_| Ends::new(hold::questions(max_ports)))
                 .collect(),
         }))
     }
 
     /// The reading end of worker `index`'s events; once.
     pub fn take_events(&self, index: usize) -> Option<Consumer<ConnEvent>> {
-        self.events
-            .get(index)?
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .consumer
-            .take()
+        Ends::lock(self.events.get(index)?).consumer.take()
+    }
+
+    /// The reading end of worker `index`'s questions; once.
+    pub fn take_asks(&self, index: usize) -> Option<Consumer<AskEvent>> {
+        Ends::lock(self.asks.get(index)?).consumer.take()
     }
 
     /// Puts `snapshot` in force; returns its generation.
@@ -219,6 +236,7 @@ struct State {
     counters: Arc<Counters>,
     events: Producer<ConnEvent>,
     fragments: FragmentTable<Admitted>,
+    hold: Hold,
     budget: Budget,
     recent: Recent,
     burst: Burst,
@@ -239,16 +257,12 @@ impl Worker {
     /// When its epoll instance cannot be made, or it exists already.
     pub fn new(shared: Arc<Shared>, config: WorkerConfig, wake: Arc<EventFd>) -> io::Result<Self> {
         let taken = || io::Error::other(format!("worker {} already runs", config.index));
-        let events = shared
-            .events
-            .get(config.index)
-            .and_then(|e| {
-                e.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .producer
-                    .take()
-            })
-            .ok_or_else(taken)?;
+        let events = shared.events.get(config.index);
+        let events = events.and_then(|ends| Ends::lock(ends).producer.take());
+        let events = events.ok_or_else(taken)?;
+        let asks = shared.asks.get(config.index);
+        let asks = asks.and_then(|ends| Ends::lock(ends).producer.take());
+        let asks = asks.ok_or_else(taken)?;
         let counters = shared
             .counters
             .get(config.index)
@@ -260,6 +274,7 @@ impl Worker {
         let state = State {
             table: shared.table.participant(),
             fragments: FragmentTable::new(shared.max_ports),
+            hold: Hold::new(shared.max_ports, asks, &shared.verdicts),
             budget: Budget::new(shared.max_ports),
             recent: Recent::new(shared.max_ports),
             burst: Burst::new(),
@@ -316,7 +331,9 @@ impl Worker {
 impl State {
     fn step(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
         let start = tsc();
-        let mut moved = false;
+        // Ahead of what comes later.
+        let mut moved = self.hold.is_due(&self.shared.verdicts, generation, now_ns)
+            && self.release(snapshot, generation, now_ns);
         for i in 0..self.rxqs.len() {
             if let Some(rxq) = self.rxqs.get(i).copied() {
                 moved |= self.poll(snapshot, generation, rxq, now_ns);
@@ -335,6 +352,12 @@ impl State {
         let due = self.due(now_ns).min(SWEEP_PER_ITERATION);
         self.sweep(snapshot, generation, due, now_ns);
         self.table.quiesce();
+        self.hold.verdicts.quiesce();
+        if self.hold.take_asked()
+            && let Some(control) = self.shared.control.get()
+        {
+            control.signal();
+        }
         if moved {
             let w = &self.counters.worker;
             w.busy_iterations.add(1);
@@ -378,28 +401,10 @@ impl State {
         let bytes: u64 = self.burst.frames().iter().map(|f| u64::from(f.len())).sum();
         cell.pkts.rx_pkts.add(self.burst.received() as u64);
         cell.pkts.rx_bytes.add(bytes);
-        let steps = &self.counters.worker;
-        profile.charge(&steps.step_rx_cycles);
+        profile.charge(&self.counters.worker.step_rx_cycles);
         let alone = self.shared.counters.len() == 1;
-        let mut ctx = Ctx {
-            snapshot,
-            generation,
-            table: &self.table,
-            quotas: &self.shared.quotas,
-            recent: &mut self.recent,
-            learned: &self.shared.learned,
-            fragments: &mut self.fragments,
-            budget: &mut self.budget,
-            counters: &self.counters,
-            events: &mut self.events,
-            in_port: rxq.port,
-            now_ns,
-            tick: tick(now_ns),
-            alone,
-            profile,
-        };
-        process_burst(&mut ctx, &mut self.burst, &mut self.out);
-        let mut profile = ctx.profile;
+        let mut profile = self.process((snapshot, generation), rxq.port, now_ns, profile);
+        let steps = &self.counters.worker;
         let mut open = [const { None }; OPEN_MAX];
         // Of several workers none waits for a queue with another one in its hands.
         let keep = if alone { open.as_mut_slice() } else { &mut [] };
@@ -415,6 +420,53 @@ impl State {
             txq.notify();
         }
         profile.charge(&steps.step_complete_cycles);
+        true
+    }
+
+    /// Judges the burst, which came in by that port.
+    #[inline]
+    fn process(
+        &mut self,
+        (snapshot, generation): (&Snapshot, u64),
+        in_port: PortId,
+        now_ns: u64,
+        profile: Profile,
+    ) -> Profile {
+        let mut ctx = Ctx {
+            snapshot,
+            generation,
+            table: &self.table,
+            quotas: &self.shared.quotas,
+            recent: &mut self.recent,
+            learned: &self.shared.learned,
+            fragments: &mut self.fragments,
+            hold: &mut self.hold,
+            budget: &mut self.budget,
+            counters: &self.counters,
+            events: &mut self.events,
+            in_port,
+            now_ns,
+            tick: tick(now_ns),
+            alone: self.shared.counters.len() == 1,
+            profile,
+        };
+        process_burst(&mut ctx, &mut self.burst, &mut self.out);
+        ctx.profile
+    }
+
+    /// Frames of one port that waited for an answer and have it, as a burst of their own; whether there were any.
+    #[cold]
+    fn release(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
+        let (now, shared) = ((snapshot, generation), &self.shared);
+        let with = (&shared.verdicts, &*self.counters);
+        let Some(port) = self.hold.leave(&mut self.burst, now, with, now_ns) else {
+            return false;
+        };
+        self.process(now, port, now_ns, Profile::start(false));
+        let (burst, out) = (&self.burst, &mut self.out);
+        flush(burst, out, &self.counters, snapshot, 0, &mut []);
+        self.burst.clear();
+        self.hold.left();
         true
     }
 
@@ -507,13 +559,14 @@ impl State {
             && !self.shared.stop.load(Ordering::Acquire)
             && self.sweep_while_idle(snapshot, generation, now_ns)
         {
-            let timeout = if self.shared.table.is_empty() {
+            let timeout = if self.shared.table.is_empty() && self.hold.is_empty() {
                 -1
             } else {
                 BLOCK_MS
             };
             self.counters.worker.blocked.add(1);
             self.table.offline();
+            self.hold.verdicts.offline();
             let mut events = [Event::EMPTY; 8];
             // An interrupted or failed wait is a wake-up.
             let _ = self.epoll.wait(&mut events, timeout);

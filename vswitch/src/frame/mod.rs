@@ -12,6 +12,7 @@
 //! any time, so they are only ever copied through raw pointers, never borrowed as a slice.
 
 pub mod copy;
+pub mod kept;
 
 use crate::drop_reason::DropReason;
 use crate::packet::Parsed;
@@ -242,6 +243,8 @@ pub struct Burst {
     received: usize,
     originated: usize,
     segs: Vec<Seg>,
+    /// Where kept frames that were put here lie.
+    kept: Option<std::sync::Arc<kept::Rooms>>,
 }
 
 // SAFETY: a burst belongs to one worker; the raw addresses in `segs` are only dereferenced by the
@@ -263,6 +266,7 @@ impl Burst {
             received: 0,
             originated: 0,
             segs: Vec::with_capacity(SEGS_MAX),
+            kept: None,
         }
     }
 

@@ -9,6 +9,8 @@
 //! *Thread safety:* everything but the counters and buckets is immutable; those are single
 //! atomic words. No question allocates, locks or makes a system call.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -17,7 +19,7 @@ use super::edit::Edits;
 use super::known::Known;
 use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
-use super::model::{Action, Otherwise, Rule, Tier};
+use super::model::{Action, Ask, Rule, Tier};
 use super::ranges::{Find as FindRange, FindAll as FindRanges, Ranges, TOGETHER, WideRanges};
 use super::{Judgement, Query, RuleId, Service, SetId, TenantId, Verdict, Why};
 use crate::packet::Addr;
@@ -116,21 +118,13 @@ impl Says {
 
     pub(super) fn new(rule: &Rule) -> Self {
         let verdict = match rule.action {
-            Action::Allow
-            | Action::Notify
-            | Action::Ask {
-                otherwise: Otherwise::Allow,
-            } => Verdict::Allow,
-            Action::Pass
-            | Action::Deny
-            | Action::Ask {
-                otherwise: Otherwise::Deny,
-            } => Verdict::Deny,
+            Action::Allow | Action::Notify | Action::Ask(_) => Verdict::Allow,
+            Action::Pass | Action::Deny => Verdict::Deny,
             Action::Reject => Verdict::Reject,
         };
         let notify = rule.action == Action::Notify;
         let flags = [
-            (matches!(rule.action, Action::Ask { .. }), Self::ASK),
+            (matches!(rule.action, Action::Ask(_)), Self::ASK),
             (rule.log || notify, Self::LOG),
             (notify, Self::NOTIFY),
             (rule.limit.is_some(), Self::LIMITED),
@@ -220,6 +214,46 @@ pub(super) struct Info {
     pub(super) tenant: TenantId,
     pub(super) tier: Tier,
     pub(super) written: Option<u32>,
+    /// See [`Asking::definition`]; 0 where nothing asks.
+    definition: u64,
+}
+
+impl Info {
+    pub(super) fn new(
+        name: Box<str>,
+        rule: &Rule,
+        tenant: TenantId,
+        tier: Tier,
+        written: Option<u32>,
+    ) -> Self {
+        let asks = matches!(rule.action, Action::Ask(_));
+        Info {
+            name,
+            action: rule.action,
+            tenant,
+            tier,
+            written,
+            definition: if asks { definition(rule) } else { 0 },
+        }
+    }
+}
+
+/// A number for everything that is written in a rule.
+fn definition(rule: &Rule) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{rule:?}").hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a judgement that asks wants to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asking {
+    /// The rule that asks; of two, the destination tenant's.
+    pub rule: RuleId,
+    /// What it says; of two, the stricter of each.
+    pub terms: Ask,
+    /// Stands for all that is written in the rules that ask: an answer is about them, and outlives changes of others.
+    pub definition: u64,
 }
 
 /// A rule in a listing.
@@ -419,6 +453,51 @@ impl Classifier {
                 let added = self.edits.as_ref()?.added(rule)?;
                 Some((added.part, &added.info, &added.state))
             }
+        }
+    }
+
+    /// Who asks, and what; `None` if the judgement needs no answer.
+    #[inline]
+    #[must_use]
+    pub fn asking(&self, judgement: &Judgement) -> Option<Asking> {
+        if judgement.ask {
+            self.askers(judgement)
+        } else {
+            None
+        }
+    }
+
+    /// Of all rules that ask, what stands for what is written in them.
+    #[must_use]
+    pub fn definitions(&self) -> HashSet<u64> {
+        let asks = self.rules().filter(|r| matches!(r.action, Action::Ask(_)));
+        let infos = asks.filter_map(|r| self.rule(r.id));
+        infos.map(|(_, info, _)| info.definition).collect()
+    }
+
+    #[cold]
+    fn askers(&self, judgement: &Judgement) -> Option<Asking> {
+        let Why::Rule(why) = judgement.why else {
+            return None;
+        };
+        let asks = |rule: RuleId| {
+            let (_, info, _) = self.rule(rule)?;
+            match info.action {
+                Action::Ask(terms) => Some(Asking {
+                    rule,
+                    terms,
+                    definition: info.definition,
+                }),
+                _ => None,
+            }
+        };
+        match (asks(why), judgement.also.and_then(asks)) {
+            (Some(one), Some(other)) => Some(Asking {
+                terms: one.terms.stricter(other.terms),
+                definition: one.definition.rotate_left(1) ^ other.definition,
+                ..one
+            }),
+            (one, other) => one.or(other),
         }
     }
 

@@ -224,13 +224,9 @@ impl<'a> Compiler<'a> {
                         .states
                         .push(state(rule, remembered.get(&*name).copied()));
                     self.rule(rule, next_tier);
-                    self.out.infos.push(Info {
-                        name,
-                        action: rule.action,
-                        tenant,
-                        tier,
-                        written,
-                    });
+                    self.out
+                        .infos
+                        .push(Info::new(name, rule, tenant, tier, written));
                 }
             }
             self.out.tenants.push(TenantPart {

@@ -243,7 +243,7 @@ impl fmt::Display for Change {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Action, Otherwise, Rule, Segment, Tenant};
+    use super::super::model::{Action, Ask, Otherwise, Rule, Segment, Tenant};
     use super::*;
 
     fn rules(names: &[&str]) -> Policy {
@@ -281,9 +281,7 @@ mod tests {
         web.max_connections = Some(100);
         new.segments.push(web);
         new.rules[1].tenant = "t".into();
-        new.rules[2].action = Action::Ask {
-            otherwise: Otherwise::Deny,
-        };
+        new.rules[2].action = Action::Ask(Ask::new(Otherwise::Deny));
         new.rules[2].log = true;
         assert_eq!(
             lines(&old, &new),
@@ -292,7 +290,7 @@ mod tests {
                 "- tenant t",
                 "~ segment web: max_connections null -> 100, tags [] -> [\"x\"]",
                 "+ rule t/new",
-                "~ rule b: action \"deny\" -> \"ask\", log false -> true, otherwise null -> \"deny\"",
+                "~ rule b: action \"deny\" -> \"ask\", deadline_ms null -> 1000, log false -> true, on_expiry null -> \"keep\", otherwise null -> \"deny\", scope null -> \"service\", ttl_s null -> 3600",
                 "- rule gone",
             ]
         );

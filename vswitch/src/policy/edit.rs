@@ -290,13 +290,7 @@ impl Classifier {
                 says: Says::new(rule),
             },
             state: state(rule, remembered),
-            info: Info {
-                name: name.into(),
-                action: rule.action,
-                tenant,
-                tier,
-                written: None,
-            },
+            info: Info::new(name.into(), rule, tenant, tier, None),
             scope: Arc::new(Scope::new(&self.whole.known, policy, rule)?),
         }))
     }

@@ -25,7 +25,7 @@ mod service;
 mod tests;
 mod validate;
 
-pub use classify::{Classifier, RuleView};
+pub use classify::{Asking, Classifier, RuleView};
 pub use compile::Compiled;
 pub use diff::{Change, Diff, FieldChange, How, Kind, diff};
 pub use edit::Edit;
@@ -113,7 +113,7 @@ pub struct Judgement {
     /// Between tenants both must allow: the source's rule, when `why` names the destination's. It
     /// is counted and limited like the one in `why`.
     pub also: Option<RuleId>,
-    /// The deciding rule asks the manager (its verdict here is its `otherwise`).
+    /// It is allowed only if the manager says so: a deciding rule asks.
     pub ask: bool,
     /// The deciding rule's decisions are recorded (`log`, or `notify`).
     pub log: bool,

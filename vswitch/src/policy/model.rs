@@ -258,10 +258,7 @@ pub enum Action {
     /// Drop and tell the sender.
     Reject,
     /// The manager decides.
-    Ask {
-        /// What happens when there is no answer.
-        otherwise: Otherwise,
-    },
+    Ask(Ask),
     /// Forward, and always report.
     Notify,
     /// No decision here: go on with the next tier.
@@ -276,7 +273,7 @@ impl Action {
             Action::Allow => "allow",
             Action::Deny => "deny",
             Action::Reject => "reject",
-            Action::Ask { .. } => "ask",
+            Action::Ask(_) => "ask",
             Action::Notify => "notify",
             Action::Pass => "pass",
         }
@@ -285,12 +282,86 @@ impl Action {
     /// Whether it can forward anything.
     #[must_use]
     pub const fn admits(self) -> bool {
-        matches!(self, Action::Allow | Action::Ask { .. } | Action::Notify)
+        matches!(self, Action::Allow | Action::Ask(_) | Action::Notify)
     }
 }
 
+/// What an `ask` rule says about its questions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+pub struct Ask {
+    /// What happens when there is no answer in time.
+    pub otherwise: Otherwise,
+    /// How long the first frames are held for an answer, milliseconds.
+    pub deadline_ms: u32,
+    /// How long an answer holds at most, seconds.
+    pub ttl_s: u32,
+    /// What an answer is about at most.
+    pub scope: Scope,
+    /// What becomes of connections that a yes admitted when its time is over.
+    pub on_expiry: OnExpiry,
+}
+
+impl Ask {
+    /// A second: as long as a client's first retransmission of a SYN takes (RFC 6298), so that a held one is not noticed.
+    pub const DEADLINE_MS: u32 = 1000;
+    /// An hour.
+    pub const TTL_S: u32 = 3600;
+
+    /// With everything as it is where nothing is said.
+    #[must_use]
+    pub const fn new(otherwise: Otherwise) -> Self {
+        Ask {
+            otherwise,
+            deadline_ms: Self::DEADLINE_MS,
+            ttl_s: Self::TTL_S,
+            scope: Scope::Service,
+            on_expiry: OnExpiry::Keep,
+        }
+    }
+
+    /// What holds where two rules ask.
+    #[must_use]
+    pub fn stricter(self, other: Ask) -> Ask {
+        let deny = [self, other].iter().any(|a| a.otherwise == Otherwise::Deny);
+        let cut = [self, other].iter().any(|a| a.on_expiry == OnExpiry::Cut);
+        Ask {
+            otherwise: if deny {
+                Otherwise::Deny
+            } else {
+                Otherwise::Allow
+            },
+            deadline_ms: self.deadline_ms.min(other.deadline_ms),
+            ttl_s: self.ttl_s.min(other.ttl_s),
+            scope: self.scope.min(other.scope),
+            on_expiry: if cut { OnExpiry::Cut } else { OnExpiry::Keep },
+        }
+    }
+}
+
+/// `scope`: what one answer is about.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// The connection that was asked about, once.
+    Connection,
+    /// Every connection between the two, to that service.
+    Service,
+}
+
+/// `on_expiry`: whether connections end with the yes that admitted them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExpiry {
+    /// They go on.
+    Keep,
+    /// They are cut.
+    Cut,
+}
+
 /// `otherwise`: what an `ask` rule says when nobody answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Otherwise {
     /// Forward.
@@ -422,9 +493,7 @@ mod tests {
             "r",
             &["any"],
             &["other/db"],
-            Action::Ask {
-                otherwise: Otherwise::Deny,
-            },
+            Action::Ask(Ask::new(Otherwise::Deny)),
         );
         let json = serde_json::to_value(&rule).unwrap();
         assert_eq!(json["action"], "ask");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::model::{
-    ANY, Action, DEFAULT_TENANT, Otherwise, Policy, Rule, Segment, SegmentRef, ServiceSpec, Tier,
+    ANY, Action, DEFAULT_TENANT, Policy, Rule, Segment, SegmentRef, ServiceSpec, Tier,
 };
 use super::{Classifier, Judgement, Service, TenantId, Verdict, Why, WorkloadFacts};
 use crate::packet::Addr;
@@ -240,16 +240,12 @@ impl<'a> Oracle<'a> {
                 }
                 answer.verdict = match rule.action {
                     Action::Pass => continue 'tiers,
-                    Action::Allow | Action::Notify => Verdict::Allow,
+                    Action::Allow | Action::Notify | Action::Ask(_) => Verdict::Allow,
                     Action::Deny => Verdict::Deny,
                     Action::Reject => Verdict::Reject,
-                    Action::Ask { otherwise } => match otherwise {
-                        Otherwise::Allow => Verdict::Allow,
-                        Otherwise::Deny => Verdict::Deny,
-                    },
                 };
                 answer.rule = Some(full_name(&rule.name));
-                answer.ask = matches!(rule.action, Action::Ask { .. });
+                answer.ask = matches!(rule.action, Action::Ask(_));
                 answer.notify = rule.action == Action::Notify;
                 answer.log = rule.log || answer.notify;
                 answer.limited = rule.limit.is_some();

@@ -3,7 +3,10 @@
 
 use std::net::IpAddr;
 
-use super::model::{Action, Limit, ManagementPath, Otherwise, Policy, Rule, Segment, Tenant, Tier};
+use super::model::{
+    Action, Ask, Limit, ManagementPath, OnExpiry, Otherwise, Policy, Rule, Scope, Segment, Tenant,
+    Tier,
+};
 use super::oracle::{Answer, Oracle, Peer};
 use super::*;
 use crate::packet::{Addr, proto};
@@ -267,25 +270,52 @@ fn staged_rules_report_and_do_not_decide() {
 }
 
 #[test]
-fn ask_answers_its_otherwise() {
+fn what_asks_is_allowed_if_the_manager_says_so() {
     let (mut policy, workloads) = web_and_db();
-    for (port, otherwise) in [(1, Otherwise::Allow), (2, Otherwise::Deny)] {
-        let service = [format!("tcp/{port}")];
-        let service: Vec<&str> = service.iter().map(String::as_str).collect();
-        let name = format!("ask-{port}");
-        policy.rules.push(rule(
-            &name,
-            "any",
-            "any",
-            &service,
-            Action::Ask { otherwise },
-        ));
-    }
-    let world = World::new(&policy, &workloads);
-    let [web, db] = [world.0.parties[0], world.0.parties[1]];
-    let (yes, no) = (world.judge(web, db, tcp(1)), world.judge(web, db, tcp(2)));
-    assert!(yes.ask && yes.verdict == Verdict::Allow);
-    assert!(no.ask && no.verdict == Verdict::Deny);
+    let asks = |ttl_s| {
+        let terms = Ask {
+            ttl_s,
+            ..Ask::new(Otherwise::Allow)
+        };
+        let action = Action::Ask(terms);
+        (terms, rule("asks", "any", "any", &["tcp/1"], action))
+    };
+    let allow = rule("allow", "any", "any", &["tcp/2"], Action::Allow);
+    let definition = |policy: &Policy| {
+        let world = World::new(policy, &workloads);
+        let [web, db] = [world.0.parties[0], world.0.parties[1]];
+        let told = world.judge(web, db, tcp(2));
+        assert!(!told.ask && world.0.classifier.asking(&told).is_none());
+        let told = world.judge(web, db, tcp(1));
+        assert!(told.ask && told.verdict == Verdict::Allow);
+        let asking = world.0.classifier.asking(&told).unwrap();
+        assert_eq!(world.0.classifier.rule_name(asking.rule), "asks");
+        asking
+    };
+    let (terms, rule) = asks(60);
+    policy.rules = vec![rule.clone(), allow.clone()];
+    let first = definition(&policy);
+    assert_eq!(first.terms, terms);
+    // Where it stands does not matter, what it says does.
+    policy.rules = vec![allow.clone(), rule];
+    let moved = definition(&policy);
+    assert_eq!(moved.definition, first.definition);
+    policy.rules = vec![allow, asks(61).1];
+    assert_ne!(definition(&policy).definition, first.definition);
+}
+
+#[test]
+fn of_two_rules_that_ask_the_stricter_terms_hold() {
+    let loose = Ask::new(Otherwise::Allow);
+    let strict = Ask {
+        otherwise: Otherwise::Deny,
+        deadline_ms: 5,
+        ttl_s: 6,
+        scope: Scope::Connection,
+        on_expiry: OnExpiry::Cut,
+    };
+    assert_eq!(loose.stricter(strict), strict);
+    assert_eq!(strict.stricter(loose), strict);
 }
 
 #[test]
@@ -468,9 +498,7 @@ fn a_policy_that_cuts_management_is_refused() {
         rule("one", "web", "any", &["tcp/25 from 7"], Action::Reject),
     );
     assert_eq!(refusal(&policy), says("rule \"one\" denies tcp/25"));
-    policy.rules[0].action = Action::Ask {
-        otherwise: Otherwise::Allow,
-    };
+    policy.rules[0].action = Action::Ask(Ask::new(Otherwise::Allow));
     assert_eq!(refusal(&policy), says("rule \"one\" asks about tcp/25"));
     policy.rules[0].staged = true;
     assert_eq!(refusal(&policy), [""; 0]);
@@ -522,12 +550,12 @@ fn crowded_rule(name: &str, pick: &mut impl FnMut(usize) -> usize) -> Rule {
     ];
     let services: Vec<&str> = services.iter().map(String::as_str).collect();
     let service = [&[][..], &services[..1], &services[..]][pick(40).min(2)];
-    let otherwise = Otherwise::Deny;
+    let asks = Ask::new(Otherwise::Deny);
     let actions = [
         Action::Allow,
         Action::Reject,
         Action::Pass,
-        Action::Ask { otherwise },
+        Action::Ask(asks),
     ];
     let mut end = || ["s0", "s1", "s2", "s3", "s4", "s5", "any"][pick(7)];
     let (from, to, more) = (end(), end(), end());

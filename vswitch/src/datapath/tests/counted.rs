@@ -11,7 +11,7 @@ use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind as Kind;
 use crate::frame::{Csum, Gso, Offload};
 use crate::packet::Mac;
-use crate::policy::model::{Action, Limit, Otherwise, Policy, Rule};
+use crate::policy::model::{Action, Ask, Limit, Otherwise, Policy, Rule};
 
 const WEB_DB: fn() -> Talk = || talk(1, "10.0.0.1", 2, "10.0.0.2");
 const WEB_DB6: fn() -> Talk = || talk(1, "fd00::1", 2, "fd00::2");
@@ -37,17 +37,18 @@ fn without_uplink() -> Vec<RigPort> {
     ports
 }
 
+/// Later than an answer may be: a second of deadline, and what the control thread gets beyond.
+const LATE_NS: u64 = 7_000_000_000;
+
 /// `web` may open anything to `db` but what another action is given for.
 fn policy() -> Policy {
-    let ask = Action::Ask {
-        otherwise: Otherwise::Deny,
-    };
+    let ask = Action::Ask(Ask::new(Otherwise::Deny));
     Policy {
         segments: vec![segment("web", "web"), segment("db", "db"), outside()],
         rules: vec![
             rule("deny", "web", "db", &["udp/1"], Action::Deny),
             rule("reject", "web", "db", &["udp/2"], Action::Reject),
-            rule("ask", "web", "db", &["udp/3"], ask),
+            rule("ask", "web", "db", &["udp/3", "udp/100-200", "tcp/3"], ask),
             Rule {
                 limit: Some(Limit {
                     connections: Some(1),
@@ -267,7 +268,37 @@ fn provoke(reason: R) -> Option<AtAPort> {
             assert_eq!(out.got.into_keys().collect::<Vec<_>>(), ["web"]);
             return None;
         }
-        R::PolicyAskDenied => ("web", WEB_DB().udp(9, 3, b"")),
+        R::PolicyAskDenied => {
+            let asked = WEB_DB().udp(9, 3, b"");
+            assert_eq!(r.send("web", &asked), Outcome::default());
+            r.now_ns += LATE_NS;
+            let out = r.step();
+            assert_eq!(out.drops[reason.name()], 1);
+            return None;
+        }
+        R::AskOverBudget => {
+            // Of as many services as may be asked about at once, one more.
+            for dport in 100..116 {
+                assert_eq!(
+                    r.send("web", &WEB_DB().udp(9, dport, b"")),
+                    Outcome::default()
+                );
+            }
+            ("web", WEB_DB().udp(9, 116, b""))
+        }
+        R::AskPending => {
+            for _ in 0..3 {
+                assert_eq!(r.send("web", &WEB_DB().udp(9, 3, b"")), Outcome::default());
+            }
+            ("web", WEB_DB().udp(9, 3, b""))
+        }
+        R::AskCancelled => {
+            let syn = WEB_DB().tcp((9, 3), "S", 1, 0, b"");
+            assert_eq!(r.send("web", &syn), Outcome::default());
+            let out = r.send("web", &WEB_DB().tcp((9, 3), "R", 2, 0, b""));
+            assert_eq!(out.drops[reason.name()], 1);
+            return None;
+        }
         R::PolicyLimit => {
             let f = WEB_DB().udp(9, 4, b"");
             r.send("web", &f).reached("db", &f);
@@ -428,11 +459,14 @@ fn every_number_moves() {
         copies_pkts,
         extra_segments_pkts,
         consumed_pkts,
+        held_pkts,
+        unheld_pkts,
         macs_moved,
     } = r.totals();
     assert_eq!((rx_pkts, tx_pkts), (11, 13));
     assert!(tx_bytes > rx_bytes && rx_bytes > first.rx_bytes);
     assert_eq!((originated_pkts, consumed_pkts), (1, 1));
+    assert_eq!((held_pkts, unheld_pkts), (0, 0));
     assert_eq!((copies_pkts, extra_segments_pkts), (2, 2));
     assert_eq!(macs_moved, 1);
 
@@ -449,7 +483,7 @@ fn every_number_moves() {
     r.apply(&p);
     r.send("web", &allowed).reached("db", &allowed);
     let asked = WEB_DB().udp(2000, 3, b"");
-    r.send("web", &asked).dropped(R::PolicyAskDenied);
+    assert_eq!(r.send("web", &asked), Outcome::default());
     r.pass_secs(40);
     let WorkerValues {
         conn_hit,

@@ -6,7 +6,7 @@ use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind;
 use crate::frame::{Csum, Gso, Offload};
 use crate::packet::{Mac, Parsed, parse, tcp_flag};
-use crate::policy::model::{Action, Limit, Otherwise, Policy};
+use crate::policy::model::{Action, Limit, Policy};
 
 fn layout() -> Vec<RigPort> {
     vec![
@@ -626,21 +626,6 @@ fn nothing_is_forwarded_before_a_policy_stands() {
     r.send("web", &f).dropped(R::PolicyDefaultDeny);
     r.apply_without_policy();
     r.send("web", &f).dropped(R::NoPolicy);
-}
-
-#[test]
-fn an_unanswered_question_does_what_its_rule_says() {
-    let mut p = policy();
-    let ask = |otherwise| Action::Ask { otherwise };
-    p.rules = vec![
-        rule("ask-deny", "web", "db", &["udp/1"], ask(Otherwise::Deny)),
-        rule("ask-allow", "web", "db", &["udp/2"], ask(Otherwise::Allow)),
-    ];
-    let mut r = Rig::new(layout(), &p);
-    r.send("web", &WEB_DB().udp(9, 1, b""))
-        .dropped(R::PolicyAskDenied);
-    let f = WEB_DB().udp(9, 2, b"");
-    r.send("web", &f).reached("db", &f);
 }
 
 #[test]

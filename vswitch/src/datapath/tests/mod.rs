@@ -1,5 +1,6 @@
 //! The data path as a whole, frame by frame, over mem ports.
 
+mod asks;
 mod counted;
 mod forwarding;
 mod identity;

@@ -11,7 +11,7 @@ use crate::datapath::quota::{GroupId, Groups, Quota};
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
 use crate::drop_reason::DropReason;
-use crate::event::{ConnEvent, Consumer};
+use crate::event::{AskEvent, ConnEvent, Consumer};
 use crate::frame::Offload;
 use crate::packet::{Cidr, Mac};
 use crate::policy::model::{Action, Policy, Rule, Segment};
@@ -107,6 +107,7 @@ pub(super) struct Rig {
     pub(super) now_ns: u64,
     worker: Worker,
     events: Consumer<ConnEvent>,
+    asks: Consumer<AskEvent>,
     layout: Vec<RigPort>,
     ports: Vec<Arc<Port>>,
     ends: Vec<MemEnd>,
@@ -133,6 +134,7 @@ impl Rig {
         let wake = Arc::new(EventFd::new().unwrap());
         let worker = Worker::new(Arc::clone(&shared), config, wake).unwrap();
         let events = shared.take_events(0).unwrap();
+        let asks = shared.take_asks(0).unwrap();
         let (mut ports, mut ends) = (Vec::new(), Vec::new());
         for (i, p) in (0..).zip(&layout) {
             let config = MemConfig::default();
@@ -145,6 +147,7 @@ impl Rig {
             now_ns: 1_000_000_000_000,
             worker,
             events,
+            asks,
             layout,
             ports,
             ends,
@@ -271,10 +274,19 @@ impl Rig {
     /// Sends frames in one burst.
     pub(super) fn send_all(&mut self, port: &str, frames: &[Vec<u8>], offload: Offload) -> Outcome {
         let at = self.index(port);
+        let before = self.drops();
         for f in frames {
             self.ends[at].send_with(f, offload).unwrap();
         }
-        let before = self.drops();
+        self.settle(&before)
+    }
+
+    /// Lets the switch finish what it has to do.
+    pub(super) fn step(&mut self) -> Outcome {
+        self.settle(&self.drops())
+    }
+
+    fn settle(&mut self, before: &BTreeMap<&'static str, u64>) -> Outcome {
         while self.worker.step(self.now_ns) {}
         let mut outcome = Outcome::default();
         let mut bytes = Vec::new();
@@ -336,17 +348,22 @@ impl Rig {
         v
     }
 
-    /// rx + originated + copies + extra segments = tx + drops + consumed.
+    /// rx + originated + copies + extra segments = tx + drops + consumed + held.
     #[track_caller]
     pub(super) fn check_conservation(&self) {
         let v = self.totals();
         let drops: u64 = self.drops().values().sum();
         assert_eq!(
             v.rx_pkts + v.originated_pkts + v.copies_pkts + v.extra_segments_pkts,
-            v.tx_pkts + drops + v.consumed_pkts,
+            v.tx_pkts + drops + v.consumed_pkts + (v.held_pkts - v.unheld_pkts),
             "a frame was lost or made up: {v:?}, drops {:?}",
             self.drops()
         );
+    }
+
+    /// What was asked since the last call.
+    pub(super) fn asks(&mut self) -> Vec<AskEvent> {
+        std::iter::from_fn(|| self.asks.pop()).collect()
     }
 
     pub(super) fn events(&mut self) -> Vec<ConnEvent> {

@@ -1,0 +1,442 @@
+//! Questions of the data path, from the moment a worker asks until an answer's time is over.
+//!
+//! Workers ask once for all that want the same service of the same workload ([`Topic`]); of several workers that ask the same,
+//! there is one question here. It is answered by whoever may, or by its rule's `otherwise` at the deadline. An answer is
+//! put where workers find it (`datapath/verdicts`), and stays here as long as it holds: it names the two ends as they were when
+//! it was asked for (their *incarnations*) and the rules that asked, and is taken back when one of these changes.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _};
+
+use flowtable::{Endpoint, FlowKey, Participant};
+use tracing::{info, warn};
+
+use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
+use super::apply::Control;
+use super::events::protocol_name;
+use super::state::Desired;
+use crate::datapath::snapshot::AttachmentId;
+use crate::datapath::verdicts::{Answer, Topic};
+use crate::datapath::worker::WorkerHandle;
+use crate::drop_reason::DropReason;
+use crate::event::{AskEvent, Consumer, NONE_U32};
+use crate::packet::proto;
+use crate::policy::model::{OnExpiry, Otherwise, Scope};
+use crate::policy::{Asking, Classifier, Judgement, RuleId, Verdict, Why};
+
+/// Questions taken from one worker per turn.
+const PER_TURN: usize = 4096;
+/// Answers that one workload's questions may have standing: more than the services it uses, and 256 such workloads find room.
+const PER_WORKLOAD: usize = 64;
+/// How long a first denial holds; each one after it holds twice as long as the one before.
+const BACK_OFF_NS: u64 = 1_000_000_000;
+/// The longest: a service that was asked for in vain is asked for again within a minute.
+const BACK_OFF_MAX_NS: u64 = 60 * BACK_OFF_NS;
+const SECOND_NS: u64 = 1_000_000_000;
+const MS_NS: u64 = 1_000_000;
+
+/// A question that waits.
+#[derive(Debug)]
+struct Pending {
+    topic: Topic,
+    /// The connection that was asked about first.
+    first: AskEvent,
+    asking: Asking,
+    deadline_ns: u64,
+    /// What its port had dropped for asking too much when it asked.
+    over_budget: u64,
+}
+
+/// An answer that stands, or did until a moment ago.
+#[derive(Debug)]
+struct Standing {
+    topic: Topic,
+    answer: Answer,
+    on_expiry: OnExpiry,
+    /// Denials in a row.
+    denials: u32,
+}
+
+impl Standing {
+    /// When it can be forgotten; `None`: connections go on by it for as long as they like. A denial is remembered a while
+    /// longer than it holds, because the next one will hold longer.
+    fn over_ns(&self) -> Option<u64> {
+        match self.answer {
+            Answer {
+                yes: true, keep, ..
+            } if keep => None,
+            Answer {
+                yes, expires_ns, ..
+            } => Some(expires_ns + if yes { 0 } else { BACK_OFF_MAX_NS }),
+        }
+    }
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Asks {
+    rings: Vec<Consumer<AskEvent>>,
+    access: Participant,
+    pending: BTreeMap<u64, Pending>,
+    by_topic: HashMap<FlowKey, u64>,
+    /// By what they are about: a topic, or one connection.
+    standing: HashMap<FlowKey, Standing>,
+    incarnations: HashMap<AttachmentId, u64>,
+    /// For ids that nobody can guess.
+    random: RandomState,
+    ids: u64,
+}
+
+impl Asks {
+    pub(super) fn new(rings: Vec<Consumer<AskEvent>>, access: Participant) -> Self {
+        Asks {
+            rings,
+            access,
+            pending: BTreeMap::new(),
+            by_topic: HashMap::new(),
+            standing: HashMap::new(),
+            incarnations: HashMap::new(),
+            random: RandomState::new(),
+            ids: 0,
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.ids += 1;
+        self.random.hash_one(self.ids)
+    }
+
+    fn forget(&mut self, id: u64) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        self.by_topic.remove(&pending.topic.key());
+        Some(pending)
+    }
+
+    /// When there is something to do without being asked.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        let pending = self.pending.values().map(|p| p.deadline_ns);
+        let standing = self.standing.values().filter_map(Standing::over_ns);
+        pending.chain(standing).min()
+    }
+}
+
+/// What one run of each workload is: a number that changes with its tags, addresses and place.
+fn incarnations(control: &Control, desired: &Desired) -> HashMap<AttachmentId, u64> {
+    let workloads = desired.ports.iter().flat_map(|port| {
+        port.workloads.iter().filter_map(|workload| {
+            let id = control.attachments.of(port, workload)?;
+            let mut hasher = DefaultHasher::new();
+            format!("{workload:?}").hash(&mut hasher);
+            Some((id, hasher.finish()))
+        })
+    });
+    workloads.collect()
+}
+
+fn topic(e: &AskEvent) -> Topic {
+    Topic {
+        tenant: e.tenant,
+        from: AttachmentId(e.src_attachment),
+        from_addr: e.src_outside.then_some(e.src),
+        to: AttachmentId(e.dst_attachment),
+        to_addr: e.dst_outside.then_some(e.dst),
+        protocol: e.protocol,
+        dport: e.dport,
+    }
+}
+
+/// The connection a question is about.
+fn connection(e: &AskEvent) -> FlowKey {
+    let end = |addr, port, attachment| Endpoint {
+        addr,
+        port,
+        attachment,
+    };
+    let is_icmp = matches!(e.protocol, proto::ICMP | proto::ICMPV6);
+    // An echo exchange has an identifier, which stands on the side of the one who asks.
+    let dport = if is_icmp { 0 } else { e.dport };
+    let from = end(e.src, e.sport, e.src_attachment);
+    let to = end(e.dst, dport, e.dst_attachment);
+    FlowKey::new(e.tenant, e.protocol, &from, &to).0
+}
+
+fn asking(classifier: &Classifier, e: &AskEvent) -> Option<Asking> {
+    classifier.asking(&Judgement {
+        verdict: Verdict::Allow,
+        why: Why::Rule(RuleId(e.rule)),
+        also: (e.also != NONE_U32).then_some(RuleId(e.also)),
+        ask: true,
+        ..Judgement::default()
+    })
+}
+
+impl Control {
+    /// Takes the workers' questions.
+    pub(super) fn take_asks(&mut self, now_ns: u64) {
+        let mut rings = std::mem::take(&mut self.asks.rings);
+        for ring in &mut rings {
+            for event in std::iter::from_fn(|| ring.pop()).take(PER_TURN) {
+                self.take_ask(event, now_ns);
+            }
+        }
+        self.asks.rings = rings;
+    }
+
+    fn take_ask(&mut self, event: AskEvent, now_ns: u64) {
+        let topic = topic(&event);
+        let known = self.asks.by_topic.get(&topic.key()).copied();
+        if event.cancelled {
+            if let Some(id) = known {
+                self.asks.forget(id);
+            }
+            return;
+        }
+        let classifier = self.classifier_at(event.generation);
+        let Some(asking) = classifier.and_then(|c| asking(c, &event)) else {
+            // Of a policy that is long gone: what waits is judged anew when its time is over.
+            return;
+        };
+        if let Some(pending) = known.and_then(|id| self.asks.pending.get_mut(&id)) {
+            // Another worker's, or the same again under changed rules, which decide.
+            pending.asking = asking;
+            return;
+        }
+        let id = self.asks.id();
+        let pending = Pending {
+            topic,
+            first: event,
+            asking,
+            deadline_ns: event.time_ns + u64::from(asking.terms.deadline_ms) * MS_NS,
+            over_budget: self.over_budget(event.port),
+        };
+        let shown = self.ask_info(id, &pending, now_ns);
+        info!(
+            id = shown.id,
+            rule = shown.rule,
+            from = shown.from,
+            to = shown.to,
+            service = shown.service,
+            "ask"
+        );
+        self.asks.by_topic.insert(topic.key(), id);
+        self.asks.pending.insert(id, pending);
+    }
+
+    /// What a port had dropped for asking too much.
+    fn over_budget(&self, port: u16) -> u64 {
+        let cells = self.shared.counters.iter();
+        let cells = cells.filter_map(|c| c.ports.get(usize::from(port)));
+        cells
+            .map(|cell| cell.drops.get(DropReason::AskOverBudget))
+            .sum()
+    }
+
+    /// Answers what has waited long enough, and forgets answers whose time is over.
+    pub(super) fn tick_asks(&mut self, now_ns: u64) {
+        let late = self.asks.pending.iter();
+        let late = late.filter(|(_, p)| p.deadline_ns <= now_ns);
+        let late: Vec<_> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            let Some(pending) = self.asks.forget(id) else {
+                continue;
+            };
+            // Whoever asks for more than he may has no claim on what a rule says of a late answer.
+            let yes = pending.asking.terms.otherwise == Otherwise::Allow
+                && self.over_budget(pending.first.port) == pending.over_budget;
+            let answer = Answer {
+                yes,
+                once: false,
+                keep: pending.asking.terms.on_expiry == OnExpiry::Keep,
+                // For those that wait: whoever comes later asks anew.
+                expires_ns: now_ns + u64::from(pending.asking.terms.deadline_ms) * MS_NS,
+                definition: pending.asking.definition,
+            };
+            self.give(pending.topic.key(), &pending, answer, "otherwise", now_ns);
+        }
+        let mut cut = false;
+        let over = |s: &Standing| s.over_ns().is_some_and(|at| at <= now_ns);
+        for (about, standing) in self.asks.standing.extract_if(|_, s| over(s)) {
+            self.shared.verdicts.take_back(&self.asks.access, &about);
+            cut |= standing.answer.yes && standing.on_expiry == OnExpiry::Cut;
+        }
+        self.asks.access.quiesce();
+        if cut {
+            self.judge_again();
+        }
+    }
+
+    /// Gives an answer to those who wait, and to whom it concerns later.
+    fn give(
+        &mut self,
+        about: FlowKey,
+        pending: &Pending,
+        mut answer: Answer,
+        by: &str,
+        now_ns: u64,
+    ) {
+        let before = self.asks.standing.get(&about).map_or(0, |s| s.denials);
+        let denials = if answer.yes { 0 } else { before + 1 };
+        if !answer.yes {
+            let back_off = BACK_OFF_NS << before.min(6);
+            answer.expires_ns = answer
+                .expires_ns
+                .max(now_ns + back_off.min(BACK_OFF_MAX_NS));
+        }
+        let mine = |s: &Standing| s.topic.from == pending.topic.from;
+        let standing = self.asks.standing.iter().filter(|(_, s)| mine(s));
+        if standing.clone().count() >= PER_WORKLOAD
+            && let Some((oldest, _)) = standing.min_by_key(|(_, s)| s.answer.expires_ns)
+        {
+            let oldest = *oldest;
+            self.asks.standing.remove(&oldest);
+            self.shared.verdicts.take_back(&self.asks.access, &oldest);
+        }
+        let is_in = self.shared.verdicts.give(&self.asks.access, &about, answer);
+        self.asks.access.quiesce();
+        if !is_in {
+            warn!("no room for another answer: it counts as a no");
+            return;
+        }
+        let standing = Standing {
+            topic: pending.topic,
+            answer,
+            on_expiry: pending.asking.terms.on_expiry,
+            denials,
+        };
+        self.asks.standing.insert(about, standing);
+        info!(
+            rule = self.rule_of(pending),
+            from = self.attachments.name(pending.topic.from.0),
+            to = self.attachments.name(pending.topic.to.0),
+            by,
+            "{}",
+            if answer.yes { "yes" } else { "no" }
+        );
+        self.workers.iter().for_each(WorkerHandle::wake);
+    }
+
+    fn rule_of(&self, pending: &Pending) -> String {
+        let rule = pending.asking.rule;
+        let classifier = self.classifier_at(pending.first.generation);
+        classifier.map_or_else(String::new, |c| c.rule_name(rule).to_owned())
+    }
+
+    fn ask_info(&self, id: u64, pending: &Pending, now_ns: u64) -> AskInfo {
+        let (e, terms) = (&pending.first, &pending.asking.terms);
+        let ms = |ns: u64| ns / MS_NS;
+        AskInfo {
+            id: format!("{id:016x}"),
+            rule: self.rule_of(pending),
+            from: self.attachments.name(e.src_attachment),
+            to: self.attachments.name(e.dst_attachment),
+            protocol: protocol_name(e.protocol),
+            src: e.src.to_string(),
+            sport: e.sport,
+            dst: e.dst.to_string(),
+            dport: e.dport,
+            service: format!("{}/{}", protocol_name(e.protocol), e.dport),
+            otherwise: terms.otherwise,
+            scope: terms.scope,
+            ttl_s: terms.ttl_s,
+            waited_ms: ms(now_ns.saturating_sub(e.time_ns)),
+            left_ms: ms(pending.deadline_ns.saturating_sub(now_ns)),
+        }
+    }
+
+    /// Questions that wait, the most urgent first.
+    pub(super) fn ask_infos(&self, now_ns: u64) -> Vec<AskInfo> {
+        let pending = self.asks.pending.iter();
+        let mut infos: Vec<_> = pending
+            .map(|(id, p)| self.ask_info(*id, p, now_ns))
+            .collect();
+        infos.sort_by_key(|info| info.left_ms);
+        infos
+    }
+
+    /// Somebody's answer to a question, by its id or the beginning of it.
+    pub(super) fn answer_ask(
+        &mut self,
+        given: &AskAnswer,
+        now_ns: u64,
+    ) -> Result<AskInfo, ApiError> {
+        let named = |id: &u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
+        let mut ids = self.asks.pending.keys().filter(|id| named(id));
+        let (first, second) = (ids.next().copied(), ids.next());
+        let usage = |text: String| Err(ApiError::new(ErrorCode::Usage, text));
+        let id = match (first, second) {
+            (Some(id), None) => id,
+            (None, _) => {
+                return usage(format!(
+                    "no question {} waits; `vswitch ask list` shows those that do",
+                    given.id
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return usage(format!("several questions begin with {}", given.id));
+            }
+        };
+        let Some(pending) = self.asks.pending.get(&id) else {
+            return usage(format!("no question {} waits", given.id));
+        };
+        let terms = pending.asking.terms;
+        let too_much = |what: String| Err(ApiError::new(ErrorCode::Refused, what));
+        let ttl_s = given.ttl_s.unwrap_or(terms.ttl_s);
+        if ttl_s == 0 || ttl_s > terms.ttl_s {
+            return too_much(format!(
+                "an answer to this rule holds for 1 to {} s",
+                terms.ttl_s
+            ));
+        }
+        let scope = given.scope.unwrap_or(terms.scope);
+        if scope > terms.scope {
+            return too_much("an answer to this rule is for one connection".to_owned());
+        }
+        let info = self.ask_info(id, pending, now_ns);
+        let Some(pending) = self.asks.forget(id) else {
+            return usage(format!("no question {} waits", given.id));
+        };
+        let answer = Answer {
+            yes: given.yes,
+            once: scope == Scope::Connection,
+            keep: terms.on_expiry == OnExpiry::Keep,
+            expires_ns: now_ns + u64::from(ttl_s) * SECOND_NS,
+            definition: pending.asking.definition,
+        };
+        // A no to one connection would only bring the question again.
+        let about = match scope {
+            Scope::Connection if given.yes => connection(&pending.first),
+            _ => pending.topic.key(),
+        };
+        self.give(about, &pending, answer, "answer", now_ns);
+        Ok(info)
+    }
+
+    /// Takes back what a new state makes void: answers whose ends or rules are not what they were. Before it is published, so
+    /// that nobody is admitted by one of them.
+    pub(super) fn outlive(&mut self, desired: &Desired, classifier: &Classifier) {
+        let now = incarnations(self, desired);
+        let before = std::mem::replace(&mut self.asks.incarnations, now);
+        let now = &self.asks.incarnations;
+        let asks = classifier.definitions();
+        let same = |end: AttachmentId| before.get(&end) == now.get(&end);
+        let stands = |topic: &Topic, definition| {
+            same(topic.from) && same(topic.to) && asks.contains(&definition)
+        };
+        for (about, _) in self
+            .asks
+            .standing
+            .extract_if(|_, s| !stands(&s.topic, s.answer.definition))
+        {
+            self.shared.verdicts.take_back(&self.asks.access, &about);
+        }
+        let void = self.asks.pending.iter();
+        let void = void.filter(|(_, p)| !stands(&p.topic, p.asking.definition));
+        let void: Vec<_> = void.map(|(id, _)| *id).collect();
+        for id in void {
+            // What waits for it is given up by the worker, or asked about anew.
+            self.asks.forget(id);
+        }
+        self.asks.access.quiesce();
+    }
+}

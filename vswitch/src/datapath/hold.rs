@@ -1,0 +1,419 @@
+//! First packets of connections that a rule asks about wait here, whole, until there is an answer.
+//!
+//! A frame is held once its rule was found to ask and no answer stands (`verdicts`). The question goes to the control
+//! thread, once for all that want the same service of the same workload. When an answer has been given, the frames it is
+//! about are put through `process_burst` again, ahead of everything that comes later: there they meet the answer, and are
+//! judged under the policy of that moment. One way leads into a connection.
+//!
+//! *Bounds.* A port has at most [`QUESTIONS_PER_PORT`] questions and [`FRAMES_PER_PORT`] frames waiting at a worker; what is
+//! beyond is dropped, whatever the rule says of late answers, so nobody's questions take a neighbour's room. A
+//! question that the control thread has not settled [`GRACE_NS`] after its deadline is a no.
+//!
+//! *Ownership.* Each worker has its own, and its own ring of questions, which is as long as all its ports may ask.
+
+use flowtable::{ConnRef, FlowKey, Participant};
+
+use crate::counters::Counters;
+use crate::datapath::conn;
+use crate::datapath::process::{Ctx, Flow, in_cell, service};
+use crate::datapath::snapshot::{AttachmentId, Owner, Snapshot};
+use crate::datapath::verdicts::{self, Purpose, Topic, Verdicts};
+use crate::drop_reason::DropReason;
+use crate::event::{AskEvent, Consumer, NONE_U32, Producer, ring};
+use crate::frame::kept::{Kept, KeptFrame};
+use crate::frame::{BURST_MAX, Burst};
+use crate::packet::{Parsed, proto};
+use crate::policy::{Asking, Classifier, Judgement, Service, Verdict};
+use crate::port::PortId;
+
+/// Questions of one port that wait at a worker: as many services as a client opens at once.
+pub const QUESTIONS_PER_PORT: usize = 16;
+/// Frames of one port that wait at a worker.
+pub const FRAMES_PER_PORT: usize = BURST_MAX;
+/// Frames that wait at a worker: 2 MiB of them. A thousand clients' first packets.
+const FRAMES: u16 = 1024;
+/// Datagrams of one exchange that wait: a resolver's question, its repetition, and one more.
+const DATAGRAMS: usize = 3;
+/// How late the control thread may be. It has timers to a millisecond; applying a large policy takes it seconds.
+const GRACE_NS: u64 = 5_000_000_000;
+const MS: u64 = 1_000_000;
+
+/// A frame that waits.
+#[derive(Debug)]
+struct Held {
+    topic: FlowKey,
+    conn: FlowKey,
+    definition: u64,
+    give_up_ns: u64,
+    ask: AskEvent,
+    frame: KeptFrame,
+}
+
+/// What of one port waits.
+#[derive(Debug)]
+struct PortHold {
+    frames: Vec<Held>,
+    /// What was asked for them, once each.
+    questions: Vec<FlowKey>,
+}
+
+/// What is to be done about a frame that waits.
+enum Step {
+    Wait,
+    /// It is judged once more.
+    Leave,
+    Drop(DropReason),
+}
+
+/// Everything that waits at one worker.
+#[derive(Debug)]
+pub struct Hold {
+    kept: Kept,
+    ports: Box<[PortHold]>,
+    waiting: usize,
+    /// On their way through `process_burst` again.
+    leaving: Vec<Held>,
+    asks: Producer<AskEvent>,
+    /// The control thread is yet to be told that there are questions.
+    asked: bool,
+    pub(crate) verdicts: Participant,
+    /// Answers that had been given when all were looked at.
+    given: u64,
+    /// No frame is given up before.
+    give_up_ns: u64,
+    /// Under whose rules all that waits asks.
+    generation: u64,
+}
+
+/// The ring of questions of a worker with so many ports.
+#[must_use]
+pub fn questions(ports: usize) -> (Producer<AskEvent>, Consumer<AskEvent>) {
+    ring(ports * QUESTIONS_PER_PORT)
+}
+
+impl Hold {
+    /// Nothing waits yet. Allocates once.
+    #[must_use]
+    pub fn new(ports: usize, asks: Producer<AskEvent>, verdicts: &Verdicts) -> Self {
+        let port = || PortHold {
+            frames: Vec::with_capacity(FRAMES_PER_PORT),
+            questions: Vec::with_capacity(QUESTIONS_PER_PORT),
+        };
+        Hold {
+            kept: Kept::new(FRAMES),
+            ports: (0..ports).map(|_| port()).collect(),
+            waiting: 0,
+            leaving: Vec::with_capacity(FRAMES_PER_PORT),
+            asks,
+            asked: false,
+            verdicts: verdicts.participant(),
+            given: 0,
+            give_up_ns: u64::MAX,
+            generation: 0,
+        }
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// Whether something that waits may have been answered, or waited long enough, or rules have changed.
+    #[inline]
+    pub(crate) fn is_due(&self, verdicts: &Verdicts, generation: u64, now_ns: u64) -> bool {
+        self.waiting != 0
+            && (self.given != verdicts.given()
+                || self.give_up_ns <= now_ns
+                || self.generation != generation)
+    }
+
+    /// Whether there are questions that the control thread has not been told of; it is now.
+    pub(crate) fn take_asked(&mut self) -> bool {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// Fills a burst with frames of one port that wait no longer, in the order they came. `None`: no port has any.
+    /// [`Hold::left`] must follow when the burst has been cleared.
+    pub(crate) fn leave(
+        &mut self,
+        burst: &mut Burst,
+        (snapshot, generation): (&Snapshot, u64),
+        (verdicts, counters): (&Verdicts, &Counters),
+        now_ns: u64,
+    ) -> Option<PortId> {
+        let given = verdicts.given();
+        self.give_up_ns = u64::MAX;
+        for n in 0..self.ports.len() {
+            self.look_at(n, (snapshot, generation), counters, now_ns);
+            if !self.leaving.is_empty() {
+                for held in &self.leaving {
+                    // There is room for all that a port may hold.
+                    self.kept.put_into(&held.frame, burst);
+                }
+                // Other ports are looked at next.
+                self.give_up_ns = 0;
+                return u16::try_from(n).ok().map(PortId);
+            }
+        }
+        (self.given, self.generation) = (given, generation);
+        None
+    }
+
+    /// Moves what port `n` need not hold any longer to `leaving`.
+    fn look_at(
+        &mut self,
+        n: usize,
+        (snapshot, generation): (&Snapshot, u64),
+        counters: &Counters,
+        now_ns: u64,
+    ) {
+        let (Some(port), Some(cell)) = (self.ports.get_mut(n), counters.ports.get(n)) else {
+            return;
+        };
+        let access = &self.verdicts;
+        let step = |held: &Held| {
+            let owner = snapshot.by_attachment(AttachmentId(held.ask.src_attachment));
+            if owner.is_none_or(|owner| usize::from(owner.port.0) != n) {
+                return Step::Drop(DropReason::AskCancelled);
+            }
+            let about = (&held.topic, &held.conn);
+            let answer = verdicts::find(access, about, held.definition, Purpose::Look, now_ns);
+            if answer.is_some() || held.ask.generation != generation {
+                Step::Leave
+            } else if held.give_up_ns <= now_ns {
+                Step::Drop(DropReason::PolicyAskDenied)
+            } else {
+                Step::Wait
+            }
+        };
+        let mut at = 0;
+        while let Some(held) = port.frames.get(at) {
+            let step = step(held);
+            if let Step::Wait = step {
+                at += 1;
+                continue;
+            }
+            let held = port.frames.remove(at);
+            self.waiting -= 1;
+            cell.pkts.unheld_pkts.add(1);
+            if let Step::Drop(reason) = step {
+                cell.drops.add(reason, 1);
+                self.kept.give_back(held.frame);
+            } else {
+                self.leaving.push(held);
+            }
+        }
+        // An answer for one connection leaves the others of its topic without: they ask again.
+        let left = |topic: &FlowKey| self.leaving.iter().any(|held| held.topic == *topic);
+        port.questions.retain(|topic| !left(topic));
+        let waits = |topic: &FlowKey| port.frames.iter().any(|held| held.topic == *topic);
+        port.questions.retain(waits);
+        for held in &port.frames {
+            if !port.questions.contains(&held.topic) && self.asks.push(held.ask) {
+                self.asked = true;
+                port.questions.push(held.topic);
+            }
+            self.give_up_ns = self.give_up_ns.min(held.give_up_ns);
+        }
+    }
+
+    /// Gives back the room of what left.
+    pub(crate) fn left(&mut self) {
+        for held in self.leaving.drain(..) {
+            self.kept.give_back(held.frame);
+        }
+    }
+}
+
+/// Whom a packet's question is about.
+fn topic(src: &Owner, dst: &Owner, p: &Parsed) -> Option<Topic> {
+    match service(p) {
+        Service::Ip {
+            protocol, dport, ..
+        } => Some(Topic::new((src, p.src), (dst, p.dst), protocol, dport)),
+        Service::Ether(_) => None,
+    }
+}
+
+/// The judgement with the answer that stands, if it needs one. `conn` is the connection that the packet would open.
+///
+/// # Errors
+/// Nobody has answered yet: what is to be asked.
+pub(crate) fn settle(
+    ctx: &Ctx<'_>,
+    classifier: &Classifier,
+    judgement: Judgement,
+    p: &Parsed,
+    (src, dst): (&Owner, &Owner),
+    conn: Option<&FlowKey>,
+) -> Result<Judgement, Asking> {
+    let Some(asking) = classifier.asking(&judgement) else {
+        return Ok(judgement);
+    };
+    let topic = topic(src, dst, p).ok_or(asking)?.key();
+    let (about, purpose) = match conn {
+        Some(conn) => ((&topic, conn), Purpose::Open),
+        None => ((&topic, &topic), Purpose::Look),
+    };
+    let (access, now_ns) = (&ctx.hold.verdicts, ctx.now_ns);
+    match verdicts::find(access, about, asking.definition, purpose, now_ns) {
+        Some(yes) => Ok(with(judgement, yes)),
+        None => Err(asking),
+    }
+}
+
+/// The judgement of a connection that there is: it needs the yes that admitted it.
+pub(crate) fn settle_again(
+    ctx: &Ctx<'_>,
+    classifier: &Classifier,
+    judgement: Judgement,
+    conn: &ConnRef<'_>,
+    (from, to): (&Owner, &Owner),
+) -> Judgement {
+    let Some(asking) = classifier.asking(&judgement) else {
+        return judgement;
+    };
+    let key = conn.key();
+    let (src, dst) = conn::addresses(&key, conn.initiator());
+    let Service::Ip {
+        protocol, dport, ..
+    } = conn::service(&key, conn.initiator())
+    else {
+        return with(judgement, false);
+    };
+    let topic = Topic::new((from, src), (to, dst), protocol, dport).key();
+    let (access, purpose) = (&ctx.hold.verdicts, Purpose::GoOn);
+    let yes = verdicts::find(
+        access,
+        (&topic, &key),
+        asking.definition,
+        purpose,
+        ctx.now_ns,
+    );
+    with(judgement, yes.unwrap_or(false))
+}
+
+/// A judgement that asked, with the answer.
+fn with(judgement: Judgement, yes: bool) -> Judgement {
+    let verdict = if yes { Verdict::Allow } else { Verdict::Deny };
+    Judgement {
+        verdict,
+        ..judgement
+    }
+}
+
+/// Keeps a first packet until there is an answer, and asks for one unless that was done.
+///
+/// # Errors
+/// It can't be kept, or need not be.
+pub(crate) fn keep(
+    ctx: &mut Ctx<'_>,
+    burst: &Burst,
+    (flow, conn): (&Flow<'_>, &FlowKey),
+    judgement: &Judgement,
+    asking: &Asking,
+) -> Result<(), DropReason> {
+    let slot = usize::from(flow.slot);
+    let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+    let (src, dst) = (flow.ends.sender, flow.ends.receiver);
+    let topic = topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key();
+    let cell = in_cell(ctx).ok_or(DropReason::AskOverBudget)?;
+    let hold = &mut *ctx.hold;
+    let port = hold.ports.get_mut(usize::from(ctx.in_port.0));
+    let port = port.ok_or(DropReason::AskOverBudget)?;
+    let mut alike = port.frames.iter_mut().filter(|held| held.conn == *conn);
+    if p.protocol == proto::TCP {
+        if let Some(held) = alike.next() {
+            // The newest SYN: its timestamps are what the client expects an echo of.
+            let newer = hold.kept.take(burst, slot).ok_or(DropReason::AskPending)?;
+            hold.kept
+                .give_back(std::mem::replace(&mut held.frame, newer));
+            cell.pkts.held_pkts.add(1);
+            cell.pkts.unheld_pkts.add(1);
+            cell.drops.add(DropReason::AskPending, 1);
+            return Ok(());
+        }
+    } else if alike.count() >= DATAGRAMS {
+        return Err(DropReason::AskPending);
+    }
+    let is_new = !port.questions.contains(&topic);
+    if port.frames.len() == FRAMES_PER_PORT || is_new && port.questions.len() == QUESTIONS_PER_PORT
+    {
+        return Err(DropReason::AskOverBudget);
+    }
+    let Service::Ip { dport, .. } = service(p) else {
+        return Err(DropReason::PolicyAskDenied);
+    };
+    let ask = AskEvent {
+        time_ns: ctx.now_ns,
+        generation: ctx.generation,
+        rule: asking.rule.0,
+        also: judgement.also.map_or(NONE_U32, |rule| rule.0),
+        port: ctx.in_port.0,
+        src_attachment: src.attachment.0,
+        src_outside: src.outside,
+        dst_attachment: dst.attachment.0,
+        dst_outside: dst.outside,
+        tenant: src.party.tenant.0,
+        protocol: p.protocol,
+        sport: p.sport,
+        dport,
+        src: p.src,
+        dst: p.dst,
+        cancelled: false,
+    };
+    let frame = hold
+        .kept
+        .take(burst, slot)
+        .ok_or(DropReason::AskOverBudget)?;
+    if is_new {
+        if !hold.asks.push(ask) {
+            hold.kept.give_back(frame);
+            return Err(DropReason::AskOverBudget);
+        }
+        hold.asked = true;
+        port.questions.push(topic);
+        ctx.counters.worker.conn_asked.add(1);
+    }
+    let give_up_ns = ctx.now_ns + u64::from(asking.terms.deadline_ms) * MS + GRACE_NS;
+    hold.give_up_ns = hold.give_up_ns.min(give_up_ns);
+    port.frames.push(Held {
+        topic,
+        conn: *conn,
+        definition: asking.definition,
+        give_up_ns,
+        ask,
+        frame,
+    });
+    hold.waiting += 1;
+    cell.pkts.held_pkts.add(1);
+    Ok(())
+}
+
+/// The client of a connection that waits has given it up.
+#[cold]
+pub(crate) fn cancel(ctx: &mut Ctx<'_>, conn: &FlowKey) {
+    let hold = &mut *ctx.hold;
+    let at = usize::from(ctx.in_port.0);
+    let (Some(port), Some(cell)) = (hold.ports.get_mut(at), ctx.counters.ports.get(at)) else {
+        return;
+    };
+    let Some(first) = port.frames.iter().position(|held| held.conn == *conn) else {
+        return;
+    };
+    let held = port.frames.remove(first);
+    hold.waiting -= 1;
+    cell.pkts.unheld_pkts.add(1);
+    cell.drops.add(DropReason::AskCancelled, 1);
+    hold.kept.give_back(held.frame);
+    if !port.frames.iter().any(|other| other.topic == held.topic) {
+        port.questions.retain(|topic| *topic != held.topic);
+        // What the control thread does not hear of, it finds out at the deadline.
+        hold.asked |= hold.asks.push(AskEvent {
+            cancelled: true,
+            ..held.ask
+        });
+    }
+}

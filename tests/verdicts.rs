@@ -20,7 +20,10 @@ fn start<'a>(lab: &'a Lab, rules: &[(&str, u16, &str)]) -> (Switch<'a>, [Station
         port(lab, "b", ""),
         workload("b", 2, "10.0.0.2", ""),
     ];
-    let toml = "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n".to_owned();
+    let toml = format!(
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n",
+        lab.path_str("ledger.db")
+    );
     let rule = |(name, dport, keys): &(&str, u16, &str)| {
         format!(
             "[[rule]]\nname = \"{name}\"\nfrom = \"any\"\nto = \"any\"\nservice = \"udp/{dport}\"\n{keys}\n"
@@ -156,6 +159,36 @@ fn people_answer_what_waits() {
         (switch.dropped("policy_ask_denied") == 2).then_some(())
     });
     assert_eq!(waiting(0).len(), 0);
+
+    // Who was asked, and who said what, is on record.
+    let recorded = |kind: &str, n: usize| {
+        wait_for("the records", LIMIT, || {
+            let file = lab.path_str("ledger.db");
+            let all = switch.cli_json(&["ledger", "show", "--file", &file, "--kind", kind]);
+            let all = all.as_array().expect("a list").clone();
+            (all.len() == n).then_some(all)
+        })
+    };
+    assert!(
+        recorded("ask", 2)
+            .iter()
+            .all(|r| r["workload"] == "a" && r["port"] == "a")
+    );
+    let verdicts = recorded("verdict", 2);
+    let said = |n: usize, key: &str| verdicts[n]["body"][key].clone();
+    assert_eq!(
+        (said(0, "ask"), said(0, "verdict")),
+        (first.into(), "allow".into())
+    );
+    assert_eq!(
+        (said(1, "ask"), said(1, "verdict")),
+        (second.into(), "deny".into())
+    );
+    assert!(
+        verdicts
+            .iter()
+            .all(|r| r["who"].as_str().is_some_and(|who| who.starts_with("uid ")))
+    );
 
     // A workload that is not what it was has no answers.
     switch.cli_json(&["workload", "tag", "a", "changed:yes"]);

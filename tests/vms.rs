@@ -43,7 +43,7 @@ action = "deny"
 name = "asks"
 from = "all"
 to = "all"
-service = ["tcp/7003", "tcp/7004"]
+service = ["tcp/7010", "tcp/7011"]
 action = "ask"
 otherwise = "deny"
 deadline_ms = 60000
@@ -52,7 +52,7 @@ deadline_ms = 60000
 name = "asks-in-vain"
 from = "all"
 to = "all"
-service = "tcp/7005"
+service = "tcp/7012"
 action = "ask"
 otherwise = "allow"
 deadline_ms = 200
@@ -250,7 +250,7 @@ fn a_machine_is_answered_as_whoever_was_asked_says() {
     };
     let (switch, mut a, mut b) = pair(&lab);
     let _echoes =
-        [7003, 7004, 7005].map(|port| b.serve(None, port, &format!("nc -ll -p {port} -e cat")));
+        [7010, 7011, 7012].map(|port| b.serve(None, port, &format!("nc -ll -p {port} -e cat")));
     let mut attempt = |port: u16, answer: Option<&str>| {
         let pending = a.start(&format!("echo hello | nc -w 60 10.0.0.2 {port}"));
         if let Some(answer) = answer {
@@ -268,15 +268,15 @@ fn a_machine_is_answered_as_whoever_was_asked_says() {
         }
         a.finish(pending, LIMIT)
     };
-    let denied = attempt(7003, Some("deny"));
+    let denied = attempt(7010, Some("deny"));
     assert_ne!(denied.code, 0, "{denied:?}");
     assert!(denied.output.contains("refused"), "{denied:?}");
     // A yes is for whoever comes later, too.
     for answer in [Some("allow"), None] {
-        let allowed = attempt(7004, answer);
+        let allowed = attempt(7011, answer);
         assert_eq!((allowed.code, allowed.output.trim()), (0, "hello"));
     }
-    let late = attempt(7005, None);
+    let late = attempt(7012, None);
     assert_eq!((late.code, late.output.trim()), (0, "hello"));
     switch.wait_conserved();
 }

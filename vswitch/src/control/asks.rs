@@ -24,6 +24,7 @@ use crate::event::{AskEvent, Consumer, NONE_U32};
 use crate::packet::proto;
 use crate::policy::model::{OnExpiry, Otherwise, Scope};
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Verdict, Why};
+use crate::port::PortId;
 
 /// Questions taken from one worker per turn.
 const PER_TURN: usize = 4096;
@@ -46,6 +47,8 @@ struct Pending {
     deadline_ns: u64,
     /// What its port had dropped for asking too much when it asked.
     over_budget: u64,
+    /// Workers that asked, and whose frames have not gone since.
+    askers: u32,
 }
 
 /// An answer that stands, or did until a moment ago.
@@ -187,7 +190,14 @@ impl Control {
         let topic = topic(&event);
         let known = self.asks.by_topic.get(&topic.key()).copied();
         if event.cancelled {
-            if let Some(id) = known {
+            let last = known.filter(|id| {
+                let pending = self.asks.pending.get_mut(id);
+                pending.is_some_and(|p| {
+                    p.askers = p.askers.saturating_sub(1);
+                    p.askers == 0
+                })
+            });
+            if let Some(id) = last {
                 self.asks.forget(id);
             }
             return;
@@ -200,6 +210,7 @@ impl Control {
         if let Some(pending) = known.and_then(|id| self.asks.pending.get_mut(&id)) {
             // Another worker's, or the same again under changed rules, which decide.
             pending.asking = asking;
+            pending.askers += 1;
             return;
         }
         let id = self.asks.id();
@@ -209,6 +220,7 @@ impl Control {
             asking,
             deadline_ns: event.time_ns + u64::from(asking.terms.deadline_ms) * MS_NS,
             over_budget: self.over_budget(event.port),
+            askers: 1,
         };
         let shown = self.ask_info(id, &pending, now_ns);
         info!(
@@ -219,6 +231,8 @@ impl Control {
             service = shown.service,
             "ask"
         );
+        let port = self.port_of(&pending);
+        self.recorder.asked(event.generation, &shown, &port);
         self.asks.by_topic.insert(topic.key(), id);
         self.asks.pending.insert(id, pending);
     }
@@ -252,7 +266,14 @@ impl Control {
                 expires_ns: now_ns + u64::from(pending.asking.terms.deadline_ms) * MS_NS,
                 definition: pending.asking.definition,
             };
-            self.give(pending.topic.key(), &pending, answer, "otherwise", now_ns);
+            let about = pending.topic.key();
+            self.give(
+                about,
+                (id, &pending),
+                answer,
+                "no answer in time: otherwise",
+                now_ns,
+            );
         }
         let mut cut = false;
         let over = |s: &Standing| s.over_ns().is_some_and(|at| at <= now_ns);
@@ -270,9 +291,9 @@ impl Control {
     fn give(
         &mut self,
         about: FlowKey,
-        pending: &Pending,
+        (id, pending): (u64, &Pending),
         mut answer: Answer,
-        by: &str,
+        why: &str,
         now_ns: u64,
     ) {
         let before = self.asks.standing.get(&about).map_or(0, |s| s.denials);
@@ -305,15 +326,36 @@ impl Control {
             denials,
         };
         self.asks.standing.insert(about, standing);
+        let shown = self.ask_info(id, pending, now_ns);
         info!(
-            rule = self.rule_of(pending),
-            from = self.attachments.name(pending.topic.from.0),
-            to = self.attachments.name(pending.topic.to.0),
-            by,
+            id = shown.id,
+            rule = shown.rule,
+            from = shown.from,
+            to = shown.to,
+            service = shown.service,
+            why,
             "{}",
-            if answer.yes { "yes" } else { "no" }
+            if answer.yes { "allowed" } else { "denied" }
+        );
+        let scope = if answer.once {
+            Scope::Connection
+        } else {
+            Scope::Service
+        };
+        let ttl_s = answer.expires_ns.saturating_sub(now_ns) / SECOND_NS;
+        self.recorder.answered(
+            pending.first.generation,
+            (&shown, &self.port_of(pending)),
+            (answer.yes, why),
+            (scope, ttl_s),
         );
         self.workers.iter().for_each(WorkerHandle::wake);
+    }
+
+    fn port_of(&self, pending: &Pending) -> String {
+        let id = PortId(pending.first.port);
+        let port = self.ports.iter().find(|p| p.port.id == id);
+        port.map_or_else(|| "-".to_owned(), |p| p.config.name.clone())
     }
 
     fn rule_of(&self, pending: &Pending) -> String {
@@ -398,7 +440,7 @@ impl Control {
         };
         let answer = Answer {
             yes: given.yes,
-            once: scope == Scope::Connection,
+            once: given.yes && scope == Scope::Connection,
             keep: terms.on_expiry == OnExpiry::Keep,
             expires_ns: now_ns + u64::from(ttl_s) * SECOND_NS,
             definition: pending.asking.definition,
@@ -408,7 +450,7 @@ impl Control {
             Scope::Connection if given.yes => connection(&pending.first),
             _ => pending.topic.key(),
         };
-        self.give(about, &pending, answer, "answer", now_ns);
+        self.give(about, (id, &pending), answer, "answered", now_ns);
         Ok(info)
     }
 

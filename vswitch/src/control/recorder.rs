@@ -4,14 +4,15 @@
 
 use tracing::error;
 
+use super::api::AskInfo;
 use super::state::{LedgerConfig, PortConfig};
 pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::body::{
-    PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, Started, Stopped,
+    Ask, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, Started, Stopped, Verdict,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Body, Config, Entry, Ledger};
-use crate::policy::model::{Policy, qualified};
+use crate::policy::model::{Policy, Scope, qualified};
 use crate::sys::eventfd::EventFd;
 
 /// Changes listed in one record; who changes more has a file that says what.
@@ -120,6 +121,44 @@ impl Recorder {
         let workloads = workloads(port);
         let record = PortRemoved { workloads };
         self.note(self.entry(generation, record).port(&port.name));
+    }
+
+    /// Somebody is asked.
+    pub(super) fn asked(&self, generation: u64, ask: &AskInfo, port: &str) {
+        let connection = format!("{}:{} > {}:{}", ask.src, ask.sport, ask.dst, ask.dport);
+        let record = Ask {
+            ask: ask.id.clone(),
+            from: ask.from.clone(),
+            to: ask.to.clone(),
+            service: ask.service.clone(),
+            connection,
+            rule: ask.rule.clone(),
+        };
+        let entry = self.entry(generation, record).workload(&ask.from);
+        self.note(entry.port(port));
+    }
+
+    /// Whoever acts now answered, for this reason; so long it holds.
+    pub(super) fn answered(
+        &self,
+        generation: u64,
+        (ask, port): (&AskInfo, &str),
+        (yes, reason): (bool, &str),
+        (scope, ttl_s): (Scope, u64),
+    ) {
+        let record = Verdict {
+            ask: ask.id.clone(),
+            verdict: if yes { "allow" } else { "deny" }.to_owned(),
+            reason: reason.to_owned(),
+            scope: match scope {
+                Scope::Connection => "connection",
+                Scope::Service => "service",
+            }
+            .to_owned(),
+            ttl_s,
+        };
+        let entry = self.entry(generation, record).workload(&ask.from);
+        self.note(entry.port(port));
     }
 
     /// The switch has ended. Returns when that is on disk.

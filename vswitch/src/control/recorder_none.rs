@@ -1,7 +1,8 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
+use super::api::AskInfo;
 use super::state::{LedgerConfig, PortConfig};
-use crate::policy::model::Policy;
+use crate::policy::model::{Policy, Scope};
 use crate::sys::eventfd::EventFd;
 
 /// There is no ledger in this program.
@@ -33,6 +34,10 @@ impl Recorder {
     pub(super) fn port_added(&self, _: u64, _: &PortConfig) {}
 
     pub(super) fn port_removed(&self, _: u64, _: &PortConfig) {}
+
+    pub(super) fn asked(&self, _: u64, _: &AskInfo, _: &str) {}
+
+    pub(super) fn answered(&self, _: u64, _: (&AskInfo, &str), _: (bool, &str), _: (Scope, u64)) {}
 
     pub(super) fn close(&mut self, _: u64) {}
 }

@@ -83,6 +83,8 @@ pub struct Hold {
     give_up_ns: u64,
     /// Under whose rules all that waits asks.
     generation: u64,
+    /// What the packet in hand wants to know.
+    question: Option<(Judgement, Asking)>,
 }
 
 /// The ring of questions of a worker with so many ports.
@@ -110,6 +112,7 @@ impl Hold {
             given: 0,
             give_up_ns: u64::MAX,
             generation: 0,
+            question: None,
         }
     }
 
@@ -237,31 +240,44 @@ fn topic(src: &Owner, dst: &Owner, p: &Parsed) -> Option<Topic> {
     }
 }
 
-/// The judgement with the answer that stands, if it needs one. `conn` is the connection that the packet would open.
-///
-/// # Errors
-/// Nobody has answered yet: what is to be asked.
+/// The judgement with the answer that stands, if it needs one. `conn` is the connection that the packet would open. `None`:
+/// nobody has answered yet, and [`keep`] knows what to ask.
+#[inline]
 pub(crate) fn settle(
-    ctx: &Ctx<'_>,
+    ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     judgement: Judgement,
     p: &Parsed,
+    ends: (&Owner, &Owner),
+    conn: Option<&FlowKey>,
+) -> Option<Judgement> {
+    match classifier.asking(&judgement) {
+        None => Some(judgement),
+        Some(asking) => {
+            let yes = answer(ctx, &asking, p, ends, conn);
+            if yes.is_none() {
+                ctx.hold.question = Some((judgement, asking));
+            }
+            yes.map(|yes| with(judgement, yes))
+        }
+    }
+}
+
+#[cold]
+fn answer(
+    ctx: &Ctx<'_>,
+    asking: &Asking,
+    p: &Parsed,
     (src, dst): (&Owner, &Owner),
     conn: Option<&FlowKey>,
-) -> Result<Judgement, Asking> {
-    let Some(asking) = classifier.asking(&judgement) else {
-        return Ok(judgement);
-    };
-    let topic = topic(src, dst, p).ok_or(asking)?.key();
+) -> Option<bool> {
+    let topic = topic(src, dst, p)?.key();
     let (about, purpose) = match conn {
         Some(conn) => ((&topic, conn), Purpose::Open),
         None => ((&topic, &topic), Purpose::Look),
     };
     let (access, now_ns) = (&ctx.hold.verdicts, ctx.now_ns);
-    match verdicts::find(access, about, asking.definition, purpose, now_ns) {
-        Some(yes) => Ok(with(judgement, yes)),
-        None => Err(asking),
-    }
+    verdicts::find(access, about, asking.definition, purpose, now_ns)
 }
 
 /// The judgement of a connection that there is: it needs the yes that admitted it.
@@ -304,7 +320,7 @@ fn with(judgement: Judgement, yes: bool) -> Judgement {
     }
 }
 
-/// Keeps a first packet until there is an answer, and asks for one unless that was done.
+/// Keeps a first packet that [`settle`] found no answer for until there is one, and asks for it unless that was done.
 ///
 /// # Errors
 /// It can't be kept, or need not be.
@@ -312,9 +328,9 @@ pub(crate) fn keep(
     ctx: &mut Ctx<'_>,
     burst: &Burst,
     (flow, conn): (&Flow<'_>, &FlowKey),
-    judgement: &Judgement,
-    asking: &Asking,
 ) -> Result<(), DropReason> {
+    let question = ctx.hold.question.take();
+    let (judgement, asking) = question.ok_or(DropReason::PolicyAskDenied)?;
     let slot = usize::from(flow.slot);
     let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);

@@ -34,7 +34,7 @@ use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
 use crate::offload;
 use crate::packet::{Addr, Fragment, L3, Parsed, ethertype, parse, proto, tcp_flag};
-use crate::policy::{Asking, Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
+use crate::policy::{Classifier, Judgement, Query, RuleId, Service, Verdict, Why};
 use crate::port::PortId;
 
 /// What a worker lends to the processing of one burst.
@@ -100,7 +100,7 @@ enum Fate {
     /// It is sent.
     Passes,
     /// It waits for the manager's answer.
-    Waits(Judgement, Asking),
+    Waits,
 }
 
 /// A unicast packet between two known ends.
@@ -177,8 +177,8 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
         let frame = burst.frame(slot).ok_or(DropReason::Runt);
         match frame.and_then(|frame| track(ctx, frame, (flow, key), found, judged.as_ref())) {
             Ok(Fate::Passes) => send(ctx, slot, flow.ends.receiver, out),
-            Ok(Fate::Waits(judgement, asking)) => {
-                if let Err(reason) = hold::keep(ctx, burst, (flow, key), &judgement, &asking) {
+            Ok(Fate::Waits) => {
+                if let Err(reason) = hold::keep(ctx, burst, (flow, key)) {
                     drop_frame(ctx, burst, slot, reason);
                 }
             }
@@ -551,9 +551,8 @@ fn open(
             classifier.classify(&query)
         }
     };
-    let j = match hold::settle(ctx, classifier, j, p, (src, dst), Some(key)) {
-        Ok(settled) => settled,
-        Err(asking) => return Ok(Fate::Waits(j, asking)),
+    let Some(j) = hold::settle(ctx, classifier, j, p, (src, dst), Some(key)) else {
+        return Ok(Fate::Waits);
     };
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
     let limit = j.limited.then_some(rule);
@@ -698,7 +697,7 @@ pub(crate) fn judge_frame(
     let j = classifier.classify(&query);
     // It can't wait: an answer that stands is all that counts.
     let j = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None);
-    let j = j.map_err(|_asking| DropReason::PolicyAskDenied)?;
+    let j = j.ok_or(DropReason::PolicyAskDenied)?;
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 

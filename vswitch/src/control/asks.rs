@@ -65,14 +65,14 @@ impl Standing {
     /// When it can be forgotten; `None`: connections go on by it for as long as they like. A denial is remembered a while
     /// longer than it holds, because the next one will hold longer.
     fn over_ns(&self) -> Option<u64> {
-        match self.answer {
-            Answer {
-                yes: true, keep, ..
-            } if keep => None,
-            Answer {
-                yes, expires_ns, ..
-            } => Some(expires_ns + if yes { 0 } else { BACK_OFF_MAX_NS }),
-        }
+        let Answer {
+            yes,
+            keep,
+            expires_ns,
+            ..
+        } = self.answer;
+        let longer_ns = if yes { 0 } else { BACK_OFF_MAX_NS };
+        (!(yes && keep)).then_some(expires_ns + longer_ns)
     }
 }
 
@@ -137,18 +137,6 @@ fn incarnations(control: &Control, desired: &Desired) -> HashMap<AttachmentId, u
     workloads.collect()
 }
 
-fn topic(e: &AskEvent) -> Topic {
-    Topic {
-        tenant: e.tenant,
-        from: AttachmentId(e.src_attachment),
-        from_addr: e.src_outside.then_some(e.src),
-        to: AttachmentId(e.dst_attachment),
-        to_addr: e.dst_outside.then_some(e.dst),
-        protocol: e.protocol,
-        dport: e.dport,
-    }
-}
-
 /// The connection a question is about.
 fn connection(e: &AskEvent) -> FlowKey {
     let end = |addr, port, attachment| Endpoint {
@@ -174,6 +162,18 @@ fn asking(classifier: &Classifier, e: &AskEvent) -> Option<Asking> {
     })
 }
 
+fn log(ask: &AskInfo, what: &str, why: Option<&str>) {
+    info!(
+        id = ask.id,
+        rule = ask.rule,
+        from = ask.from,
+        to = ask.to,
+        service = ask.service,
+        why,
+        "{what}"
+    );
+}
+
 impl Control {
     /// Takes the workers' questions.
     pub(super) fn take_asks(&mut self, now_ns: u64) {
@@ -187,7 +187,7 @@ impl Control {
     }
 
     fn take_ask(&mut self, event: AskEvent, now_ns: u64) {
-        let topic = topic(&event);
+        let topic = Topic::of(&event);
         let known = self.asks.by_topic.get(&topic.key()).copied();
         if event.cancelled {
             let last = known.filter(|id| {
@@ -223,14 +223,7 @@ impl Control {
             askers: 1,
         };
         let shown = self.ask_info(id, &pending, now_ns);
-        info!(
-            id = shown.id,
-            rule = shown.rule,
-            from = shown.from,
-            to = shown.to,
-            service = shown.service,
-            "ask"
-        );
+        log(&shown, "ask", None);
         let port = self.port_of(&pending);
         self.recorder.asked(event.generation, &shown, &port);
         self.asks.by_topic.insert(topic.key(), id);
@@ -327,16 +320,8 @@ impl Control {
         };
         self.asks.standing.insert(about, standing);
         let shown = self.ask_info(id, pending, now_ns);
-        info!(
-            id = shown.id,
-            rule = shown.rule,
-            from = shown.from,
-            to = shown.to,
-            service = shown.service,
-            why,
-            "{}",
-            if answer.yes { "allowed" } else { "denied" }
-        );
+        let what = if answer.yes { "allowed" } else { "denied" };
+        log(&shown, what, Some(why));
         let scope = if answer.once {
             Scope::Connection
         } else {
@@ -402,26 +387,23 @@ impl Control {
         given: &AskAnswer,
         now_ns: u64,
     ) -> Result<AskInfo, ApiError> {
-        let named = |id: &u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
-        let mut ids = self.asks.pending.keys().filter(|id| named(id));
-        let (first, second) = (ids.next().copied(), ids.next());
+        let named = |id: u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
+        let pending = self.asks.pending.iter().filter(|(id, _)| named(**id));
+        let mut pending = pending.map(|(id, pending)| (*id, pending.asking.terms));
         let usage = |text: String| Err(ApiError::new(ErrorCode::Usage, text));
-        let id = match (first, second) {
-            (Some(id), None) => id,
-            (None, _) => {
-                return usage(format!(
-                    "no question {} waits; `vswitch ask list` shows those that do",
-                    given.id
-                ));
-            }
+        let none = || {
+            usage(format!(
+                "no question {} waits; `vswitch ask list` shows those that do",
+                given.id
+            ))
+        };
+        let (id, terms) = match (pending.next(), pending.next()) {
+            (Some(found), None) => found,
+            (None, _) => return none(),
             (Some(_), Some(_)) => {
                 return usage(format!("several questions begin with {}", given.id));
             }
         };
-        let Some(pending) = self.asks.pending.get(&id) else {
-            return usage(format!("no question {} waits", given.id));
-        };
-        let terms = pending.asking.terms;
         let too_much = |what: String| Err(ApiError::new(ErrorCode::Refused, what));
         let ttl_s = given.ttl_s.unwrap_or(terms.ttl_s);
         if ttl_s == 0 || ttl_s > terms.ttl_s {
@@ -434,10 +416,10 @@ impl Control {
         if scope > terms.scope {
             return too_much("an answer to this rule is for one connection".to_owned());
         }
-        let info = self.ask_info(id, pending, now_ns);
         let Some(pending) = self.asks.forget(id) else {
-            return usage(format!("no question {} waits", given.id));
+            return none();
         };
+        let info = self.ask_info(id, &pending, now_ns);
         let answer = Answer {
             yes: given.yes,
             once: given.yes && scope == Scope::Connection,
@@ -459,6 +441,9 @@ impl Control {
     pub(super) fn outlive(&mut self, desired: &Desired, classifier: &Classifier) {
         let now = incarnations(self, desired);
         let before = std::mem::replace(&mut self.asks.incarnations, now);
+        if self.asks.standing.is_empty() && self.asks.pending.is_empty() {
+            return;
+        }
         let now = &self.asks.incarnations;
         let asks = classifier.definitions();
         let same = |end: AttachmentId| before.get(&end) == now.get(&end);

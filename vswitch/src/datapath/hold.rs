@@ -6,8 +6,8 @@
 //! judged under the policy of that moment. One way leads into a connection.
 //!
 //! *Bounds.* A port has at most [`QUESTIONS_PER_PORT`] questions and [`FRAMES_PER_PORT`] frames waiting at a worker; what is
-//! beyond is dropped, whatever the rule says of late answers, so nobody's questions take a neighbour's room. A
-//! question that the control thread has not settled [`GRACE_NS`] after its deadline is a no.
+//! beyond is dropped, whatever the rule says of late answers, so nobody's questions take a neighbour's room (were 32 ports to
+//! fill theirs at one worker, nobody has any more). A question that the control thread has not settled [`GRACE_NS`] after its deadline is a no.
 //!
 //! *Ownership.* Each worker has its own, and its own ring of questions, which is as long as all its ports may ask.
 
@@ -241,7 +241,7 @@ fn topic(src: &Owner, dst: &Owner, p: &Parsed) -> Option<Topic> {
 }
 
 /// The judgement with the answer that stands, if it needs one. `conn` is the connection that the packet would open. `None`:
-/// nobody has answered yet, and [`keep`] knows what to ask.
+/// nobody has answered yet, and [`keep`] knows what to ask, if the packet can wait.
 #[inline]
 pub(crate) fn settle(
     ctx: &mut Ctx<'_>,
@@ -334,7 +334,8 @@ pub(crate) fn keep(
     let slot = usize::from(flow.slot);
     let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);
-    let topic = topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key();
+    let asked = topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?;
+    let topic = asked.key();
     let cell = in_cell(ctx).ok_or(DropReason::AskOverBudget)?;
     let hold = &mut *ctx.hold;
     let port = hold.ports.get_mut(usize::from(ctx.in_port.0));
@@ -359,9 +360,6 @@ pub(crate) fn keep(
     {
         return Err(DropReason::AskOverBudget);
     }
-    let Service::Ip { dport, .. } = service(p) else {
-        return Err(DropReason::PolicyAskDenied);
-    };
     let ask = AskEvent {
         time_ns: ctx.now_ns,
         generation: ctx.generation,
@@ -375,7 +373,7 @@ pub(crate) fn keep(
         tenant: src.party.tenant.0,
         protocol: p.protocol,
         sport: p.sport,
-        dport,
+        dport: asked.dport,
         src: p.src,
         dst: p.dst,
         cancelled: false,

@@ -696,8 +696,11 @@ pub(crate) fn judge_frame(
     let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
     let j = classifier.classify(&query);
     // It can't wait: an answer that stands is all that counts.
-    let j = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None);
-    let j = j.ok_or(DropReason::PolicyAskDenied)?;
+    let settled = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None);
+    let j = settled.unwrap_or(Judgement {
+        verdict: Verdict::Deny,
+        ..j
+    });
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 

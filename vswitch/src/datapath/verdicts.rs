@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flowtable::{Config, ConnRef, Endpoint, FlowKey, New, Participant, Table, TableError};
 
 use crate::datapath::snapshot::{AttachmentId, Owner};
+use crate::event::AskEvent;
 use crate::packet::Addr;
 
 /// Answers there is room for: 64 for each of 256 ports. What finds no room is not given, and what is not given is denied.
@@ -65,6 +66,20 @@ impl Topic {
             to_addr: to.outside.then_some(dst),
             protocol,
             dport,
+        }
+    }
+
+    /// What a question is about.
+    #[must_use]
+    pub fn of(e: &AskEvent) -> Self {
+        Topic {
+            tenant: e.tenant,
+            from: AttachmentId(e.src_attachment),
+            from_addr: e.src_outside.then_some(e.src),
+            to: AttachmentId(e.dst_attachment),
+            to_addr: e.dst_outside.then_some(e.dst),
+            protocol: e.protocol,
+            dport: e.dport,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::rig::*;
 use crate::datapath::hold::{FRAMES_PER_PORT, QUESTIONS_PER_PORT};
-use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::{Answer, Topic};
 use crate::drop_reason::DropReason as R;
 use crate::event::{AskEvent, ConnEventKind};
@@ -81,21 +80,13 @@ impl Rig {
 
     fn give(&mut self, e: &AskEvent, answer: Answer) -> Outcome {
         let mut access = self.shared.verdicts.participant();
-        assert!(self.shared.verdicts.give(&access, &topic(e).key(), answer));
+        assert!(
+            self.shared
+                .verdicts
+                .give(&access, &Topic::of(e).key(), answer)
+        );
         access.offline();
         self.step()
-    }
-}
-
-fn topic(e: &AskEvent) -> Topic {
-    Topic {
-        tenant: e.tenant,
-        from: AttachmentId(e.src_attachment),
-        from_addr: e.src_outside.then_some(e.src),
-        to: AttachmentId(e.dst_attachment),
-        to_addr: e.dst_outside.then_some(e.dst),
-        protocol: e.protocol,
-        dport: e.dport,
     }
 }
 
@@ -195,7 +186,7 @@ fn the_first_datagrams_come_in_their_order_ahead_of_later_ones() {
     let ask = r.asked();
     let yes = r.yes(&ask);
     let mut access = r.shared.verdicts.participant();
-    r.shared.verdicts.give(&access, &topic(&ask).key(), yes);
+    r.shared.verdicts.give(&access, &Topic::of(&ask).key(), yes);
     access.offline();
     // The answer is there, and before the worker looks another one comes.
     let out = r.send("web", &datagrams[4]);
@@ -337,7 +328,7 @@ fn a_connection_goes_on_while_its_yes_stands() {
     assert_eq!(r.asks(), []);
     // Its answer taken back, it ends with the next change.
     let mut access = r.shared.verdicts.participant();
-    r.shared.verdicts.take_back(&access, &topic(&ask).key());
+    r.shared.verdicts.take_back(&access, &Topic::of(&ask).key());
     access.offline();
     r.send("web", &request).reached("db", &request);
     r.apply(&p);
@@ -382,4 +373,28 @@ fn a_tag_and_ipv6_wait_as_well() {
     let ask = r.asked();
     let yes = r.yes(&ask);
     r.give(&ask, yes).reached("db", &ask6);
+}
+
+/// It makes no connection that could wait.
+#[test]
+fn a_broadcast_that_is_asked_about_is_denied_and_told() {
+    let mut r = rig();
+    let all = Talk {
+        dst_mac: crate::packet::Mac::BROADCAST,
+        dst: "10.0.0.255",
+        ..WEB_DB()
+    };
+    let frame = all.udp(1000, 53, b"q");
+    let out = r.send("web", &frame);
+    assert_eq!(out.got.len(), 0, "{out:?}");
+    assert_eq!(r.asks(), []);
+    let told = r.events();
+    let of_the_rule = |e: &&crate::event::ConnEvent| e.reason == Some(R::PolicyAskDenied);
+    assert_eq!(told.iter().filter(of_the_rule).count(), 1, "{told:?}");
+    // With a standing yes it passes.
+    r.waits("web", &WEB_DB().udp(1000, 53, b"q"));
+    let ask = r.asked();
+    let yes = r.yes(&ask);
+    r.give(&ask, yes);
+    r.send("web", &frame).reached("db", &frame);
 }

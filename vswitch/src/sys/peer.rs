@@ -6,6 +6,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// A connected peer, as the kernel recorded it when the connection was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +54,18 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
 pub fn euid() -> u32 {
     // SAFETY: no arguments, cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// The file whose lock stands for `path`: `path.lock` beside it, its owner's only; made when it is not there.
+///
+/// # Errors
+/// It can't be opened.
+pub fn lock_file(path: &Path) -> io::Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true);
+    options.mode(0o600).open(name)
 }
 
 /// Takes the file's exclusive advisory lock if nobody has it; it is held until the file is closed,

@@ -272,16 +272,7 @@ impl Store {
 
 /// Takes the lock of a ledger's writer, a file of its own beside it: SQLite has its own use for locks of the ledger.
 fn lock(path: &Path) -> Result<File, LedgerError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let mut lock = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(name)
-        .map_err(LedgerError::io("create its lock", path))?;
+    let mut lock = peer::lock_file(path).map_err(LedgerError::io("create its lock", path))?;
     if !peer::try_lock(&lock).map_err(LedgerError::io("lock it", path))? {
         let mut pid = String::new();
         // Whoever it is may not have said so yet.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use errors::{Error, Errors};
 pub use switch::Machine;
 
-use crate::control::state::{Desired, PortConfig};
+use crate::control::state::{Desired, LedgerConfig, PortConfig, SwitchConfig};
 use crate::control::validate::validate;
 use crate::policy::FieldError;
 use crate::policy::model::Policy;
@@ -189,7 +189,11 @@ pub fn parse(names: (&str, &str), switch: &str, policy: &str) -> Result<Desired,
 pub fn parse_policy(name: &str, text: &str) -> Result<Policy, Errors> {
     let machine = Machine {
         policy: name.into(),
-        switch: Default::default(),
+        // Whether the machine has what it needs is another question.
+        switch: SwitchConfig {
+            ledger: Some(LedgerConfig::default()),
+            ..SwitchConfig::default()
+        },
         ports: Vec::new(),
     };
     let document = Document::new(name, text);

@@ -3,8 +3,8 @@
 use super::read::{Field, Section};
 use crate::packet::Cidr;
 use crate::policy::model::{
-    Action, Ask, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, OnExpiry, Otherwise,
-    Policy, Rule, Scope, Segment, SegmentRef, ServiceSpec, Tenant, Tier,
+    Action, Ask, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, OnExpiry, Otherwise, Per,
+    Policy, Rule, Same, Sanitised, Scope, Segment, SegmentRef, ServiceSpec, Tenant, Tier, Wall,
 };
 
 const SERVICE_TODO: &str = "write tcp, tcp/443, udp/1000-2000, icmp, icmp/8, ip/47 or ether/0x88cc";
@@ -18,6 +18,12 @@ pub(super) fn read(mut root: Section<'_>) -> Policy {
         tenants: root.tables("tenant").into_iter().map(tenant).collect(),
         segments: root.tables("segment").into_iter().map(segment).collect(),
         rules: root.tables("rule").into_iter().map(rule).collect(),
+        walls: root.tables("wall").into_iter().map(wall).collect(),
+        sanitised: root
+            .tables("sanitised")
+            .into_iter()
+            .filter_map(sanitised)
+            .collect(),
     };
     root.finish();
     policy
@@ -209,4 +215,63 @@ fn limit(mut table: Section<'_>) -> Limit {
     };
     table.finish();
     limit
+}
+
+fn wall(mut table: Section<'_>) -> Wall {
+    let same = table.string("same");
+    let per = table.string("per");
+    let todo = "name the segments of the sides, two at least";
+    if !table.has("datasets") {
+        table.error("datasets", "missing key \"datasets\"", todo);
+    }
+    let wall = Wall {
+        name: table.required("name", "give the wall a name"),
+        tenant: owner(&mut table),
+        subjects: segments(&mut table, "subjects"),
+        same: same
+            .and_then(|text| text.parse::<Same>("write \"volume\", or \"tag:\" and a tag's name")),
+        datasets: table
+            .strings("datasets")
+            .iter()
+            .map(|name| name.value.into())
+            .collect(),
+        conflicts: table
+            .pairs(
+                "conflicts",
+                "write pairs of datasets, such as [[\"a\", \"b\"]]",
+            )
+            .into_iter()
+            .map(|pair| pair.map(SegmentRef::from))
+            .collect(),
+        per: per
+            .and_then(|word| word.word(&[("transaction", Per::Transaction), ("ever", Per::Ever)]))
+            .unwrap_or_default(),
+    };
+    table.finish();
+    wall
+}
+
+/// One without a day is left out: there is nothing that could stand in for it.
+fn sanitised(mut table: Section<'_>) -> Option<Sanitised> {
+    let segment = table.required("segment", "name the segment of those who serve");
+    let tenant = owner(&mut table);
+    if !table.has("service") {
+        let todo = "say what they serve, such as \"udp/53\"";
+        table.error("service", "missing key \"service\"", todo);
+    }
+    let service = services(&mut table);
+    let reason = table.required("reason", "say why it carries nothing over");
+    let owner = table.required("owner", "say who answers for that");
+    let todo = "write the last day it holds, such as \"2030-12-31\"";
+    table.required("expires", todo);
+    let expires = table.string("expires").and_then(|day| day.parse(todo));
+    table.finish();
+    Some(Sanitised {
+        tenant,
+        segment: segment.as_str().into(),
+        service,
+        reason,
+        owner,
+        expires: expires?,
+    })
 }

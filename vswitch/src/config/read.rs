@@ -382,6 +382,31 @@ impl<'d> Section<'d> {
         items.into_iter().filter_map(Field::string).collect()
     }
 
+    /// A list of pairs of strings; one that is something else is left out (and reported).
+    pub(super) fn pairs(&mut self, key: &'static str, todo: &str) -> Vec<[&'d str; 2]> {
+        let Some(field) = self.get(key) else {
+            return Vec::new();
+        };
+        let Some(items) = field.items(key, &self.at) else {
+            field.wrong_type("a list of pairs", todo);
+            return Vec::new();
+        };
+        let pairs = items.into_iter().filter_map(|item| {
+            let Some(both) = item.items("of", &item.at) else {
+                item.wrong_type("a pair", todo);
+                return None;
+            };
+            let both: Vec<_> = both.into_iter().filter_map(Field::string).collect();
+            let names = both.iter().map(|name| name.value).collect::<Vec<_>>();
+            let pair = names.try_into().ok();
+            if pair.is_none() {
+                item.error("that is no pair", todo);
+            }
+            pair
+        });
+        pairs.collect()
+    }
+
     /// A string, or a list of them that is not empty.
     pub(super) fn one_or_more(&mut self, key: &'static str, todo: &str) -> Vec<Field<'d, &'d str>> {
         let Some(field) = self.get(key) else {

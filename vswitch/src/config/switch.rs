@@ -197,6 +197,7 @@ fn workload(mut table: Section<'_>) -> WorkloadConfig {
         ),
         tags: texts(table.strings("tags")),
         vlan: table.integer("vlan", 0, u64::from(u16::MAX)),
+        volumes: texts(table.strings("volumes")),
     };
     table.finish();
     workload

@@ -10,6 +10,8 @@ use crate::packet::Mac;
 use crate::policy::FieldPath;
 use crate::policy::model::{Action, Ask, Limit, OnExpiry, Otherwise, Scope, ServiceSpec, Tier};
 
+mod walls;
+
 const SWITCH: &str = r#"policy = "policy.toml"
 [switch]
 workers = [0, 2]
@@ -497,8 +499,23 @@ fn each_error_stands_at_its_line_and_column() {
         ),
         (
             "stage = \"staged\"",
-            "[[wall]]\nname = \"trading\"",
-            r#"policy.toml:39:3: error: unknown key "wall"; known here: infrastructure, rule, segment, tenant"#,
+            "[[wal]]\nname = \"trading\"",
+            r#"policy.toml:39:3: error: unknown key "wal"; did you mean "wall"?"#,
+        ),
+        (
+            "stage = \"staged\"",
+            "[[wall]]\nname = \"w\"\nsubjects = \"web\"\ndatasets = [\"db\"]",
+            "policy.toml:42:12: error: a wall has two sides; name two segments at least",
+        ),
+        (
+            "stage = \"staged\"",
+            "[[wall]]\nname = \"w\"\nsubjects = \"web\"\ndatasets = [\"db\", \"b/outside\"]\nconflicts = [[\"db\"]]",
+            "policy.toml:43:14: error: that is no pair; write pairs of datasets, such as [[\"a\", \"b\"]]",
+        ),
+        (
+            "stage = \"staged\"",
+            "[[sanitised]]\nsegment = \"db\"\nservice = \"udp/53\"\nreason = \"r\"\nowner = \"o\"\nexpires = \"2030-02-30\"",
+            "policy.toml:44:11: error: \"2030-02-30\": that is no day; write the last day it holds, such as \"2030-12-31\"",
         ),
         (
             "stage = \"staged\"",
@@ -670,7 +687,7 @@ fn added_ports_are_checked_beside_the_others_at_their_own_lines() {
         [
             "p.toml:2:8: error: duplicate port \"web-1\"; rename one; a port is known by its name",
             &mac.replace("52:54", "p.toml:6:8: error: 52:54"),
-            "p.toml:7:1: error: unknown key \"wrong\"; known here: ip, mac, name, tags, vlan",
+            "p.toml:7:1: error: unknown key \"wrong\"; known here: ip, mac, name, tags, vlan, volumes",
             "p.toml:8:2: error: unknown key \"switch\"; known here: port",
         ]
     );

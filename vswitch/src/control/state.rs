@@ -198,6 +198,8 @@ pub struct WorkloadConfig {
     /// VLAN tag that tells it from the port's other workloads (a container inside a VM). In the
     /// port's `trunk` it also is the workload's L2 domain; else the workload shares the port's.
     pub vlan: Option<u16>,
+    /// Volumes it has, by stable name: another workload with one of them has its data (`docs/walls.md`).
+    pub volumes: Vec<String>,
 }
 
 fn macs<S: serde::Serializer>(macs: &[Mac], s: S) -> Result<S::Ok, S::Error> {

@@ -63,11 +63,30 @@ pub(super) fn compile(
         Ok,
     );
     match compiled {
-        Ok(compiled) if errors.is_empty() => return Ok(compiled),
-        Ok(_) => {}
+        Ok(compiled) => {
+            errors.extend(walls(desired, &facts, &compiled));
+            if errors.is_empty() {
+                return Ok(compiled);
+            }
+        }
         Err(policy) => errors.extend(policy),
     }
     Err(errors)
+}
+
+/// What is wrong with the walls, where they stand.
+fn walls(desired: &Desired, facts: &[WorkloadFacts], compiled: &Compiled) -> Vec<FieldError> {
+    let policy = &desired.policy;
+    let classified = (&compiled.classifier, &*compiled.parties);
+    let mut errors = crate::policy::walls::against(policy, facts, classified);
+    if let (Some(wall), None) = (policy.walls.first(), &desired.switch.ledger) {
+        errors.push(FieldError::new(
+            FieldPath::root().item("wall", 0, &wall.name),
+            "a wall without a ledger forgets who is bound",
+            "add [ledger] to switch.toml and restart the daemon",
+        ));
+    }
+    errors
 }
 
 /// What policy needs to know of every workload, in port order. A workload whose tenant the policy
@@ -81,6 +100,7 @@ pub fn workloads(desired: &Desired) -> Vec<WorkloadFacts> {
             name: workload.name.clone(),
             tags: workload.tags.clone(),
             ips: workload.ip.clone(),
+            volumes: workload.volumes.clone(),
         }))
     });
     ports.flatten().collect()
@@ -410,6 +430,9 @@ impl<'a> Check<'a> {
                 self.error(at, taken(&ip, other, &workload.name), todo);
             }
         }
+        for (n, volume) in workload.volumes.iter().enumerate() {
+            self.name(&at.item("volumes", n, ""), volume);
+        }
         for (n, tag) in workload.tags.iter().enumerate() {
             if tag.trim().is_empty() || tag.chars().any(char::is_control) {
                 self.error(
@@ -545,7 +568,7 @@ mod tests {
                 [10, 0, 0, 1].into(),
             ],
             tags: vec![" ".into()],
-            vlan: None,
+            ..WorkloadConfig::default()
         });
         let at: Vec<String> = lines(vec![port])
             .iter()

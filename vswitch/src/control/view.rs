@@ -183,6 +183,7 @@ impl Control {
             name: workload.name.clone(),
             tags: workload.tags.clone(),
             ips: workload.ip.clone(),
+            volumes: workload.volumes.clone(),
         };
         policy.segments_of(&facts).map(|s| s.name.clone()).collect()
     }

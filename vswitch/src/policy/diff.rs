@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::model::{Policy, qualified};
+use super::model::{Policy, Sanitised, Wall, qualified};
 
 /// Everything that differs, in the order of the new policy; what is gone comes last of its kind.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
@@ -37,6 +37,10 @@ pub enum Kind {
     Segment,
     /// A rule.
     Rule,
+    /// A Chinese wall.
+    Wall,
+    /// A shared service that carries nothing over walls.
+    Sanitised,
 }
 
 /// How something changed.
@@ -80,6 +84,11 @@ pub fn diff<'a>(old: &'a Policy, new: &'a Policy) -> Diff {
     compare(Kind::Tenant, (tenants(old), tenants(new)), &mut changes);
     compare(Kind::Segment, (segments(old), segments(new)), &mut changes);
     compare(Kind::Rule, (rules(old), rules(new)), &mut changes);
+    let walls = |policy: &'a Policy| named(&policy.walls, Wall::qualified);
+    compare(Kind::Wall, (walls(old), walls(new)), &mut changes);
+    let sanitised = |policy: &'a Policy| named(&policy.sanitised, Sanitised::label);
+    let both = (sanitised(old), sanitised(new));
+    compare(Kind::Sanitised, both, &mut changes);
     Diff(changes)
 }
 
@@ -111,7 +120,9 @@ fn compare<T: PartialEq + Serialize>(
         .collect();
     let stayed = match kind {
         Kind::Rule => longest_rise(places_of_new.iter().flatten().copied()),
-        Kind::Infrastructure | Kind::Tenant | Kind::Segment => (0..old.len()).collect(),
+        Kind::Infrastructure | Kind::Tenant | Kind::Segment | Kind::Wall | Kind::Sanitised => {
+            (0..old.len()).collect()
+        }
     };
     for ((name, now), place) in new.iter().zip(&places_of_new) {
         let mut push = |how| {
@@ -212,6 +223,8 @@ impl fmt::Display for Change {
             Kind::Tenant => "tenant",
             Kind::Segment => "segment",
             Kind::Rule => "rule",
+            Kind::Wall => "wall",
+            Kind::Sanitised => "sanitised",
         };
         let sign = match self.how {
             How::Added => '+',

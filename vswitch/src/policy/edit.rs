@@ -143,7 +143,10 @@ impl<'a> Edit<'a> {
     /// Between any two policies; `None` when they differ in more than a few rules. Cost: one look at every rule.
     #[must_use]
     pub fn between(before: &'a Policy, after: &'a Policy) -> Option<Self> {
-        let but_rules = |p: &'a Policy| (&p.infrastructure, &p.tenants, &p.segments);
+        let but_rules = |p: &'a Policy| {
+            let walls = (&p.walls, &p.sanitised);
+            (&p.infrastructure, &p.tenants, &p.segments, walls)
+        };
         if but_rules(before) != but_rules(after) {
             return None;
         }

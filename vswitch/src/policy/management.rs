@@ -146,7 +146,7 @@ fn first_cut(
 }
 
 /// The service of a key, the other way round.
-fn service(key: u32, sport: u16) -> Service {
+pub(super) fn service(key: u32, sport: u16) -> Service {
     let [kind, protocol, high, low] = key.to_be_bytes();
     let port = u16::from_be_bytes([high, low]);
     if kind == 0 {

@@ -24,6 +24,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod validate;
+pub mod walls;
 
 pub use classify::{Asking, Classifier, RuleView};
 pub use compile::Compiled;
@@ -152,4 +153,6 @@ pub struct WorkloadFacts {
     pub tags: Vec<String>,
     /// Its addresses (the infrastructure rule set knows declared servers by address).
     pub ips: Vec<std::net::IpAddr>,
+    /// Volumes it has, by stable name: whoever else has one of them has its data (`walls`).
+    pub volumes: Vec<String>,
 }

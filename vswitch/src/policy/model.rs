@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 pub use super::service::{BadService, PortRange, ServiceSpec};
+pub use super::walls::{Per, Same, Sanitised, Wall};
 use super::{TenantId, WorkloadFacts};
 use crate::packet::Cidr;
 
@@ -41,6 +42,11 @@ pub struct Policy {
     /// Rules of all tenants, in the order they are tried within their tier.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
+    /// Chinese walls.
+    #[serde(rename = "wall")]
+    pub walls: Vec<Wall>,
+    /// Shared services that carry nothing over a wall.
+    pub sanitised: Vec<Sanitised>,
 }
 
 impl Policy {

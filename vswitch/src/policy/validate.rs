@@ -4,6 +4,7 @@ use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use super::error::{FieldError, FieldPath};
 use super::model::{ANY, Action, DEFAULT_TENANT, Infrastructure, Policy, Rule, SegmentRef};
+use super::walls;
 use crate::packet::Cidr;
 
 /// Longest name, bytes: keeps a line of `watch` readable.
@@ -21,6 +22,7 @@ pub fn validate(policy: &Policy) -> Vec<FieldError> {
     check.tenants(policy);
     check.segments(policy);
     check.rules(policy);
+    walls::check::walls(&mut check, policy);
     for (at, tenant, infrastructure) in infrastructures(policy) {
         check.infrastructure(&at, tenant, infrastructure);
     }
@@ -82,7 +84,7 @@ pub(crate) fn bad_cidr(cidr: &Cidr) -> Option<(String, String)> {
 /// every name there is.
 const MAX_SUGGESTIONS: usize = 100;
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     errors: Vec<FieldError>,
     /// Suggestions made so far.
     suggested: usize,
@@ -91,11 +93,16 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    fn error(&mut self, at: FieldPath, what: impl Into<String>, todo: impl Into<String>) {
+    pub(super) fn error(
+        &mut self,
+        at: FieldPath,
+        what: impl Into<String>,
+        todo: impl Into<String>,
+    ) {
         self.errors.push(FieldError::new(at, what, todo));
     }
 
-    fn name(&mut self, at: &FieldPath, name: &str) {
+    pub(super) fn name(&mut self, at: &FieldPath, name: &str) {
         if let Some(what) = bad_name(name) {
             self.error(
                 at.key("name"),
@@ -140,7 +147,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn tenant(&mut self, at: &FieldPath, tenant: &str) {
+    pub(super) fn tenant(&mut self, at: &FieldPath, tenant: &str) {
         if !self.tenants.contains(tenant) {
             let known = self.tenants.iter().copied();
             let todo = suggest(
@@ -244,7 +251,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn reference(&mut self, at: FieldPath, tenant: &str, segment: &SegmentRef) {
+    pub(super) fn reference(&mut self, at: FieldPath, tenant: &str, segment: &SegmentRef) {
         let owner = segment.tenant.as_deref().unwrap_or(tenant);
         if !self.tenants.contains(owner) {
             let known = self.tenants.iter().copied();

@@ -169,6 +169,7 @@ impl Rig {
                 name: g.name.to_owned(),
                 tags: vec![g.tag.to_owned()],
                 ips: g.ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+                ..WorkloadFacts::default()
             })
             .collect();
         let compiled = Classifier::compile(policy, &facts, self.classifier.as_deref()).unwrap();

@@ -86,7 +86,9 @@ pub(super) enum Failure {
 
 fn advice(e: &io::Error) -> &'static str {
     match e.kind() {
-        io::ErrorKind::PermissionDenied => "only root and the daemon's own user may; try sudo",
+        io::ErrorKind::PermissionDenied => {
+            "only root, the daemon's own user and the people of its [[person]] tables may; try sudo"
+        }
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             "start it with `vswitch run -c switch.toml`, or name its socket with --socket or VSWITCH_SOCKET"
         }
@@ -100,7 +102,7 @@ impl Failure {
             Failure::Unreachable { .. } | Failure::BadAnswer(_) | Failure::Closed(_) => 3,
             Failure::Api(e) => match e.code {
                 ErrorCode::Usage => 2,
-                ErrorCode::Refused => 1,
+                ErrorCode::Refused | ErrorCode::Forbidden => 1,
                 ErrorCode::Version => 3,
             },
             Failure::File { .. } | Failure::Write { .. } => 2,

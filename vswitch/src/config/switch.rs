@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::policy::texts;
 use super::read::Section;
 use crate::control::state::{
-    LedgerConfig, Poll, PortConfig, PortKind, SwitchConfig, WorkloadConfig,
+    LedgerConfig, PersonConfig, Poll, PortConfig, PortKind, Role, SwitchConfig, WorkloadConfig,
 };
 use crate::packet::{Cidr, Mac};
 
@@ -29,6 +29,7 @@ pub(super) fn read(mut root: Section<'_>) -> Machine {
         policy: root.required("policy", todo).into(),
         switch: SwitchConfig {
             ledger: root.table("ledger").map(ledger),
+            people: root.tables("person").into_iter().map(person).collect(),
             ..root
                 .table("switch")
                 .map_or_else(SwitchConfig::default, switch)
@@ -66,9 +67,30 @@ fn switch(mut table: Section<'_>) -> SwitchConfig {
             .unwrap_or(default.max_ports),
         socket: path(&mut table, "socket").unwrap_or(default.socket),
         ledger: None,
+        people: Vec::new(),
     };
     table.finish();
     switch
+}
+
+fn person(mut table: Section<'_>) -> PersonConfig {
+    let roles = table.strings("roles");
+    let uid = table.integer("uid", 0, u64::from(u32::MAX));
+    if !table.has("uid") {
+        let todo = "give the user's number; `id -u NAME` shows it";
+        table.error("uid", "missing key \"uid\"", todo);
+    }
+    let person = PersonConfig {
+        name: table.required("name", "give the person a name"),
+        // Without one the file was refused.
+        uid: uid.unwrap_or_default(),
+        roles: roles
+            .iter()
+            .filter_map(|role| role.word(&Role::ALL))
+            .collect(),
+    };
+    table.finish();
+    person
 }
 
 /// Smallest size of a ledger: some thousand records.
@@ -196,6 +218,7 @@ fn workload(mut table: Section<'_>) -> WorkloadConfig {
             "write one address, such as \"10.0.0.1\" or \"fd00::1\"",
         ),
         tags: texts(table.strings("tags")),
+        owners: texts(table.strings("owners")),
         vlan: table.integer("vlan", 0, u64::from(u16::MAX)),
         volumes: texts(table.strings("volumes")),
     };

@@ -141,6 +141,8 @@ pub enum ErrorCode {
     Usage,
     /// The request was understood and refused: an invalid file, a port that cannot open. Exit code 1.
     Refused,
+    /// The caller lacks the role, or it is his own affair. Exit code 1.
+    Forbidden,
     /// The client speaks another protocol version. Exit code 3.
     Version,
 }

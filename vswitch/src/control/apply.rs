@@ -247,8 +247,14 @@ impl Control {
     /// Makes a whole desired state true. Ports and tags changed by command stay as they are.
     pub(crate) fn apply(&mut self, desired: Desired, source: &str) -> Result<Applied, ApplyError> {
         if desired.switch != self.desired.switch {
-            let ledger = desired.switch.ledger != self.desired.switch.ledger;
-            let table = if ledger { "ledger" } else { "switch" };
+            let (new, old) = (&desired.switch, &self.desired.switch);
+            let table = if new.people != old.people {
+                "person"
+            } else if new.ledger != old.ledger {
+                "ledger"
+            } else {
+                "switch"
+            };
             return Err(ApplyError::Invalid(vec![FieldError::new(
                 FieldPath::root().key(table),
                 format!("[{table}] cannot change while the switch runs"),
@@ -736,4 +742,4 @@ fn quota(config: &PortConfig, switch: &SwitchConfig) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

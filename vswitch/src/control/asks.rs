@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
 use super::apply::Control;
+use super::callers::Caller;
 use super::events::protocol_name;
 use super::state::Desired;
 use crate::datapath::snapshot::AttachmentId;
@@ -385,11 +386,12 @@ impl Control {
     pub(super) fn answer_ask(
         &mut self,
         given: &AskAnswer,
+        caller: &Caller,
         now_ns: u64,
     ) -> Result<AskInfo, ApiError> {
         let named = |id: u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
         let pending = self.asks.pending.iter().filter(|(id, _)| named(**id));
-        let mut pending = pending.map(|(id, pending)| (*id, pending.asking.terms));
+        let mut pending = pending.map(|(id, pending)| (*id, pending));
         let usage = |text: String| Err(ApiError::new(ErrorCode::Usage, text));
         let none = || {
             usage(format!(
@@ -398,7 +400,14 @@ impl Control {
             ))
         };
         let (id, terms) = match (pending.next(), pending.next()) {
-            (Some(found), None) => found,
+            (Some((id, pending)), None) => {
+                let ends = [pending.topic.from, pending.topic.to];
+                if let Some(no) = self.is_own_affair(caller, ends) {
+                    self.recorder.role_refused(&no);
+                    return Err(no.into());
+                }
+                (id, pending.asking.terms)
+            }
             (None, _) => return none(),
             (Some(_), Some(_)) => {
                 return usage(format!("several questions begin with {}", given.id));

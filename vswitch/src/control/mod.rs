@@ -5,6 +5,7 @@ pub mod api;
 mod apply;
 mod asks;
 mod attachments;
+mod callers;
 mod events;
 mod explain;
 mod loader;

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::api::Reply;
 use super::apply::Control;
+use super::callers::Caller;
 use super::events;
 use super::loader::Loader;
 use super::requests;
@@ -143,8 +144,9 @@ impl Reactor {
                 let (control, loader) = (&mut self.control, self.loader.as_deref());
                 if let Some(server) = &mut self.server {
                     server.ready(token & !KIND, now_ns, &self.epoll, token, |who, line| {
-                        control.recorder.by(format!("uid {}", who.uid));
-                        requests::answer(control, loader, line, now_ns)
+                        let caller = Caller::of(who.uid, &control.desired.switch.people);
+                        control.recorder.by(&caller.name);
+                        requests::answer(control, loader, &caller, line, now_ns)
                     });
                 }
             }

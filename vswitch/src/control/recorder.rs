@@ -5,10 +5,12 @@
 use tracing::error;
 
 use super::api::AskInfo;
+use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
 pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::body::{
-    Ask, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, Started, Stopped, Verdict,
+    Ask, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, RoleRefused, Started, Stopped,
+    Verdict,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Body, Config, Entry, Ledger};
@@ -159,6 +161,15 @@ impl Recorder {
         };
         let entry = self.entry(generation, record).workload(&ask.from);
         self.note(entry.port(port));
+    }
+
+    /// Whoever acts now may not do what he asked for.
+    pub(super) fn role_refused(&self, no: &NotYours) {
+        let record = RoleRefused {
+            call: no.call.to_owned(),
+            needs: no.needs.clone(),
+        };
+        self.note(Entry::by(&self.who, record));
     }
 
     /// The switch has ended. Returns when that is on disk.

@@ -1,6 +1,7 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
 use super::api::AskInfo;
+use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
 use crate::policy::model::{Policy, Scope};
 use crate::sys::eventfd::EventFd;
@@ -38,6 +39,8 @@ impl Recorder {
     pub(super) fn asked(&self, _: u64, _: &AskInfo, _: &str) {}
 
     pub(super) fn answered(&self, _: u64, _: (&AskInfo, &str), _: (bool, &str), _: (Scope, u64)) {}
+
+    pub(super) fn role_refused(&self, _: &NotYours) {}
 
     pub(super) fn close(&mut self, _: u64) {}
 }

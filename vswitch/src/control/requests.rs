@@ -7,6 +7,7 @@ use super::api::{
     ApiError, Applied, Envelope, ErrorCode, PolicyDiff, Reply, Request, VERSION, WatchFilter,
 };
 use super::apply::{ApplyError, Control};
+use super::callers::Caller;
 use super::loader::Loader;
 use super::server::Answer;
 use super::state::Desired;
@@ -63,6 +64,7 @@ fn line<T: Serialize>(result: Result<T, ApiError>) -> String {
 pub(super) fn answer(
     control: &mut Control,
     loader: Option<&dyn Loader>,
+    caller: &Caller,
     text: &str,
     now_ns: u64,
 ) -> Answer {
@@ -83,6 +85,10 @@ pub(super) fn answer(
         );
         return Answer::Reply(line::<()>(Err(error)));
     }
+    if let Err(no) = caller.may(&envelope.request) {
+        control.recorder.role_refused(&no);
+        return Answer::Reply(line::<()>(Err(no.into())));
+    }
     let r = match envelope.request {
         Request::Watch(filter) => return watch(control, filter),
         Request::Status => line(Ok(control.status(now_ns))),
@@ -95,7 +101,7 @@ pub(super) fn answer(
         Request::PolicyShow => line(Ok(control.policy_view(now_ns))),
         Request::Explain(q) => line(control.explain(&q, tick(now_ns))),
         Request::Asks => line(Ok(control.ask_infos(now_ns))),
-        Request::Answer(given) => line(control.answer_ask(&given, now_ns)),
+        Request::Answer(given) => line(control.answer_ask(&given, caller, now_ns)),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),

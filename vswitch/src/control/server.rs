@@ -3,7 +3,8 @@
 //! Runs on the control thread and never blocks it: every socket is non-blocking; a line, the
 //! number of clients and what waits to be read by one of them are bounded; a client that exceeds
 //! a bound, or sends nothing for too long, is dropped. Who may connect is decided by the socket's
-//! mode (0600, in a directory only we can write to) and again by the kernel's record of the peer.
+//! mode (in a directory only we can write to; our own user's, unless there are people to let in) and, request by request, by the
+//! kernel's record of the peer (`callers`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,6 +22,8 @@ use crate::sys::peer::{self, Peer};
 
 /// Clients at once; a person and a few scripts need a handful. Guess.
 const MAX_CLIENTS: usize = 64;
+/// Of one user who is neither root nor us, so that nobody keeps others out.
+const MAX_OF_ONE: usize = 16;
 /// What may wait for a client that watches: about 10,000 events. A reply may be larger.
 const MAX_STREAM_BYTES: usize = 4 << 20;
 /// A client that neither asks nor takes its answer is dropped after this.
@@ -91,8 +94,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Opens the socket at `path`, replacing one that a dead daemon left.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ServerError> {
+    /// Opens the socket at `path`, replacing one that a dead daemon left; for our own user, or for everybody.
+    pub(crate) fn bind(path: &Path, everybody: bool) -> Result<Self, ServerError> {
         let io = |what| {
             move |source| ServerError::Io {
                 what,
@@ -139,7 +142,8 @@ impl Server {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(io("listen on"))?;
-        let mode = std::fs::Permissions::from_mode(0o600);
+        let mode = if everybody { 0o666 } else { 0o600 };
+        let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(path, mode).map_err(io("set the mode of"))?;
         listener.set_nonblocking(true).map_err(io("listen on"))?;
         Ok(Server {
@@ -159,22 +163,21 @@ impl Server {
     /// Accepts who waits. `token` makes an epoll token of a client's number.
     pub(crate) fn accept(&mut self, epoll: &Epoll, token: impl Fn(u64) -> u64, now_ns: u64) {
         while let Ok((stream, _)) = self.listener.accept() {
-            let who = match peer::peer(&stream) {
-                Ok(p) if p.uid == 0 || p.uid == peer::euid() => p,
-                Ok(p) => {
-                    warn!(
-                        uid = p.uid,
-                        pid = p.pid,
-                        "API client refused: not root and not us"
-                    );
-                    continue;
-                }
-                Err(_) => continue,
+            let Ok(who) = peer::peer(&stream) else {
+                continue;
             };
-            if self.clients.len() >= MAX_CLIENTS {
+            let (all, his) = (self.clients.len(), self.clients_of(who.uid));
+            // Others take no room from whoever owns the machine.
+            let is_full = if who.uid == 0 || who.uid == peer::euid() {
+                his >= MAX_CLIENTS
+            } else {
+                his >= MAX_OF_ONE || all >= MAX_CLIENTS
+            };
+            if is_full {
                 warn!(
+                    uid = who.uid,
                     pid = who.pid,
-                    "API client refused: {MAX_CLIENTS} are connected"
+                    "API client refused: {all} are connected, {his} of this user"
                 );
                 continue;
             }
@@ -248,6 +251,10 @@ impl Server {
             }
             self.settle(id, open, epoll, token(id));
         }
+    }
+
+    fn clients_of(&self, uid: u32) -> usize {
+        self.clients.values().filter(|c| c.who.uid == uid).count()
     }
 
     /// Whether somebody watches.

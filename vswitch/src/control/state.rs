@@ -35,6 +35,8 @@ pub struct SwitchConfig {
     pub socket: PathBuf,
     /// `[ledger]`; `None`: nothing is recorded.
     pub ledger: Option<LedgerConfig>,
+    /// `[[person]]`: who may use the API beside root and the daemon's own user. Empty: these two may do everything.
+    pub people: Vec<PersonConfig>,
 }
 
 impl Default for SwitchConfig {
@@ -46,7 +48,54 @@ impl Default for SwitchConfig {
             max_ports: 256,
             socket: PathBuf::from("/run/vswitch/vswitch.sock"),
             ledger: None,
+            people: Vec::new(),
         }
+    }
+}
+
+/// `[[person]]`: somebody who may use the API, known by his user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PersonConfig {
+    /// What the ledger calls him.
+    pub name: String,
+    /// His user id, which the kernel tells (`SO_PEERCRED`, unix(7)).
+    pub uid: u32,
+    /// What he may do.
+    pub roles: Vec<Role>,
+}
+
+/// What a caller may do. Whoever has any role may read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Read.
+    Viewer,
+    /// Change ports, tags and the policy.
+    Operator,
+    /// Answer questions of workloads that are not his own.
+    Approver,
+    /// Loosen walls, together with a second person.
+    Security,
+    /// Set tags that begin with its own name and a slash.
+    Orchestrator,
+}
+
+impl Role {
+    /// All of them, by name.
+    pub const ALL: [(&str, Role); 5] = [
+        ("viewer", Role::Viewer),
+        ("operator", Role::Operator),
+        ("approver", Role::Approver),
+        ("security", Role::Security),
+        ("orchestrator", Role::Orchestrator),
+    ];
+
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let mut all = Role::ALL.iter();
+        all.find(|(_, role)| *role == self)
+            .map_or("", |(name, _)| name)
     }
 }
 
@@ -195,6 +244,8 @@ pub struct WorkloadConfig {
     pub ip: Vec<IpAddr>,
     /// Tags, `key:value` by habit.
     pub tags: Vec<String>,
+    /// Names of people (`[[person]]`) whose it is: they do not answer its questions.
+    pub owners: Vec<String>,
     /// VLAN tag that tells it from the port's other workloads (a container inside a VM). In the
     /// port's `trunk` it also is the workload's L2 domain; else the workload shares the port's.
     pub vlan: Option<u16>,

@@ -159,7 +159,10 @@ impl SwitchBuilder {
     /// [`SwitchError`]: what, where, what to do.
     pub fn spawn(self) -> Result<Switch, SwitchError> {
         // First, so that a second daemon on the same socket fails before it touches a port.
-        let server = self.api.as_deref().map(Server::bind).transpose()?;
+        let server = self.api.as_deref();
+        let everybody = !self.desired.switch.people.is_empty();
+        let server = server.map(|path| Server::bind(path, everybody));
+        let server = server.transpose()?;
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
         // Before there is anything to be recorded.
         let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;

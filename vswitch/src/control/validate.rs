@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::state::{Desired, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
+use super::state::{Desired, PersonConfig, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::{
     Classifier, Compiled, Edit, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
@@ -47,6 +47,7 @@ pub(super) fn compile(
         owners: Owners::default(),
     };
     check.switch(&desired.switch);
+    check.people(&desired.switch.people);
     for (index, port) in desired.ports.iter().enumerate() {
         let at = FieldPath::root().item("port", index, &port.name);
         check.port(&at, port);
@@ -176,6 +177,53 @@ impl<'a> Check<'a> {
             );
         }
         self.socket(&at, &switch.socket);
+    }
+
+    fn people(&mut self, people: &[PersonConfig]) {
+        for (n, person) in people.iter().enumerate() {
+            let at = FieldPath::root().item("person", n, &person.name);
+            self.name(&at, &person.name);
+            let others = people.iter().take(n);
+            if let Some(other) = others.clone().find(|other| other.uid == person.uid) {
+                self.error(
+                    at.key("uid"),
+                    format!("user {} is already {:?}", person.uid, other.name),
+                    "give each person a user of his own",
+                );
+            }
+            if others.clone().any(|other| other.name == person.name) {
+                self.error(
+                    at.key("name"),
+                    format!("duplicate person {:?}", person.name),
+                    "rename one; the ledger knows a person by the name",
+                );
+            }
+            if person.roles.is_empty() {
+                self.error(
+                    at.key("roles"),
+                    format!("{:?} may do nothing", person.name),
+                    "give a role, such as \"viewer\"",
+                );
+            }
+        }
+    }
+
+    fn belongs_to(&mut self, at: &FieldPath, workload: &WorkloadConfig) {
+        let people = &self.desired.switch.people;
+        for (n, owner) in workload.owners.iter().enumerate() {
+            if people.iter().any(|person| person.name == *owner) {
+                continue;
+            }
+            let todo = match nearest(owner, people.iter().map(|p| p.name.as_str())) {
+                Some(name) => format!("did you mean {name:?}?"),
+                None => "declare the person with [[person]]".to_owned(),
+            };
+            self.error(
+                at.item("owners", n, ""),
+                format!("unknown person {owner:?}"),
+                todo,
+            );
+        }
     }
 
     fn port(&mut self, at: &FieldPath, port: &'a PortConfig) {
@@ -372,6 +420,7 @@ impl<'a> Check<'a> {
 
     fn workload(&mut self, at: &FieldPath, port: &'a PortConfig, workload: &'a WorkloadConfig) {
         self.name(at, &workload.name);
+        self.belongs_to(at, workload);
         let tenant = port.tenant.as_str();
         if !self.owners.workloads.insert((tenant, &workload.name)) {
             self.error(

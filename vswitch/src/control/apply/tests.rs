@@ -28,7 +28,7 @@ fn policy(rule: &str, action: Action) -> Policy {
 }
 
 /// A control side whose workers do not run: nobody reads snapshots, so each one settles at once.
-fn control() -> Control {
+pub(in crate::control) fn control() -> Control {
     let config = SwitchConfig {
         connections: 64,
         max_ports: 4,

@@ -83,7 +83,7 @@ fn each_person_may_what_his_roles_say_and_nobody_answers_for_his_own_workload() 
         port(&lab, "b", ""),
         workload("b", 2, "10.0.0.2", ""),
     ];
-    let policy = "[[rule]]\nname = \"asks\"\nfrom = \"any\"\nto = \"any\"\naction = \"ask\"\notherwise = \"deny\"\ndeadline_ms = 600000\n";
+    let policy = "[[rule]]\nname = \"asks\"\nfrom = \"any\"\nto = \"any\"\naction = \"ask\"\notherwise = \"deny\"\ndeadline_ms = 300000\n";
     let switch = SwitchConfig::new(&lab, "switch", &toml.concat(), policy).start();
     let [mut a, mut b] = ["a", "b"].map(|name| Station::attach(&lab, name));
     switch.wait_ports_up(2);

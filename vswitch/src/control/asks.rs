@@ -5,11 +5,14 @@
 //! put where workers find it (`datapath/verdicts`), and stays here as long as it holds: it names the two ends as they were when
 //! it was asked for (their *incarnations*) and the rules that asked, and is taken back when one of these changes.
 
+mod kept;
+
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _};
 
 use flowtable::{Endpoint, FlowKey, Participant};
+use kept::Kept;
 use tracing::{info, warn};
 
 use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
@@ -63,17 +66,20 @@ struct Standing {
 }
 
 impl Standing {
-    /// When it can be forgotten; `None`: connections go on by it for as long as they like. A denial is remembered a while
+    /// When it can be forgotten; [`u64::MAX`]: connections go on by it for as long as they like. A denial is remembered a while
     /// longer than it holds, because the next one will hold longer.
-    fn over_ns(&self) -> Option<u64> {
+    fn over_ns(&self) -> u64 {
         let Answer {
             yes,
             keep,
             expires_ns,
             ..
         } = self.answer;
-        let longer_ns = if yes { 0 } else { BACK_OFF_MAX_NS };
-        (!(yes && keep)).then_some(expires_ns + longer_ns)
+        match (yes, keep) {
+            (true, true) => u64::MAX,
+            (true, false) => expires_ns,
+            (false, _) => expires_ns + BACK_OFF_MAX_NS,
+        }
     }
 }
 
@@ -84,8 +90,10 @@ pub(super) struct Asks {
     access: Participant,
     pending: BTreeMap<u64, Pending>,
     by_topic: HashMap<FlowKey, u64>,
+    /// Of those that wait: until when, and their ids.
+    deadlines: BTreeSet<(u64, u64)>,
     /// By what they are about: a topic, or one connection.
-    standing: HashMap<FlowKey, Standing>,
+    standing: Kept<Standing>,
     incarnations: HashMap<AttachmentId, u64>,
     /// For ids that nobody can guess.
     random: RandomState,
@@ -99,7 +107,8 @@ impl Asks {
             access,
             pending: BTreeMap::new(),
             by_topic: HashMap::new(),
-            standing: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            standing: Kept::new(PER_WORKLOAD),
             incarnations: HashMap::new(),
             random: RandomState::new(),
             ids: 0,
@@ -111,17 +120,29 @@ impl Asks {
         self.random.hash_one(self.ids)
     }
 
+    fn remember(&mut self, id: u64, pending: Pending) {
+        self.by_topic.insert(pending.topic.key(), id);
+        self.deadlines.insert((pending.deadline_ns, id));
+        self.pending.insert(id, pending);
+    }
+
     fn forget(&mut self, id: u64) -> Option<Pending> {
         let pending = self.pending.remove(&id)?;
         self.by_topic.remove(&pending.topic.key());
+        self.deadlines.remove(&(pending.deadline_ns, id));
         Some(pending)
+    }
+
+    /// Takes one that has waited long enough.
+    fn take_late(&mut self, now_ns: u64) -> Option<(u64, Pending)> {
+        let (_, id) = *self.deadlines.first().filter(|(at, _)| *at <= now_ns)?;
+        Some((id, self.forget(id)?))
     }
 
     /// When there is something to do without being asked.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
-        let pending = self.pending.values().map(|p| p.deadline_ns);
-        let standing = self.standing.values().filter_map(Standing::over_ns);
-        pending.chain(standing).min()
+        let pending = self.deadlines.first().map(|(at, _)| *at);
+        pending.into_iter().chain(self.standing.next_ns()).min()
     }
 }
 
@@ -227,8 +248,7 @@ impl Control {
         log(&shown, "ask", None);
         let port = self.port_of(&pending);
         self.recorder.asked(event.generation, &shown, &port);
-        self.asks.by_topic.insert(topic.key(), id);
-        self.asks.pending.insert(id, pending);
+        self.asks.remember(id, pending);
     }
 
     /// What a port had dropped for asking too much.
@@ -242,13 +262,7 @@ impl Control {
 
     /// Answers what has waited long enough, and forgets answers whose time is over.
     pub(super) fn tick_asks(&mut self, now_ns: u64) {
-        let late = self.asks.pending.iter();
-        let late = late.filter(|(_, p)| p.deadline_ns <= now_ns);
-        let late: Vec<_> = late.map(|(id, _)| *id).collect();
-        for id in late {
-            let Some(pending) = self.asks.forget(id) else {
-                continue;
-            };
+        while let Some((id, pending)) = self.asks.take_late(now_ns) {
             // Whoever asks for more than he may has no claim on what a rule says of a late answer.
             let yes = pending.asking.terms.otherwise == Otherwise::Allow
                 && self.over_budget(pending.first.port) == pending.over_budget;
@@ -270,8 +284,7 @@ impl Control {
             );
         }
         let mut cut = false;
-        let over = |s: &Standing| s.over_ns().is_some_and(|at| at <= now_ns);
-        for (about, standing) in self.asks.standing.extract_if(|_, s| over(s)) {
+        while let Some((about, standing)) = self.asks.standing.take_over(now_ns) {
             self.shared.verdicts.take_back(&self.asks.access, &about);
             cut |= standing.answer.yes && standing.on_expiry == OnExpiry::Cut;
         }
@@ -298,28 +311,25 @@ impl Control {
                 .expires_ns
                 .max(now_ns + back_off.min(BACK_OFF_MAX_NS));
         }
-        let mine = |s: &Standing| s.topic.from == pending.topic.from;
-        let standing = self.asks.standing.iter().filter(|(_, s)| mine(s));
-        if standing.clone().count() >= PER_WORKLOAD
-            && let Some((oldest, _)) = standing.min_by_key(|(_, s)| s.answer.expires_ns)
-        {
-            let oldest = *oldest;
-            self.asks.standing.remove(&oldest);
-            self.shared.verdicts.take_back(&self.asks.access, &oldest);
-        }
-        let is_in = self.shared.verdicts.give(&self.asks.access, &about, answer);
-        self.asks.access.quiesce();
-        if !is_in {
-            warn!("no room for another answer: it counts as a no");
-            return;
-        }
         let standing = Standing {
             topic: pending.topic,
             answer,
             on_expiry: pending.asking.terms.on_expiry,
             denials,
         };
-        self.asks.standing.insert(about, standing);
+        let ends = (answer.expires_ns, standing.over_ns());
+        let from = pending.topic.from;
+        let oldest = self.asks.standing.insert(about, from, ends, standing);
+        if let Some((oldest, _)) = oldest {
+            self.shared.verdicts.take_back(&self.asks.access, &oldest);
+        }
+        let is_in = self.shared.verdicts.give(&self.asks.access, &about, answer);
+        self.asks.access.quiesce();
+        if !is_in {
+            self.asks.standing.remove(&about);
+            warn!("no room for another answer: it counts as a no");
+            return;
+        }
         let shown = self.ask_info(id, pending, now_ns);
         let what = if answer.yes { "allowed" } else { "denied" };
         log(&shown, what, Some(why));
@@ -459,11 +469,8 @@ impl Control {
         let stands = |topic: &Topic, definition| {
             same(topic.from) && same(topic.to) && asks.contains(&definition)
         };
-        for (about, _) in self
-            .asks
-            .standing
-            .extract_if(|_, s| !stands(&s.topic, s.answer.definition))
-        {
+        let void = |s: &Standing| !stands(&s.topic, s.answer.definition);
+        for (about, _) in self.asks.standing.take_all(void) {
             self.shared.verdicts.take_back(&self.asks.access, &about);
         }
         let void = self.asks.pending.iter();

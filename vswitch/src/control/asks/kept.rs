@@ -1,0 +1,171 @@
+//! What is kept about many topics: found by its key, forgotten when its time is over, and so many at most of one workload,
+//! whose lowest in rank gives way to a new one. Nothing is searched, however many there are.
+
+use std::collections::{BTreeMap, HashMap};
+
+use flowtable::FlowKey;
+
+use crate::datapath::snapshot::AttachmentId;
+
+/// In the order of a number; the second one tells equals apart.
+type Ordered = BTreeMap<(u64, u64), FlowKey>;
+
+#[derive(Debug)]
+struct Entry<V> {
+    value: V,
+    owner: AttachmentId,
+    rank: u64,
+    over_ns: u64,
+    seq: u64,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Kept<V> {
+    entries: HashMap<FlowKey, Entry<V>>,
+    /// By owner and rank.
+    owned: HashMap<AttachmentId, Ordered>,
+    /// By when their time is over.
+    over: Ordered,
+    seq: u64,
+    per_owner: usize,
+}
+
+impl<V> Kept<V> {
+    /// Nothing yet.
+    pub(super) fn new(per_owner: usize) -> Self {
+        Kept {
+            entries: HashMap::new(),
+            owned: HashMap::new(),
+            over: BTreeMap::new(),
+            seq: 0,
+            per_owner,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn get(&self, key: &FlowKey) -> Option<&V> {
+        self.entries.get(key).map(|entry| &entry.value)
+    }
+
+    /// When there is something to be forgotten; `None`: never.
+    pub(super) fn next_ns(&self) -> Option<u64> {
+        let ((at, _), _) = self.over.first_key_value()?;
+        (*at != u64::MAX).then_some(*at)
+    }
+
+    /// Keeps a value, instead of an earlier one, until `over_ns` ([`u64::MAX`]: until it is taken out). Returns what of its owner
+    /// had to give way.
+    pub(super) fn insert(
+        &mut self,
+        key: FlowKey,
+        owner: AttachmentId,
+        (rank, over_ns): (u64, u64),
+        value: V,
+    ) -> Option<(FlowKey, V)> {
+        self.remove(&key);
+        let owned = self.owned.get(&owner);
+        let full = owned.filter(|owned| owned.len() >= self.per_owner);
+        let lowest = full.and_then(|owned| owned.first_key_value());
+        let lowest = lowest.map(|(_, key)| *key);
+        let gone = lowest.and_then(|key| Some((key, self.remove(&key)?)));
+        self.seq += 1;
+        let seq = self.seq;
+        let owned = self.owned.entry(owner).or_default();
+        owned.insert((rank, seq), key);
+        self.over.insert((over_ns, seq), key);
+        let entry = Entry {
+            value,
+            owner,
+            rank,
+            over_ns,
+            seq,
+        };
+        self.entries.insert(key, entry);
+        gone
+    }
+
+    pub(super) fn remove(&mut self, key: &FlowKey) -> Option<V> {
+        let entry = self.entries.remove(key)?;
+        self.over.remove(&(entry.over_ns, entry.seq));
+        if let Some(owned) = self.owned.get_mut(&entry.owner) {
+            owned.remove(&(entry.rank, entry.seq));
+            if owned.is_empty() {
+                self.owned.remove(&entry.owner);
+            }
+        }
+        Some(entry.value)
+    }
+
+    /// Takes out something whose time is over.
+    pub(super) fn take_over(&mut self, now_ns: u64) -> Option<(FlowKey, V)> {
+        let at = self.next_ns()?;
+        let (_, key) = self.over.first_key_value().filter(|_| at <= now_ns)?;
+        let key = *key;
+        Some((key, self.remove(&key)?))
+    }
+
+    /// Takes out all that `gone` says.
+    pub(super) fn take_all(&mut self, gone: impl Fn(&V) -> bool) -> Vec<(FlowKey, V)> {
+        let keys = self.entries.iter().filter(|(_, e)| gone(&e.value));
+        let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
+        let taken = keys.into_iter().filter_map(|k| Some((k, self.remove(&k)?)));
+        taken.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Addr;
+    use flowtable::Endpoint;
+
+    fn key(n: u16) -> FlowKey {
+        let end = |last, port| Endpoint {
+            addr: Addr::from_v4_bytes([10, 0, 0, last]),
+            port,
+            attachment: 0,
+        };
+        FlowKey::new(0, 6, &end(1, n), &end(2, 80)).0
+    }
+
+    const A: AttachmentId = AttachmentId(1);
+    const B: AttachmentId = AttachmentId(2);
+
+    #[test]
+    fn one_owner_takes_no_place_of_another() {
+        let mut kept = Kept::new(2);
+        assert_eq!(kept.insert(key(1), B, (0, 9), "b"), None);
+        assert_eq!(kept.insert(key(2), A, (5, 9), "first"), None);
+        assert_eq!(kept.insert(key(3), A, (7, 9), "second"), None);
+        // In its own place.
+        assert_eq!(kept.insert(key(2), A, (8, 9), "again"), None);
+        assert_eq!(
+            kept.insert(key(4), A, (6, 9), "third"),
+            Some((key(3), "second"))
+        );
+        assert_eq!(kept.get(&key(1)), Some(&"b"));
+        assert_eq!(kept.get(&key(2)), Some(&"again"));
+        assert_eq!(kept.get(&key(3)), None);
+    }
+
+    #[test]
+    fn it_is_forgotten_when_its_time_is_over_and_not_before() {
+        let mut kept = Kept::new(8);
+        kept.insert(key(1), A, (0, 20), 1);
+        kept.insert(key(2), A, (0, 10), 2);
+        kept.insert(key(3), B, (0, 10), 3);
+        kept.insert(key(4), B, (0, u64::MAX), 4);
+        assert_eq!((kept.next_ns(), kept.take_over(9)), (Some(10), None));
+        assert_eq!(kept.take_over(10), Some((key(2), 2)));
+        assert_eq!(kept.take_over(10), Some((key(3), 3)));
+        assert_eq!(kept.take_over(10), None);
+        assert_eq!(kept.take_all(|n| *n == 1), [(key(1), 1)]);
+        assert_eq!((kept.next_ns(), kept.take_over(u64::MAX)), (None, None));
+        assert_eq!(kept.remove(&key(4)), Some(4));
+        assert!(kept.is_empty() && kept.owned.is_empty() && kept.over.is_empty());
+    }
+}

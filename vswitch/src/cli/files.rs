@@ -53,8 +53,8 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
 #[derive(Debug)]
 pub(super) struct Files {
     switch: PathBuf,
-    /// As `switch.toml` last said.
-    policy: Mutex<PathBuf>,
+    /// What `switch.toml` last named.
+    named: Mutex<config::Named>,
     /// From the command line: stands above the file.
     socket: Option<PathBuf>,
 }
@@ -69,7 +69,7 @@ impl Files {
         // say where that was.
         let switch = std::path::absolute(switch).unwrap_or_else(|_e| switch.to_owned());
         let mut files = Files {
-            policy: Mutex::new(config::policy_path(&switch)?),
+            named: Mutex::new(config::named(&switch)?),
             switch,
             socket,
         };
@@ -79,15 +79,15 @@ impl Files {
         Ok((files, desired))
     }
 
-    fn policy_path(&self) -> PathBuf {
-        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
-        policy.clone()
+    fn named(&self) -> config::Named {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named.clone()
     }
 
     fn read(&self) -> Result<Desired, config::Errors> {
-        let policy = config::policy_path(&self.switch)?;
+        let named = config::named(&self.switch)?;
         let mut desired = config::load(&self.switch)?;
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
         if let Some(socket) = &self.socket {
             desired.switch.socket.clone_from(socket);
         }
@@ -105,11 +105,15 @@ impl Loader for Files {
     }
 
     fn policy_source(&self) -> String {
-        self.policy_path().display().to_string()
+        self.named().policy.display().to_string()
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.switch.clone(), self.policy_path()]
+        let config::Named { policy, rules } = self.named();
+        [self.switch.clone(), policy]
+            .into_iter()
+            .chain(rules)
+            .collect()
     }
 
     fn policy(&self, text: &str, source: &str, desired: &Desired) -> Result<Policy, Vec<String>> {

@@ -8,6 +8,8 @@ mod client;
 mod files;
 #[cfg(feature = "manager")]
 mod ledger;
+#[cfg(feature = "manager")]
+mod manager;
 mod progress;
 mod run;
 mod show;
@@ -132,6 +134,10 @@ enum Command {
     },
     /// Counters, and whether every frame is accounted for.
     Stats,
+    /// Who answers questions.
+    #[cfg(feature = "manager")]
+    #[command(subcommand)]
+    Manager(manager::ManagerCommand),
     /// The record of decisions; reads its file, no daemon is asked.
     #[cfg(feature = "manager")]
     #[command(subcommand)]
@@ -450,6 +456,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         }
         #[cfg(feature = "manager")]
         Command::Ledger(command) => ledger::ledger(command, out),
+        #[cfg(feature = "manager")]
+        Command::Manager(command) => manager::manager(command, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vswitch", &mut script);
@@ -510,15 +518,19 @@ fn check(file: &std::path::Path, out: Out) -> Result<Answer, Failure> {
                 "workloads": workloads,
                 "segments": desired.policy.segments.len(),
                 "rules": desired.policy.rules.len(),
+                "decisions": desired.decisions.as_ref().map(|d| &d.name),
             });
             out.print(&good, |_| {
                 format!(
-                    "{}: valid: {}, {}, {}, {}",
+                    "{}: valid: {}, {}, {}, {}{}",
                     file.display(),
                     show::n(desired.ports.len(), "port"),
                     show::n(workloads, "workload"),
                     show::n(desired.policy.segments.len(), "segment"),
-                    show::n(desired.policy.rules.len(), "rule")
+                    show::n(desired.policy.rules.len(), "rule"),
+                    desired.decisions.as_ref().map_or_else(String::new, |d| {
+                        format!("; questions answered by {}", d.name)
+                    })
                 )
             })
         }

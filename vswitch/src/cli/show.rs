@@ -97,6 +97,19 @@ pub(super) fn status(s: &Status) -> String {
     if s.events_lost > 0 {
         let _ = writeln!(out, "events lost  {}", s.events_lost);
     }
+    if let Some(m) = &s.manager {
+        let _ = writeln!(
+            out,
+            "questions: answered by {} in {}: {} asked, {} answered, {} left to people, {} too late, {} too many",
+            n(m.rules, "rule"),
+            m.source,
+            m.asked,
+            m.answered,
+            m.undecided,
+            m.late,
+            m.busy
+        );
+    }
     for line in &s.refused {
         let _ = writeln!(out, "configuration refused: {line}");
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use errors::{Error, Errors};
 pub use switch::Machine;
 
-use crate::control::state::{Desired, LedgerConfig, PortConfig, SwitchConfig};
+use crate::control::state::{Decisions, Desired, LedgerConfig, PortConfig, SwitchConfig};
 use crate::control::validate::validate;
 use crate::policy::FieldError;
 use crate::policy::model::Policy;
@@ -64,7 +64,8 @@ fn load_and(
     if machine.policy.as_os_str().is_empty() {
         return Err(Errors::new(document.errors()));
     }
-    let policy_path = path.parent().unwrap_or(Path::new("")).join(&machine.policy);
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let policy_path = beside.join(&machine.policy);
     let policy_text = match read_file(&policy_path) {
         Ok(text) => text,
         Err(unreadable) => {
@@ -75,14 +76,81 @@ fn load_and(
     };
     let policy_file = policy_path.display().to_string();
     let policy = Document::new(&policy_file, &policy_text);
-    finish(machine, document, policy, check)
+    let rules = machine.rules.as_ref().map(|rules| beside.join(rules));
+    let (decisions, wrong) = match rules.as_deref().map(load_decisions) {
+        None => (None, Vec::new()),
+        Some(Ok(decisions)) => (Some(decisions), Vec::new()),
+        Some(Err(errors)) => (None, errors.shown),
+    };
+    match finish(machine, document, policy, check) {
+        Ok(desired) if wrong.is_empty() => Ok(Desired {
+            decisions,
+            ..desired
+        }),
+        Ok(_) => Err(Errors::new(wrong)),
+        Err(mut errors) => {
+            errors.shown.extend(wrong);
+            Err(errors)
+        }
+    }
 }
 
-/// Where the policy of this `switch.toml` is.
+/// Reads rules for decisions.
+///
+/// # Errors
+/// Everything wrong with the file.
+pub fn load_decisions(path: &Path) -> Result<Decisions, Errors> {
+    let decisions = Decisions {
+        name: path.display().to_string(),
+        text: read_file(path)?,
+    };
+    let wrong = wrong_rules(&decisions);
+    if wrong.is_empty() {
+        Ok(decisions)
+    } else {
+        Err(Errors::new(wrong))
+    }
+}
+
+#[cfg(feature = "manager")]
+fn wrong_rules(decisions: &Decisions) -> Vec<Error> {
+    let Err(faults) = crate::manager::rules::Rules::parse(&decisions.text) else {
+        return Vec::new();
+    };
+    let mut positions = errors::Positions::new(&decisions.text);
+    let errors = faults.into_iter().map(|fault| {
+        let (line, column) = positions.at(fault.offset);
+        Error {
+            file: decisions.name.clone(),
+            line: Some(line),
+            column: Some(column),
+            what: fault.what,
+            todo: fault.todo,
+        }
+    });
+    errors.collect()
+}
+
+/// Nobody would follow them.
+#[cfg(not(feature = "manager"))]
+fn wrong_rules(_: &Decisions) -> Vec<Error> {
+    Vec::new()
+}
+
+/// The files that a `switch.toml` names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Named {
+    /// Its policy.
+    pub policy: PathBuf,
+    /// Its rules for decisions.
+    pub rules: Option<PathBuf>,
+}
+
+/// What this `switch.toml` names.
 ///
 /// # Errors
 /// Everything wrong with `switch.toml` by itself.
-pub fn policy_path(path: &Path) -> Result<PathBuf, Errors> {
+pub fn named(path: &Path) -> Result<Named, Errors> {
     let text = read_file(path)?;
     let file = path.display().to_string();
     let document = Document::new(&file, &text);
@@ -91,7 +159,11 @@ pub fn policy_path(path: &Path) -> Result<PathBuf, Errors> {
         .map(|table| switch::read(document.root(&table)));
     match machine {
         Some(m) if !m.policy.as_os_str().is_empty() => {
-            Ok(path.parent().unwrap_or(Path::new("")).join(m.policy))
+            let beside = path.parent().unwrap_or(Path::new(""));
+            Ok(Named {
+                policy: beside.join(m.policy),
+                rules: m.rules.map(|rules| beside.join(rules)),
+            })
         }
         _ => Err(Errors::new(document.errors())),
     }
@@ -113,6 +185,7 @@ pub fn load_policy(path: &Path, desired: &Desired) -> Result<Policy, Errors> {
 pub fn parse_policy_for(name: &str, text: &str, desired: &Desired) -> Result<Policy, Errors> {
     let machine = Machine {
         policy: name.into(),
+        rules: None,
         switch: desired.switch.clone(),
         ports: desired.ports.clone(),
     };
@@ -189,6 +262,7 @@ pub fn parse(names: (&str, &str), switch: &str, policy: &str) -> Result<Desired,
 pub fn parse_policy(name: &str, text: &str) -> Result<Policy, Errors> {
     let machine = Machine {
         policy: name.into(),
+        rules: None,
         // Whether the machine has what it needs is another question.
         switch: SwitchConfig {
             ledger: Some(LedgerConfig::default()),
@@ -211,6 +285,7 @@ fn finish(
         switch: machine.switch,
         ports: machine.ports,
         policy: Policy::default(),
+        decisions: None,
     };
     let mut elsewhere = Vec::new();
     if let Some(table) = policy.parse() {

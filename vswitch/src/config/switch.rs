@@ -14,6 +14,8 @@ use crate::packet::{Cidr, Mac};
 pub struct Machine {
     /// `policy`, as written.
     pub policy: PathBuf,
+    /// `[manager] rules`, as written.
+    pub rules: Option<PathBuf>,
     /// `[switch]`.
     pub switch: SwitchConfig,
     /// `[[port]]`, in file order.
@@ -27,6 +29,7 @@ pub(super) fn read(mut root: Section<'_>) -> Machine {
     let todo = "name the policy file; an empty one denies everything";
     let machine = Machine {
         policy: root.required("policy", todo).into(),
+        rules: root.table("manager").and_then(manager),
         switch: SwitchConfig {
             ledger: root.table("ledger").map(ledger),
             people: root.tables("person").into_iter().map(person).collect(),
@@ -107,6 +110,20 @@ fn ledger(mut table: Section<'_>) -> LedgerConfig {
     };
     table.finish();
     ledger
+}
+
+/// Where the rules for decisions are.
+fn manager(mut table: Section<'_>) -> Option<PathBuf> {
+    if cfg!(not(feature = "manager")) {
+        let todo = "build it with the feature \"manager\", or remove the table";
+        table.error("rules", "this program was built without the manager", todo);
+        table.allow(&["rules"]);
+        table.finish();
+        return None;
+    }
+    let rules = table.required("rules", "name the file of Cedar policies");
+    table.finish();
+    (!rules.is_empty()).then(|| rules.into())
 }
 
 fn path(table: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {

@@ -182,6 +182,27 @@ pub struct Status {
     pub events_lost: u64,
     /// Why the configuration files, as they are now, are not in force; empty when they are.
     pub refused: Vec<String>,
+    /// Who answers questions, beside people.
+    pub manager: Option<ManagerInfo>,
+}
+
+/// Who answers questions, and what came of them since it began.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ManagerInfo {
+    /// The file of its rules.
+    pub source: String,
+    /// Rules in it.
+    pub rules: usize,
+    /// Questions it was asked.
+    pub asked: u64,
+    /// Answered with yes or no.
+    pub answered: u64,
+    /// Left to people, or the deadline.
+    pub undecided: u64,
+    /// Answers that nobody waited for any more, or that nobody had asked for.
+    pub late: u64,
+    /// Questions that it was too busy for.
+    pub busy: u64,
 }
 
 /// One worker.

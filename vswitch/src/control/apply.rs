@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use super::api::Applied;
 use super::asks::Asks;
 use super::attachments::Attachments;
+use super::deciding::Deciding;
 use super::plan::{Plan, describe, plan};
 use super::ports::{OpenPort, PortControl, PortError};
 use super::recorder::Recorder;
@@ -194,6 +195,7 @@ pub(crate) struct Control {
     /// When orphaned ports are tried again.
     renew_at_ns: u64,
     pub(super) recorder: Recorder,
+    pub(super) deciding: Deciding,
 }
 
 /// Where a change comes from: what its policy is called, and when that goes back by itself.
@@ -235,6 +237,7 @@ impl Control {
             started_ns: now_ns,
             renew_at_ns: now_ns,
             recorder: Recorder::none(),
+            deciding: Deciding::new(),
         }
     }
 
@@ -428,6 +431,12 @@ impl Control {
         }
         let previous = self.classifier().map(|c| (&self.desired, &**c));
         let compiled = validate::compile(&desired, previous).map_err(ApplyError::Invalid)?;
+        let decisions = desired.decisions != self.desired.decisions;
+        let rules = if decisions {
+            Deciding::check(desired.decisions.as_ref()).map_err(ApplyError::Invalid)?
+        } else {
+            Default::default()
+        };
         let renew = match again {
             Again::Port(name) => Some(name),
             Again::No | Again::Judge => None,
@@ -486,12 +495,16 @@ impl Control {
         self.outlive(&desired, &classifier);
         let start = Instant::now();
         let generation = self.shared.publish(snapshot);
-        let changes = describe(&plan, &self.desired, &desired);
+        let mut changes = describe(&plan, &self.desired, &desired);
         let before = self.desired.ports.clone();
+        if decisions {
+            changes.push(Deciding::describe(desired.decisions.as_ref()));
+        }
         self.commit(&plan, opened, desired, generation, classifier);
         let settled = self.settle(generation, start);
         let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.record(&plan, &before, generation, cause, &changes);
+        self.decide_by(rules, decisions);
         self.reap();
         if !settled {
             error!(generation, "workers have not taken up the snapshot");
@@ -619,6 +632,7 @@ impl Control {
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
         self.take_asks(now_ns);
+        self.take_answers(now_ns);
         self.tick_asks(now_ns);
         for port in &mut self.ports {
             if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {

@@ -12,12 +12,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _};
 
 use flowtable::{Endpoint, FlowKey, Participant};
-use kept::Kept;
+pub(super) use kept::Kept;
 use tracing::{info, warn};
 
 use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
 use super::apply::Control;
 use super::callers::Caller;
+use super::deciding::Outcome;
 use super::events::protocol_name;
 use super::state::Desired;
 use crate::datapath::snapshot::AttachmentId;
@@ -43,16 +44,26 @@ const MS_NS: u64 = 1_000_000;
 
 /// A question that waits.
 #[derive(Debug)]
-struct Pending {
-    topic: Topic,
+pub(super) struct Pending {
+    pub(super) topic: Topic,
     /// The connection that was asked about first.
-    first: AskEvent,
-    asking: Asking,
+    pub(super) first: AskEvent,
+    pub(super) asking: Asking,
+    /// The rule that asks, by its name.
+    pub(super) rule: String,
     deadline_ns: u64,
     /// What its port had dropped for asking too much when it asked.
     over_budget: u64,
     /// Workers that asked, and whose frames have not gone since.
     askers: u32,
+}
+
+/// What somebody answers, within what the rule admits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Given {
+    pub(super) yes: bool,
+    pub(super) scope: Scope,
+    pub(super) ttl_s: u32,
 }
 
 /// An answer that stands, or did until a moment ago.
@@ -118,6 +129,18 @@ impl Asks {
     fn id(&mut self) -> u64 {
         self.ids += 1;
         self.random.hash_one(self.ids)
+    }
+
+    /// A question that waits.
+    #[cfg(feature = "manager")]
+    pub(super) fn pending(&self, id: u64) -> Option<&Pending> {
+        self.pending.get(&id)
+    }
+
+    /// All that wait, the most urgent first.
+    #[cfg(feature = "manager")]
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.deadlines.iter().map(|(_, id)| *id).collect()
     }
 
     fn remember(&mut self, id: u64, pending: Pending) {
@@ -229,8 +252,10 @@ impl Control {
             // Of a policy that is long gone: what waits is judged anew when its time is over.
             return;
         };
+        let rule = self.rule_of(event.generation, asking.rule);
         if let Some(pending) = known.and_then(|id| self.asks.pending.get_mut(&id)) {
             // Another worker's, or the same again under changed rules, which decide.
+            pending.rule = rule;
             pending.asking = asking;
             pending.askers += 1;
             return;
@@ -240,6 +265,7 @@ impl Control {
             topic,
             first: event,
             asking,
+            rule,
             deadline_ns: event.time_ns + u64::from(asking.terms.deadline_ms) * MS_NS,
             over_budget: self.over_budget(event.port),
             askers: 1,
@@ -249,6 +275,7 @@ impl Control {
         let port = self.port_of(&pending);
         self.recorder.asked(event.generation, &shown, &port);
         self.asks.remember(id, pending);
+        self.ask_manager(id, now_ns);
     }
 
     /// What a port had dropped for asking too much.
@@ -275,6 +302,8 @@ impl Control {
                 definition: pending.asking.definition,
             };
             let about = pending.topic.key();
+            self.deciding
+                .concluded(&pending.topic, Outcome::Unanswered, now_ns);
             self.give(
                 about,
                 (id, &pending),
@@ -354,9 +383,8 @@ impl Control {
         port.map_or_else(|| "-".to_owned(), |p| p.config.name.clone())
     }
 
-    fn rule_of(&self, pending: &Pending) -> String {
-        let rule = pending.asking.rule;
-        let classifier = self.classifier_at(pending.first.generation);
+    fn rule_of(&self, generation: u64, rule: RuleId) -> String {
+        let classifier = self.classifier_at(generation);
         classifier.map_or_else(String::new, |c| c.rule_name(rule).to_owned())
     }
 
@@ -365,7 +393,7 @@ impl Control {
         let ms = |ns: u64| ns / MS_NS;
         AskInfo {
             id: format!("{id:016x}"),
-            rule: self.rule_of(pending),
+            rule: pending.rule.clone(),
             from: self.attachments.name(e.src_attachment),
             to: self.attachments.name(e.dst_attachment),
             protocol: protocol_name(e.protocol),
@@ -435,24 +463,42 @@ impl Control {
         if scope > terms.scope {
             return too_much("an answer to this rule is for one connection".to_owned());
         }
-        let Some(pending) = self.asks.forget(id) else {
-            return none();
-        };
+        let yes = given.yes;
+        let given = Given { yes, scope, ttl_s };
+        self.conclude(id, given, "answered", now_ns)
+            .map_or_else(none, Ok)
+    }
+
+    /// Has a question answered like this, which its rule admits. `None`: it does not wait any more.
+    pub(super) fn conclude(
+        &mut self,
+        id: u64,
+        Given { yes, scope, ttl_s }: Given,
+        why: &str,
+        now_ns: u64,
+    ) -> Option<AskInfo> {
+        let pending = self.asks.forget(id)?;
         let info = self.ask_info(id, &pending, now_ns);
         let answer = Answer {
-            yes: given.yes,
-            once: given.yes && scope == Scope::Connection,
-            keep: terms.on_expiry == OnExpiry::Keep,
+            yes,
+            once: yes && scope == Scope::Connection,
+            keep: pending.asking.terms.on_expiry == OnExpiry::Keep,
             expires_ns: now_ns + u64::from(ttl_s) * SECOND_NS,
             definition: pending.asking.definition,
         };
         // A no to one connection would only bring the question again.
         let about = match scope {
-            Scope::Connection if given.yes => connection(&pending.first),
+            Scope::Connection if yes => connection(&pending.first),
             _ => pending.topic.key(),
         };
-        self.give(about, (id, &pending), answer, "answered", now_ns);
-        Ok(info)
+        let outcome = if yes {
+            Outcome::Allowed
+        } else {
+            Outcome::Denied
+        };
+        self.deciding.concluded(&pending.topic, outcome, now_ns);
+        self.give(about, (id, &pending), answer, why, now_ns);
+        Some(info)
     }
 
     /// Takes back what a new state makes void: answers whose ends or rules are not what they were. Before it is published, so

@@ -31,6 +31,13 @@ impl Attachments {
         self.numbers.get(&(port.name.clone(), name)).copied()
     }
 
+    /// The number of the outside behind a port.
+    #[cfg(feature = "manager")]
+    pub(super) fn outside_of(&self, port: &PortConfig) -> Option<AttachmentId> {
+        let pair = (port.name.clone(), String::new());
+        self.numbers.get(&pair).copied()
+    }
+
     /// Who has that number, also when he is gone: a workload's qualified name, `outside(PORT)`, or
     /// `-` when nobody has it.
     pub(super) fn name(&self, number: u32) -> String {

@@ -6,6 +6,8 @@ mod apply;
 mod asks;
 mod attachments;
 mod callers;
+#[cfg_attr(not(feature = "manager"), path = "deciding_none.rs")]
+mod deciding;
 mod events;
 mod explain;
 mod loader;

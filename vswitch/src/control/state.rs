@@ -18,6 +18,17 @@ pub struct Desired {
     pub ports: Vec<PortConfig>,
     /// Policy.
     pub policy: Policy,
+    /// Rules that answer questions of the policy's `ask` rules; `None`: people do.
+    pub decisions: Option<Decisions>,
+}
+
+/// `[manager] rules`: a text of Cedar policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Where it came from, for messages.
+    pub name: String,
+    /// What it says.
+    pub text: String,
 }
 
 /// `[switch]`.

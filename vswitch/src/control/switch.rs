@@ -15,7 +15,7 @@ use super::loader::Loader;
 use super::reactor::{Command, Reactor};
 use super::recorder::{Recorder, RecorderError};
 use super::server::{Server, ServerError};
-use super::state::{Desired, LedgerConfig, Poll, PortConfig, SwitchConfig};
+use super::state::{Decisions, Desired, LedgerConfig, Poll, PortConfig, SwitchConfig};
 use crate::datapath::worker::{self, PollMode, Shared, WorkerConfig, tick};
 use crate::policy::model::Policy;
 use crate::port::mem::MemEnd;
@@ -140,6 +140,13 @@ impl SwitchBuilder {
     #[must_use]
     pub fn ledger(mut self, ledger: LedgerConfig) -> Self {
         self.desired.switch.ledger = Some(ledger);
+        self
+    }
+
+    /// Has questions of `ask` rules answered by these.
+    #[must_use]
+    pub fn decisions(mut self, decisions: Decisions) -> Self {
+        self.desired.decisions = Some(decisions);
         self
     }
 

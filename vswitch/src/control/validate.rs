@@ -9,7 +9,8 @@ use std::path::Path;
 use super::state::{Desired, PersonConfig, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
 use crate::policy::{
-    Classifier, Compiled, Edit, FieldError, FieldPath, WorkloadFacts, bad_cidr, bad_name, nearest,
+    Classifier, Compiled, Edit, FieldError, FieldPath, TenantId, WorkloadFacts, bad_cidr, bad_name,
+    nearest,
 };
 
 /// Largest VLAN number (IEEE 802.1Q: 12 bits, 4095 reserved).
@@ -96,15 +97,20 @@ fn walls(desired: &Desired, facts: &[WorkloadFacts], compiled: &Compiled) -> Vec
 pub fn workloads(desired: &Desired) -> Vec<WorkloadFacts> {
     let ports = desired.ports.iter().filter_map(|port| {
         let tenant = desired.policy.tenant_id(&port.tenant)?;
-        Some(port.workloads.iter().map(move |workload| WorkloadFacts {
-            tenant,
-            name: workload.name.clone(),
-            tags: workload.tags.clone(),
-            ips: workload.ip.clone(),
-            volumes: workload.volumes.clone(),
-        }))
+        Some(port.workloads.iter().map(move |w| facts(tenant, w)))
     });
     ports.flatten().collect()
+}
+
+/// What policy needs to know of one.
+pub(super) fn facts(tenant: TenantId, workload: &WorkloadConfig) -> WorkloadFacts {
+    WorkloadFacts {
+        tenant,
+        name: workload.name.clone(),
+        tags: workload.tags.clone(),
+        ips: workload.ip.clone(),
+        volumes: workload.volumes.clone(),
+    }
 }
 
 /// Who already has what must be had once.

@@ -14,12 +14,12 @@ use super::apply::{ApplyError, Control};
 use super::events::protocol_name;
 use super::ports::Totals;
 use super::state::{PortConfig, PortKind, WorkloadConfig};
+use super::validate::facts;
 use crate::counters::WorkerValues;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::{conn, tcp};
 use crate::drop_reason::DropReason;
 use crate::packet::proto;
-use crate::policy::WorkloadFacts;
 use crate::policy::model::{DEFAULT_TENANT, qualified};
 use crate::port::PortId;
 
@@ -97,6 +97,7 @@ impl Control {
             confirm_s: self.confirm_s(now_ns),
             events_lost: self.events_lost(),
             refused: self.refused.clone(),
+            manager: self.deciding.info(),
         }
     }
 
@@ -178,13 +179,7 @@ impl Control {
     /// Names of the segments a workload is in.
     pub(super) fn segments_of(&self, port: &PortConfig, workload: &WorkloadConfig) -> Vec<String> {
         let policy = &self.desired.policy;
-        let facts = WorkloadFacts {
-            tenant: policy.tenant_id(&port.tenant).unwrap_or_default(),
-            name: workload.name.clone(),
-            tags: workload.tags.clone(),
-            ips: workload.ip.clone(),
-            volumes: workload.volumes.clone(),
-        };
+        let facts = facts(policy.tenant_id(&port.tenant).unwrap_or_default(), workload);
         policy.segments_of(&facts).map(|s| s.name.clone()).collect()
     }
 

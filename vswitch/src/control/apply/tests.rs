@@ -44,6 +44,7 @@ pub(in crate::control) fn control() -> Control {
 
 fn desired(control: &Control, ports: &[PortConfig], policy: Policy) -> Desired {
     Desired {
+        decisions: None,
         switch: control.desired.switch.clone(),
         ports: ports.to_vec(),
         policy,

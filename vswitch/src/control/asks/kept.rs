@@ -21,7 +21,7 @@ struct Entry<V> {
 
 /// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Kept<V> {
+pub(in crate::control) struct Kept<V> {
     entries: HashMap<FlowKey, Entry<V>>,
     /// By owner and rank.
     owned: HashMap<AttachmentId, Ordered>,
@@ -33,7 +33,7 @@ pub(super) struct Kept<V> {
 
 impl<V> Kept<V> {
     /// Nothing yet.
-    pub(super) fn new(per_owner: usize) -> Self {
+    pub(in crate::control) fn new(per_owner: usize) -> Self {
         Kept {
             entries: HashMap::new(),
             owned: HashMap::new(),
@@ -43,23 +43,23 @@ impl<V> Kept<V> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::control) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    pub(super) fn get(&self, key: &FlowKey) -> Option<&V> {
+    pub(in crate::control) fn get(&self, key: &FlowKey) -> Option<&V> {
         self.entries.get(key).map(|entry| &entry.value)
     }
 
     /// When there is something to be forgotten; `None`: never.
-    pub(super) fn next_ns(&self) -> Option<u64> {
+    pub(in crate::control) fn next_ns(&self) -> Option<u64> {
         let ((at, _), _) = self.over.first_key_value()?;
         (*at != u64::MAX).then_some(*at)
     }
 
     /// Keeps a value, instead of an earlier one, until `over_ns` ([`u64::MAX`]: until it is taken out). Returns what of its owner
     /// had to give way.
-    pub(super) fn insert(
+    pub(in crate::control) fn insert(
         &mut self,
         key: FlowKey,
         owner: AttachmentId,
@@ -88,7 +88,7 @@ impl<V> Kept<V> {
         gone
     }
 
-    pub(super) fn remove(&mut self, key: &FlowKey) -> Option<V> {
+    pub(in crate::control) fn remove(&mut self, key: &FlowKey) -> Option<V> {
         let entry = self.entries.remove(key)?;
         self.over.remove(&(entry.over_ns, entry.seq));
         if let Some(owned) = self.owned.get_mut(&entry.owner) {
@@ -101,7 +101,7 @@ impl<V> Kept<V> {
     }
 
     /// Takes out something whose time is over.
-    pub(super) fn take_over(&mut self, now_ns: u64) -> Option<(FlowKey, V)> {
+    pub(in crate::control) fn take_over(&mut self, now_ns: u64) -> Option<(FlowKey, V)> {
         let at = self.next_ns()?;
         let (_, key) = self.over.first_key_value().filter(|_| at <= now_ns)?;
         let key = *key;
@@ -109,7 +109,7 @@ impl<V> Kept<V> {
     }
 
     /// Takes out all that `gone` says.
-    pub(super) fn take_all(&mut self, gone: impl Fn(&V) -> bool) -> Vec<(FlowKey, V)> {
+    pub(in crate::control) fn take_all(&mut self, gone: impl Fn(&V) -> bool) -> Vec<(FlowKey, V)> {
         let keys = self.entries.iter().filter(|(_, e)| gone(&e.value));
         let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
         let taken = keys.into_iter().filter_map(|k| Some((k, self.remove(&k)?)));

@@ -1,0 +1,243 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::policy::model::Scope;
+
+/// Thursday 2026-11-26, 13:05 UTC.
+const NOON: u64 = 1_795_698_300;
+
+fn workload(name: &str, tags: &[&str], segments: &[&str]) -> Party {
+    let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect();
+    Party::Workload(Arc::new(Workload {
+        id: name.to_owned(),
+        name: name.to_owned(),
+        tenant: "default".to_owned(),
+        tags: texts(tags),
+        assurance: "vm".to_owned(),
+        segments: texts(segments),
+    }))
+}
+
+fn outside(address: &str, segments: &[&str]) -> Party {
+    Party::Outside {
+        address: address.parse().unwrap(),
+        uplink: "wan".to_owned(),
+        segments: segments.iter().map(|s| (*s).to_owned()).collect(),
+    }
+}
+
+fn question() -> Question {
+    Question {
+        id: 7,
+        rule: "web-to-db".to_owned(),
+        from: workload("web-1", &["tier:web", "env:prod"], &["web"]),
+        to: workload("db-1", &[], &["db"]),
+        connection: String::new(),
+        protocol: proto::TCP,
+        number: 5432,
+        history: History {
+            allowed: 1,
+            denied: 2,
+            unanswered: 3,
+        },
+        questions_last_minute: 9,
+        deadline_ms: 1000,
+        ttl_s: 600,
+        scope: Scope::Service,
+    }
+}
+
+fn decide(rules: &str, question: &Question) -> Verdict {
+    let rules = Rules::parse(rules).unwrap_or_else(|faults| panic!("{rules}: {faults:?}"));
+    rules.decide(
+        question,
+        &Moment::of(UNIX_EPOCH + Duration::from_secs(NOON)),
+    )
+}
+
+fn yes(rules: &str, question: &Question) -> Option<bool> {
+    decide(rules, question).yes
+}
+
+/// A rule with this condition.
+fn when(condition: &str) -> String {
+    format!("permit(principal, action, resource) when {{ {condition} }};")
+}
+
+#[test]
+fn a_yes_a_no_and_neither() {
+    let asked = question();
+    let permit = "permit(principal in Segment::\"web\", action == Action::\"connect\", resource in Segment::\"db\");";
+    let forbid = "forbid(principal, action, resource) when { principal has tags && principal.tags.contains(\"env:prod\") };";
+    assert_eq!(yes(permit, &asked), Some(true));
+    assert_eq!(yes(forbid, &asked), Some(false));
+    assert_eq!(yes(&format!("{permit}{forbid}"), &asked), Some(false));
+    assert_eq!(yes("", &asked), None);
+    let other = Question {
+        to: workload("db-1", &[], &["other"]),
+        ..asked
+    };
+    assert_eq!(yes(permit, &other), None);
+}
+
+#[test]
+fn everything_that_is_published_can_be_asked_for() {
+    let asked = question();
+    for condition in [
+        "context.rule == \"web-to-db\"",
+        "context.service.protocol == \"tcp\" && context.service has port && context.service.port == 5432",
+        "context.now == datetime(\"2026-11-26T13:05:00Z\") && context.now.toTime() > duration(\"13h\")",
+        "context.hour == 13 && context.minute == 5 && context.weekday == 4",
+        "context.history.allowed == 1 && context.history.denied == 2 && context.history.unanswered == 3",
+        "context.questions_last_minute == 9",
+        "principal is Workload && principal.name == \"web-1\" && principal.tenant == \"default\" && principal.assurance == \"vm\"",
+        "principal == Workload::\"web-1\" && resource is Workload && resource in Segment::\"db\"",
+    ] {
+        assert_eq!(yes(&when(condition), &asked), Some(true), "{condition}");
+    }
+    let asked = Question {
+        protocol: proto::ICMP,
+        number: 0x0803,
+        from: outside("192.0.2.7", &["partners"]),
+        ..asked
+    };
+    for condition in [
+        "context.service has icmp_type && context.service.icmp_type == 8",
+        "context.service has icmp_code && context.service.icmp_code == 3",
+        "principal is Outside && principal.address.isInRange(ip(\"192.0.2.0/24\")) && principal.uplink == \"wan\"",
+        "principal == Outside::\"192.0.2.7\" && principal in Segment::\"partners\"",
+    ] {
+        assert_eq!(yes(&when(condition), &asked), Some(true), "{condition}");
+    }
+}
+
+#[test]
+fn what_is_asked_fits_the_schema() {
+    let names = NAMES.as_ref().expect("the schema can be read");
+    let moment = Moment::of(UNIX_EPOCH + Duration::from_secs(NOON));
+    let icmp = Question {
+        protocol: proto::ICMPV6,
+        from: outside("2001:db8::1", &[]),
+        ..question()
+    };
+    for question in [question(), icmp] {
+        let (request, entities) = request(&question, &moment).expect("it can be asked");
+        let checked = Request::new(
+            request.principal().unwrap().clone(),
+            request.action().unwrap().clone(),
+            request.resource().unwrap().clone(),
+            Context::from_pairs(context(&question, &moment).unwrap()).unwrap(),
+            Some(&names.schema),
+        );
+        checked.expect("it is as published");
+        Entities::from_entities(entities.iter().cloned(), Some(&names.schema))
+            .expect("they are as published");
+    }
+}
+
+#[test]
+fn annotations_narrow_and_name_an_answer() {
+    let rules = "@id(\"b\") @ttl(\"60\") permit(principal, action, resource);\n\
+                 @id(\"a\") @ttl(\"30\") @scope(\"connection\") permit(principal, action, resource);\n\
+                 permit(principal == Workload::\"web-1\", action, resource);\n\
+                 @id(\"c\") @ttl(\"1\") permit(principal, action, resource == Workload::\"nobody\");";
+    assert_eq!(
+        decide(rules, &question()),
+        Verdict {
+            yes: Some(true),
+            ttl_s: Some(30),
+            once: true,
+            reason: "permit a, b, policy2".to_owned(),
+        }
+    );
+}
+
+#[test]
+fn a_forbid_that_fails_forbids() {
+    let fails = "9223372036854775807 + context.questions_last_minute > 0";
+    let permit = "permit(principal, action, resource);";
+    let broken =
+        format!("{permit} @id(\"sum\") forbid(principal, action, resource) when {{ {fails} }};");
+    let said = decide(&broken, &question());
+    assert_eq!(said.yes, Some(false));
+    assert!(said.reason.starts_with("forbid sum failed: "), "{said:?}");
+    assert_eq!(
+        yes(&format!("{permit}{}", when(fails)), &question()),
+        Some(true)
+    );
+}
+
+#[test]
+fn what_is_wrong_is_refused_at_its_place() {
+    for (rules, at, what) in [
+        ("permit(principal, action, resource)", "", "unexpected end"),
+        (
+            "permit(princpal, action, resource);",
+            "princpal",
+            "princpal",
+        ),
+        (
+            "permit(principal, action, resource);\npermit(principal, action, resource) when { context.houre == 1 };",
+            "context.houre",
+            "houre",
+        ),
+        (
+            "permit(principal in Group::\"x\", action, resource);",
+            "Group",
+            "Group",
+        ),
+        (
+            "permit(principal, action, resource) when { context.hour == \"13\" };",
+            "",
+            "",
+        ),
+        (
+            "permit(principal == ?principal, action, resource);",
+            "?principal",
+            "template",
+        ),
+        (
+            "@ttl(\"soon\") permit(principal, action, resource);",
+            "@ttl",
+            "is no time",
+        ),
+        (
+            "@ttl(\"0\") permit(principal, action, resource);",
+            "@ttl",
+            "is no time",
+        ),
+        (
+            "@scope(\"all\") permit(principal, action, resource);",
+            "@scope",
+            "not known",
+        ),
+        (
+            "@scope(\"connection\") forbid(principal, action, resource);",
+            "@scope",
+            "never about one connection",
+        ),
+        (
+            "@owner(\"ann\") permit(principal, action, resource);",
+            "@owner",
+            "not known",
+        ),
+        (
+            "@id(\"a\") permit(principal, action, resource);\n @id(\"a\") forbid(principal, action, resource);",
+            "@id(\"a\") forbid",
+            "another rule",
+        ),
+    ] {
+        let faults = Rules::parse(rules).expect_err(rules);
+        let fits = |f: &&Fault| f.what.contains(what) && rules[f.offset..].starts_with(at);
+        let found = faults.iter().find(fits);
+        assert!(found.is_some(), "{rules}: {faults:?}");
+    }
+}
+
+#[test]
+fn every_fault_is_found_at_once() {
+    let rules = "permit(principal, action, resource) when { context.houre == 1 };\n\
+                 @ttl(\"x\") permit(principal, action, resource);";
+    assert_eq!(Rules::parse(rules).expect_err("two").len(), 2);
+}

@@ -399,6 +399,38 @@ fn table_measures_what_it_says() {
 }
 
 #[test]
+fn questions_are_answered_and_every_one_recorded() {
+    let Some(_lab) = turn() else { return };
+    let short = [
+        "ask",
+        "--repeats",
+        "2",
+        "--seconds",
+        "0.05",
+        "--rate",
+        "200",
+        "--dir",
+        "/tmp",
+    ];
+    let words = [
+        "questions a second",
+        "decisions a second",
+        "established forwarding",
+    ];
+    let report = report(&short, &words);
+    let paced = &report["paced"];
+    assert!(median(&paced["p50_us"]) > 0.0);
+    assert!(median(&paced["p50_us"]) <= median(&paced["p999_us"]));
+    assert!(median(&report["forwarded_ratio"]) > 0.0);
+    // It fails unless the ledger has a question and an answer for each.
+    let decided = median(&report["decided_per_s"]);
+    assert!(
+        decided > 0.0 && number(&report["decisions"]) > 0.0,
+        "{report}"
+    );
+}
+
+#[test]
 fn containers_exchange_what_they_should() {
     let Some(_lab) = Lab::open(&[Need::Netns]) else {
         return;

@@ -293,18 +293,30 @@ pub(super) fn headers(reply: Reply, protocol: u8, ip_bytes: u16, id: u16) -> Vec
         Reply::No => (0, 1),
         Reply::Yes => (1, 0),
     };
+    let (from, to) = ((MACS[from], IPS[from]), (MACS[to], IPS[to]));
+    between(from, to, protocol, ip_bytes, id)
+}
+
+/// The same between any two.
+pub(super) fn between(
+    from: (Mac, Ipv4Addr),
+    to: (Mac, Ipv4Addr),
+    protocol: u8,
+    ip_bytes: u16,
+    id: u16,
+) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
     ip.extend(ip_bytes.to_be_bytes());
     ip.extend(id.to_be_bytes());
     // Don't fragment, time to live 64, checksum to come.
     ip.extend([0x40, 0, 64, protocol, 0, 0]);
-    ip.extend(IPS[from].octets());
-    ip.extend(IPS[to].octets());
+    ip.extend(from.1.octets());
+    ip.extend(to.1.octets());
     let sum = !checksum::fold(checksum::sum(&ip, 0));
     put(&mut ip, 10, sum.to_be_bytes());
     let mut frame = Vec::with_capacity(usize::from(ip_bytes) + 14);
-    frame.extend(MACS[to].0);
-    frame.extend(MACS[from].0);
+    frame.extend(to.0.0);
+    frame.extend(from.0.0);
     frame.extend([0x08, 0x00]);
     frame.extend(ip);
     frame

@@ -103,7 +103,7 @@ impl Bench for Recording {
         let (mut bytes, mut verified) = (Vec::new(), Vec::new());
         for n in 0..self.repeats {
             progress(&format!("repetition {} of {}", n + 1, self.repeats));
-            let dir = Scratch::below(&self.dir)?;
+            let dir = Scratch::below(&self.dir, "ledger")?;
             let path = dir.0.join("ledger.db");
             let mut load = Load::start(&path, cores)?;
             let (per_s, delays) = load.run(self.under_way, None, self.seconds)?;
@@ -133,12 +133,12 @@ impl Bench for Recording {
 }
 
 /// A directory that goes with the value.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn below(dir: &Path) -> Result<Self, BenchError> {
+    pub(super) fn below(dir: &Path, what: &str) -> Result<Self, BenchError> {
         let name = format!(
-            "vswitch-bench-ledger-{}-{}",
+            "vswitch-bench-{what}-{}-{}",
             std::process::id(),
             monotonic_ns()
         );
@@ -150,6 +150,12 @@ impl Scratch {
                 source,
             }),
         }
+    }
+}
+
+impl Scratch {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod acl;
 mod afxdp;
+#[cfg(feature = "manager")]
+mod ask;
 mod churn;
 mod deny;
 mod exchange;
@@ -39,6 +41,8 @@ use serde::Serialize;
 
 pub use acl::{Acl, AclFigures};
 pub use afxdp::{AfXdp, AfXdpFigures};
+#[cfg(feature = "manager")]
+pub use ask::{Asking, AskingFigures, Held};
 pub use churn::{Churn, ChurnFigures};
 pub use deny::{Deny, DenyFigures};
 pub use exchange::Protocol;

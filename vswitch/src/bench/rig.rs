@@ -8,7 +8,7 @@ use super::load::Load;
 use super::options::Traffic;
 use super::{BenchError, Cores, Progress};
 use crate::control::Switch;
-use crate::control::state::{Poll, PortConfig, PortKind, WorkloadConfig};
+use crate::control::state::{Decisions, LedgerConfig, Poll, PortConfig, PortKind, WorkloadConfig};
 use crate::policy::model::{Action, Policy, Rule};
 
 /// How long the guests may take to be attached: it takes milliseconds.
@@ -21,6 +21,9 @@ pub(super) struct RigConfig {
     /// Room in the connection table.
     pub(super) connections: usize,
     pub(super) poll: Poll,
+    pub(super) max_ports: usize,
+    pub(super) ledger: Option<LedgerConfig>,
+    pub(super) decisions: Option<Decisions>,
 }
 
 impl RigConfig {
@@ -31,6 +34,9 @@ impl RigConfig {
             // Twice what is needed: in a table nearly full a bucket may have no room (`flowtable`, *Limits*).
             connections: (connections * 2).max(1 << 14),
             poll: Poll::Busy,
+            max_ports: 8,
+            ledger: None,
+            decisions: None,
         }
     }
 }
@@ -89,10 +95,16 @@ pub(super) fn switch(cores: Cores, config: RigConfig) -> Result<Switch, BenchErr
     let mut builder = Switch::builder()
         .poll(config.poll)
         .connections(config.connections)
-        .max_ports(8)
+        .max_ports(config.max_ports)
         .policy(config.policy);
     if let Some(core) = cores.worker {
         builder = builder.workers([core]);
+    }
+    if let Some(ledger) = config.ledger {
+        builder = builder.ledger(ledger);
+    }
+    if let Some(decisions) = config.decisions {
+        builder = builder.decisions(decisions);
     }
     Ok(builder.spawn()?)
 }

@@ -2,6 +2,8 @@
 
 mod acl;
 mod afxdp;
+#[cfg(feature = "manager")]
+mod ask;
 mod churn;
 mod deny;
 mod foreign;
@@ -56,6 +58,8 @@ pub(super) enum BenchCommand {
     Idle(bench::Idle),
     Acl(bench::Acl),
     #[cfg(feature = "manager")]
+    Ask(bench::Asking),
+    #[cfg(feature = "manager")]
     Ledger(bench::Recording),
 }
 
@@ -73,6 +77,8 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Memory(config) => measure(config, out, memory::show),
         BenchCommand::Idle(config) => measure(config, out, idle::show),
         BenchCommand::Acl(config) => measure(config, out, acl::show),
+        #[cfg(feature = "manager")]
+        BenchCommand::Ask(config) => measure(config, out, ask::show),
         #[cfg(feature = "manager")]
         BenchCommand::Ledger(config) => measure(config, out, ledger::show),
         BenchCommand::Churn(config) => measure(config, out, churn::show),

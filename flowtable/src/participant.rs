@@ -361,6 +361,12 @@ impl Participant {
         lane
     }
 
+    /// Whether somebody may still have in hand what this participant removed; who goes on calling
+    /// [`quiesce`](Self::quiesce) learns when nobody has.
+    pub fn has_removed(&self) -> bool {
+        self.has_waiting()
+    }
+
     fn has_waiting(&self) -> bool {
         self.waiting.iter().any(|w| w.get() != 0)
     }

@@ -111,6 +111,8 @@ drop_reasons! {
     AskPending => "ask_pending",
     /// It waited for the manager, and its sender gave up or is gone.
     AskCancelled => "ask_cancelled",
+    /// A Chinese wall stands between the two: together they would carry both sides of it.
+    Wall => "wall",
     /// The rule's `limit` is exhausted.
     PolicyLimit => "policy_limit",
     /// An EtherType or multicast that no rule's `service` names.

@@ -303,6 +303,20 @@ pub struct AskEvent {
     pub dst: Addr,
     /// Nobody needs the answer any more: the sender gave up.
     pub cancelled: bool,
+    /// What it is about.
+    pub about: About,
+}
+
+/// What an [`AskEvent`] is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum About {
+    /// A rule that asks.
+    #[default]
+    Rule,
+    /// A pass between the two.
+    Wall,
+    /// No question: a connection on probation has payload.
+    Payload,
 }
 
 #[cfg(all(test, not(loom)))]

@@ -13,6 +13,7 @@ mod manager;
 mod progress;
 mod run;
 mod show;
+mod walls;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -102,6 +103,12 @@ enum Command {
     /// Questions of rules that ask.
     #[command(subcommand)]
     Ask(AskCommand),
+    /// Chinese walls, and who is bound.
+    #[command(subcommand)]
+    Wall(walls::WallCommand),
+    /// Transactions of walls that bind within one.
+    #[command(subcommand)]
+    Transaction(walls::TransactionCommand),
     /// What would happen to a connection now, and which rule says so. Exit code 0: allowed; 1: denied or rejected.
     Explain {
         /// Workload or address that opens the connection.
@@ -377,6 +384,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
                 out.print(&answered, show::answered)
             }
         },
+        Command::Wall(command) => command.run(client()?, out),
+        Command::Transaction(command) => command.run(client()?, out),
         Command::Port(PortCommand::List) => {
             let ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
             out.print(&ports, |p| show::ports(p))

@@ -28,6 +28,13 @@ pub(super) fn text(table: &Table, empty: &str) -> String {
     lines.join("\n")
 }
 
+/// A moment, in seconds since 1970, in UTC.
+pub(super) fn moment(at_s: u64) -> String {
+    let day = crate::policy::walls::Day::of(at_s);
+    let s = at_s % 86_400;
+    format!("{day} {:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+}
+
 fn list(items: &[String]) -> String {
     if items.is_empty() {
         "-".to_owned()

@@ -98,6 +98,29 @@ pub enum Request {
     Asks,
     /// Answers one. The [`AskInfo`] of it.
     Answer(AskAnswer),
+    /// A list of [`WallInfo`].
+    Walls,
+    /// What somebody carries: a list of [`WallCarrier`].
+    WallExplain {
+        /// A workload, or as `walls` calls whoever is bound: `tag desk:a`, `volume v`, `outside`.
+        subject: String,
+    },
+    /// Open ones: a list of [`TransactionInfo`].
+    Transactions,
+    /// Opens a transaction. [`Applied`].
+    TransactionBegin {
+        /// Its name.
+        name: String,
+        /// The wall that it is one of.
+        wall: String,
+        /// Workloads whose connections are part of it.
+        workloads: Vec<String>,
+    },
+    /// Ends it: nobody is bound by it any more. [`Applied`].
+    TransactionEnd {
+        /// Its name.
+        name: String,
+    },
     /// Reads the configuration files again. [`Applied`].
     Reload,
 }
@@ -407,6 +430,62 @@ pub struct AskAnswer {
     pub scope: Option<Scope>,
     /// How long it holds, seconds; absent: as long as the rule admits.
     pub ttl_s: Option<u32>,
+}
+
+/// A Chinese wall.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WallInfo {
+    /// Its name.
+    pub name: String,
+    /// It binds within transactions only.
+    pub per_transaction: bool,
+    /// Workloads that are bound by it.
+    pub subjects: Vec<String>,
+    /// Its sides, with who is part of each.
+    pub sides: BTreeMap<String, Vec<String>>,
+    /// Who carries a side.
+    pub bindings: Vec<BindingInfo>,
+}
+
+/// Somebody carries a side.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BindingInfo {
+    /// Who: `workload NAME`, `tag TAG`, `volume NAME` or `outside`.
+    pub subject: String,
+    /// The side.
+    pub side: String,
+    /// For as long as this transaction is open.
+    pub transaction: Option<String>,
+    /// Payload has passed; if not, the side is only reserved.
+    pub committed: bool,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// By which connection.
+    pub connection: String,
+}
+
+/// What somebody carries, at one wall.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WallCarrier {
+    /// The wall; of a transaction, followed by a space and its name.
+    pub wall: String,
+    /// What he is known by: whoever shares one of these is the same.
+    pub known_by: Vec<String>,
+    /// Sides that he carries.
+    pub carries: Vec<String>,
+    /// Sides that he is kept from.
+    pub kept_from: Vec<String>,
+}
+
+/// An open transaction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransactionInfo {
+    /// Its name.
+    pub name: String,
+    /// The wall that it is one of.
+    pub wall: String,
+    /// Workloads whose connections are part of it.
+    pub workloads: Vec<String>,
 }
 
 /// The policy in force.

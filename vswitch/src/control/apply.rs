@@ -30,6 +30,7 @@ use super::ports::{OpenPort, PortControl, PortError};
 use super::recorder::Recorder;
 use super::state::{Desired, PortConfig, SwitchConfig};
 use super::validate;
+use super::walls::Walls;
 use crate::datapath::quota::Groups;
 use crate::datapath::snapshot::{PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{Shared, WorkerHandle};
@@ -175,6 +176,7 @@ pub(crate) struct Control {
     pub(super) workers: Vec<WorkerHandle>,
     pub(super) events: Vec<Consumer<ConnEvent>>,
     pub(super) asks: Asks,
+    pub(super) walls: Walls,
     /// What files or the builder say.
     base: Desired,
     pub(super) overlay: Overlay,
@@ -214,6 +216,7 @@ impl Control {
             .collect();
         let asks = (0..shared.counters.len()).filter_map(|i| shared.take_asks(i));
         let asks = Asks::new(asks.collect(), shared.verdicts.participant());
+        let shared_walls = shared.verdicts.participant();
         let empty = Desired {
             switch: config,
             ..Desired::default()
@@ -223,6 +226,7 @@ impl Control {
             workers,
             events,
             asks,
+            walls: Walls::new(shared_walls),
             base: empty.clone(),
             overlay: Overlay::default(),
             desired: empty,
@@ -244,6 +248,7 @@ impl Control {
     /// With this one to record what changes.
     pub(super) fn recorded_by(mut self, recorder: Recorder) -> Self {
         self.recorder = recorder;
+        self.load_walls();
         self
     }
 
@@ -491,6 +496,8 @@ impl Control {
             segments,
             workers: self.shared.counters.len(),
         });
+        let (model, walls) = self.model(&desired);
+        let snapshot = snapshot.walled(walls);
 
         self.outlive(&desired, &classifier);
         let start = Instant::now();
@@ -505,6 +512,7 @@ impl Control {
         let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.record(&plan, &before, generation, cause, &changes);
         self.decide_by(rules, decisions);
+        self.walls_are(model);
         self.reap();
         if !settled {
             error!(generation, "workers have not taken up the snapshot");
@@ -631,9 +639,13 @@ impl Control {
     /// What is due at `now_ns`: an unconfirmed policy is reverted, ports are closed.
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
+        for (token, result) in self.recorder.recorded() {
+            self.wall_recorded(token, result, now_ns);
+        }
         self.take_asks(now_ns);
         self.take_answers(now_ns);
         self.tick_asks(now_ns);
+        self.tick_walls(now_ns);
         for port in &mut self.ports {
             if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {
                 port.tick(now_ns);
@@ -674,10 +686,15 @@ impl Control {
         }
     }
 
+    /// Weighs everything anew that walls are about.
+    pub(super) fn weigh_again(&mut self) -> Result<Applied, ApplyError> {
+        let source = self.policy_source.clone();
+        self.enact(self.desired.clone(), Again::Judge, (&source, None))
+    }
+
     /// Has every connection judged again on its next packet, with nothing changed but what time has changed.
     pub(super) fn judge_again(&mut self) {
-        let source = self.policy_source.clone();
-        if let Err(e) = self.enact(self.desired.clone(), Again::Judge, (&source, None)) {
+        if let Err(e) = self.weigh_again() {
             error!("connections are not judged again: {e}");
         }
     }
@@ -690,6 +707,7 @@ impl Control {
             .chain(self.probation.as_ref().map(|p| p.deadline_ns))
             .chain(renewal.then_some(self.renew_at_ns))
             .chain(self.asks.next_deadline_ns())
+            .chain(self.walls.next_deadline_ns())
             .min()
     }
 

@@ -25,7 +25,7 @@ use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::{Answer, Topic};
 use crate::datapath::worker::WorkerHandle;
 use crate::drop_reason::DropReason;
-use crate::event::{AskEvent, Consumer, NONE_U32};
+use crate::event::{About, AskEvent, Consumer, NONE_U32};
 use crate::packet::proto;
 use crate::policy::model::{OnExpiry, Otherwise, Scope};
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Verdict, Why};
@@ -126,6 +126,11 @@ impl Asks {
         }
     }
 
+    /// Says that nothing of the table of answers is in our hands.
+    pub(super) fn quiesce(&mut self) {
+        self.access.quiesce();
+    }
+
     fn id(&mut self) -> u64 {
         self.ids += 1;
         self.random.hash_one(self.ids)
@@ -183,7 +188,7 @@ fn incarnations(control: &Control, desired: &Desired) -> HashMap<AttachmentId, u
 }
 
 /// The connection a question is about.
-fn connection(e: &AskEvent) -> FlowKey {
+pub(super) fn connection(e: &AskEvent) -> FlowKey {
     let end = |addr, port, attachment| Endpoint {
         addr,
         port,
@@ -232,6 +237,10 @@ impl Control {
     }
 
     fn take_ask(&mut self, event: AskEvent, now_ns: u64) {
+        if event.about != About::Rule {
+            self.take_wall(&event, now_ns);
+            return;
+        }
         let topic = Topic::of(&event);
         let known = self.asks.by_topic.get(&topic.key()).copied();
         if event.cancelled {

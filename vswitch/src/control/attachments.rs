@@ -32,7 +32,6 @@ impl Attachments {
     }
 
     /// The number of the outside behind a port.
-    #[cfg(feature = "manager")]
     pub(super) fn outside_of(&self, port: &PortConfig) -> Option<AttachmentId> {
         let pair = (port.name.clone(), String::new());
         self.numbers.get(&pair).copied()

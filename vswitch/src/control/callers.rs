@@ -37,7 +37,7 @@ impl From<NotYours> for ApiError {
 
 /// What a request is called, and the roles of which one is needed; none: any will do.
 fn needs(request: &Request) -> (&'static str, &'static [Role]) {
-    use Role::{Approver, Operator, Orchestrator};
+    use Role::{Approver, Operator, Orchestrator, Security};
     match request {
         Request::Status => ("status", &[]),
         Request::Ports => ("ports", &[]),
@@ -51,6 +51,11 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::Drops => ("drops", &[]),
         Request::Stats => ("stats", &[]),
         Request::Asks => ("asks", &[]),
+        Request::Walls => ("walls", &[]),
+        Request::WallExplain { .. } => ("wall-explain", &[]),
+        Request::Transactions => ("transactions", &[]),
+        Request::TransactionBegin { .. } => ("transaction-begin", &[Orchestrator, Security]),
+        Request::TransactionEnd { .. } => ("transaction-end", &[Orchestrator, Security]),
         Request::PortAdd { .. } => ("port-add", &[Operator]),
         Request::PortDel { .. } => ("port-del", &[Operator]),
         Request::PolicyApply { .. } => ("policy-apply", &[Operator]),

@@ -240,7 +240,17 @@ impl Control {
                     to: q.snapshot.party(q.classifier, to, &p.dst),
                     service: process::service(p),
                 };
-                judge(q.classifier, &query, notes)
+                let ruling = judge(q.classifier, &query, notes);
+                let wall = (ruling.verdict == "allow" || ruling.verdict == "ask")
+                    .then(|| self.wall_between((from, to), p.dst, query.service));
+                match wall.flatten() {
+                    Some(why) => Ruling {
+                        verdict: "deny",
+                        why,
+                        ..ruling
+                    },
+                    None => ruling,
+                }
             }
         };
         let ends = [(leg.from, from, p.src, q.from), (leg.to, to, p.dst, q.to)];

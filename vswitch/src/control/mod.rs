@@ -23,6 +23,7 @@ pub mod state;
 mod switch;
 pub mod validate;
 mod view;
+mod walls;
 
 pub use apply::ApplyError;
 pub use loader::Loader;

@@ -7,13 +7,16 @@ use tracing::error;
 use super::api::AskInfo;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
+use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
+use crate::manager::ledger::bindings::Bound;
 use crate::manager::ledger::body::{
     Ask, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, RoleRefused, Started, Stopped,
-    Verdict,
+    TransactionBegun, TransactionEnded, Verdict, WallBreached, WallCommitted, WallDenied,
+    WallReleased, WallReserved,
 };
 use crate::manager::ledger::record::digest;
-use crate::manager::ledger::{Body, Config, Entry, Ledger};
+use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
 use crate::policy::model::{Policy, Scope, qualified};
 use crate::sys::eventfd::EventFd;
 
@@ -170,6 +173,106 @@ impl Recorder {
             needs: no.needs.clone(),
         };
         self.note(Entry::by(&self.who, record));
+    }
+
+    /// Something about walls.
+    pub(super) fn mark(&self, generation: u64, mark: &Mark<'_>) {
+        if self.ledger.is_some() {
+            self.note(self.marked(generation, mark));
+        }
+    }
+
+    /// The same, and [`Recorder::recorded`] will say of `token` when that is durable.
+    pub(super) fn mark_first(
+        &self,
+        generation: u64,
+        mark: &Mark<'_>,
+        token: u64,
+    ) -> Result<(), String> {
+        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
+        let record = self.marked(generation, mark);
+        ledger.submit(record, token).map_err(|why| why.to_string())
+    }
+
+    fn marked(&self, generation: u64, mark: &Mark<'_>) -> Entry {
+        let texts = |[a, b]: &[String; 2]| vec![a.clone(), b.clone()];
+        let body: Body = match mark {
+            Mark::Reserved(fact, connection) => WallReserved {
+                wall: fact.wall.clone(),
+                subject: fact.who.to_string(),
+                side: fact.side.clone(),
+                connection: (*connection).to_owned(),
+            }
+            .into(),
+            Mark::Committed(fact) => WallCommitted {
+                wall: fact.wall.clone(),
+                subject: fact.who.to_string(),
+                side: fact.side.clone(),
+            }
+            .into(),
+            Mark::Released(fact, reason) => WallReleased {
+                wall: fact.wall.clone(),
+                subject: fact.who.to_string(),
+                side: fact.side.clone(),
+                reason: (*reason).to_owned(),
+            }
+            .into(),
+            Mark::Denied(conflict, connection) => WallDenied {
+                wall: conflict.wall.clone(),
+                subject: conflict.who.to_string(),
+                sides: texts(&conflict.sides),
+                connection: (*connection).to_owned(),
+            }
+            .into(),
+            Mark::Breached(conflict) => WallBreached {
+                wall: conflict.wall.clone(),
+                subject: conflict.who.to_string(),
+                sides: texts(&conflict.sides),
+            }
+            .into(),
+            Mark::Begun(transaction) => TransactionBegun {
+                transaction: transaction.name.clone(),
+                wall: transaction.wall.clone(),
+                workloads: transaction.workloads.iter().cloned().collect(),
+            }
+            .into(),
+            Mark::Ended(transaction) => TransactionEnded {
+                transaction: transaction.name.clone(),
+                wall: transaction.wall.clone(),
+            }
+            .into(),
+            #[cfg(test)]
+            Mark::Reset(wall, who, second, why) => crate::manager::ledger::body::WallReset {
+                wall: (*wall).to_owned(),
+                subject: Some(who.to_string()),
+                change: "reset".to_owned(),
+                second: (*second).to_owned(),
+                reason: (*why).to_owned(),
+            }
+            .into(),
+        };
+        self.entry(generation, body)
+    }
+
+    /// What is durable, or will never be, of what is waited for.
+    pub(super) fn recorded(&self) -> Vec<(u64, Result<(), String>)> {
+        let acks = self.ledger.iter().flat_map(Ledger::drain);
+        let result = |ack: Ack| ack.result.map(|_| ()).map_err(|why| why.to_string());
+        acks.map(|ack| (ack.token, result(ack))).collect()
+    }
+
+    /// Who was bound to what when the ledger was opened.
+    pub(super) fn bound(&self) -> Vec<Row> {
+        let rows = self.ledger.iter().flat_map(Ledger::bound);
+        let row = |b: &Bound| Row {
+            wall: b.wall.clone(),
+            subject: b.subject.clone(),
+            side: b.side.clone(),
+            state: b.state.clone(),
+            since_ns: b.since_ns,
+            connection: b.connection.clone(),
+        };
+        rows.map(row).collect()
     }
 
     /// The switch has ended. Returns when that is on disk.

@@ -3,6 +3,7 @@
 use super::api::AskInfo;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
+use super::walls::{Mark, Row};
 use crate::policy::model::{Policy, Scope};
 use crate::sys::eventfd::EventFd;
 
@@ -41,6 +42,19 @@ impl Recorder {
     pub(super) fn answered(&self, _: u64, _: (&AskInfo, &str), _: (bool, &str), _: (Scope, u64)) {}
 
     pub(super) fn role_refused(&self, _: &NotYours) {}
+    pub(super) fn mark(&self, _: u64, _: &Mark<'_>) {}
+
+    pub(super) fn mark_first(&self, _: u64, _: &Mark<'_>, _: u64) -> Result<(), String> {
+        Err("there is no ledger".to_owned())
+    }
+
+    pub(super) fn recorded(&self) -> Vec<(u64, Result<(), String>)> {
+        Vec::new()
+    }
+
+    pub(super) fn bound(&self) -> Vec<Row> {
+        Vec::new()
+    }
 
     pub(super) fn close(&mut self, _: u64) {}
 }

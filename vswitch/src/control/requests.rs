@@ -102,6 +102,9 @@ pub(super) fn answer(
         Request::Explain(q) => line(control.explain(&q, tick(now_ns))),
         Request::Asks => line(Ok(control.ask_infos(now_ns))),
         Request::Answer(given) => line(control.answer_ask(&given, caller, now_ns)),
+        Request::Walls => line(Ok(control.wall_infos())),
+        Request::WallExplain { subject } => line(control.wall_explain(&subject)),
+        Request::Transactions => line(Ok(control.transaction_infos())),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),
@@ -154,7 +157,13 @@ fn diff(
         .policy(toml, source, &control.desired)
         .map_err(refused)?;
     let diff = crate::policy::diff(&control.desired.policy, &policy);
-    let changes: Vec<_> = diff.0.iter().map(ToString::to_string).collect();
+    let mut changes: Vec<_> = diff.0.iter().map(ToString::to_string).collect();
+    let after = Desired {
+        policy,
+        ..control.desired.clone()
+    };
+    let weaker = control.weakenings(&after);
+    changes.extend(weaker.iter().map(|line| format!("! {line}")));
     Ok(PolicyDiff {
         differs: !changes.is_empty(),
         changes,
@@ -202,6 +211,12 @@ fn enact(
             add,
             remove,
         } => Ok(control.tag(&workload, &add, &remove)?),
+        Request::TransactionBegin {
+            name,
+            wall,
+            workloads,
+        } => control.transaction_begin(&name, &wall, &workloads),
+        Request::TransactionEnd { name } => control.transaction_end(&name),
         Request::Reload => {
             let loader = loader.ok_or_else(no_files)?;
             reload(control, loader, loader.load())

@@ -287,7 +287,7 @@ impl Switch {
     }
 
     /// Runs `f` on the control thread and waits for what it returns.
-    fn call<R: Send + 'static>(
+    pub(super) fn call<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Control) -> R + Send + 'static,
     ) -> Result<R, SwitchError> {

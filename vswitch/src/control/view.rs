@@ -310,7 +310,12 @@ impl Control {
     pub(super) fn conn_info(&self, c: &ConnRef<'_>, tick: u32) -> ConnInfo {
         let key = c.key();
         let (from, to) = conn::ends(&key, c.initiator());
-        let generation = conn::generation(c.word());
+        let present = self.shared.snapshots.generation();
+        // One on probation is judged by whatever is in force.
+        let generation = match conn::generation(c.word()) {
+            0 => present,
+            generation => generation,
+        };
         let rule = conn::admission(c).rule;
         let (original_bytes, reply_bytes) = conn::bytes(c);
         let state = match key.proto() {
@@ -332,7 +337,7 @@ impl Control {
                 .map_or("unknown", |p| p.rule_name(rule))
                 .to_owned(),
             generation,
-            current: generation == self.shared.snapshots.generation(),
+            current: generation == present,
             idle_s: tick.saturating_sub(c.last_seen()),
             original_bytes,
             reply_bytes,

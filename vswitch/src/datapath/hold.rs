@@ -1,4 +1,5 @@
-//! First packets of connections that a rule asks about wait here, whole, until there is an answer.
+//! First packets of connections that a rule asks about wait here, whole, until there is an answer; and frames of those that
+//! need a pass (`passes`), in the same way.
 //!
 //! A frame is held once its rule was found to ask and no answer stands (`verdicts`). The question goes to the control
 //! thread, once for all that want the same service of the same workload. When an answer has been given, the frames it is
@@ -15,15 +16,16 @@ use flowtable::{ConnRef, FlowKey, Participant};
 
 use crate::counters::Counters;
 use crate::datapath::conn;
+use crate::datapath::passes::{self, Settled};
 use crate::datapath::process::{Ctx, Flow, in_cell, service};
 use crate::datapath::snapshot::{AttachmentId, Owner, Snapshot};
 use crate::datapath::verdicts::{self, Purpose, Topic, Verdicts};
 use crate::drop_reason::DropReason;
-use crate::event::{AskEvent, Consumer, NONE_U32, Producer, ring};
+use crate::event::{About, AskEvent, Consumer, NONE_U32, Producer, ring};
 use crate::frame::kept::{Kept, KeptFrame};
 use crate::frame::{BURST_MAX, Burst};
 use crate::packet::{Parsed, proto};
-use crate::policy::{Asking, Classifier, Judgement, Service, Verdict};
+use crate::policy::{Asking, Classifier, Judgement, RuleId, Service, Verdict};
 use crate::port::PortId;
 
 /// Questions of one port that wait at a worker: as many services as a client opens at once.
@@ -79,12 +81,47 @@ pub struct Hold {
     pub(crate) verdicts: Participant,
     /// Answers that had been given when all were looked at.
     given: u64,
+    /// Recalls of passes that had been heeded.
+    recalled: u64,
     /// No frame is given up before.
     give_up_ns: u64,
     /// Under whose rules all that waits asks.
     generation: u64,
     /// What the packet in hand wants to know.
-    question: Option<(Judgement, Asking)>,
+    question: Option<Question>,
+}
+
+/// What a packet wants to know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    about: About,
+    rule: RuleId,
+    also: Option<RuleId>,
+    deadline_ms: u32,
+    definition: u64,
+}
+
+impl Question {
+    fn rule(judgement: &Judgement, asking: &Asking) -> Self {
+        Question {
+            about: About::Rule,
+            rule: asking.rule,
+            also: judgement.also,
+            deadline_ms: asking.terms.deadline_ms,
+            definition: asking.definition,
+        }
+    }
+
+    /// Whether it may pass the walls.
+    pub(crate) fn wall(judgement: &Judgement, rule: RuleId, definition: u64) -> Self {
+        Question {
+            about: About::Wall,
+            rule,
+            also: judgement.also,
+            deadline_ms: 0,
+            definition,
+        }
+    }
 }
 
 /// The ring of questions of a worker with so many ports.
@@ -110,6 +147,7 @@ impl Hold {
             asked: false,
             verdicts: verdicts.participant(),
             given: 0,
+            recalled: 0,
             give_up_ns: u64::MAX,
             generation: 0,
             question: None,
@@ -137,6 +175,17 @@ impl Hold {
         std::mem::take(&mut self.asked)
     }
 
+    /// What the packet in hand wants to know.
+    pub(crate) fn asks_for(&mut self, question: Question) {
+        self.question = Some(question);
+    }
+
+    /// Tells the control thread something; whether it will hear of it.
+    pub(crate) fn tell(&mut self, event: AskEvent) -> bool {
+        self.asked = true;
+        self.asks.push(event)
+    }
+
     /// Fills a burst with frames of one port that wait no longer, in the order they came. `None`: no port has any.
     /// [`Hold::left`] must follow when the burst has been cleared.
     pub(crate) fn leave(
@@ -147,6 +196,17 @@ impl Hold {
         now_ns: u64,
     ) -> Option<PortId> {
         let given = verdicts.given();
+        let recalled = verdicts.recalled();
+        if self.recalled != recalled {
+            self.recalled = recalled;
+            for port in &mut self.ports {
+                let frames = &port.frames;
+                let wall =
+                    |held: &Held, topic| held.topic == topic && held.ask.about == About::Wall;
+                let asks = |topic: &FlowKey| !frames.iter().any(|held| wall(held, *topic));
+                port.questions.retain(asks);
+            }
+        }
         self.give_up_ns = u64::MAX;
         for n in 0..self.ports.len() {
             self.look_at(n, (snapshot, generation), counters, now_ns);
@@ -181,12 +241,21 @@ impl Hold {
             if owner.is_none_or(|owner| usize::from(owner.port.0) != n) {
                 return Step::Drop(DropReason::AskCancelled);
             }
-            let about = (&held.topic, &held.conn);
-            let answer = verdicts::find(access, about, held.definition, Purpose::Look, now_ns);
-            if answer.is_some() || held.ask.generation != generation {
+            let (about, definition) = ((&held.topic, &held.conn), held.definition);
+            let wall = held.ask.about == About::Wall;
+            let answered = if wall {
+                verdicts::find_pass(access, about, definition, Purpose::Look).is_some()
+            } else {
+                verdicts::find(access, about, definition, Purpose::Look, now_ns).is_some()
+            };
+            if answered || held.ask.generation != generation {
                 Step::Leave
             } else if held.give_up_ns <= now_ns {
-                Step::Drop(DropReason::PolicyAskDenied)
+                Step::Drop(if wall {
+                    DropReason::Wall
+                } else {
+                    DropReason::PolicyAskDenied
+                })
             } else {
                 Step::Wait
             }
@@ -240,8 +309,11 @@ fn topic(src: &Owner, dst: &Owner, p: &Parsed) -> Option<Topic> {
     }
 }
 
-/// The judgement with the answer that stands, if it needs one. `conn` is the connection that the packet would open. `None`:
-/// nobody has answered yet, and [`keep`] knows what to ask, if the packet can wait.
+/// The judgement with the answer that stands, if it needs one, and a pass. `conn` is the connection that the packet would open.
+/// `None`: nobody has answered yet, and [`keep`] knows what to ask, if the packet can wait.
+///
+/// # Errors
+/// A wall stands between the two; it was reported.
 #[inline]
 pub(crate) fn settle(
     ctx: &mut Ctx<'_>,
@@ -250,17 +322,38 @@ pub(crate) fn settle(
     p: &Parsed,
     ends: (&Owner, &Owner),
     conn: Option<&FlowKey>,
-) -> Option<Judgement> {
+) -> Result<Option<Settled>, DropReason> {
     match classifier.asking(&judgement) {
-        None => Some(judgement),
-        Some(asking) => {
-            let yes = answer(ctx, &asking, p, ends, conn);
-            if yes.is_none() {
-                ctx.hold.question = Some((judgement, asking));
-            }
-            yes.map(|yes| with(judgement, yes))
-        }
+        None => passes::settle(ctx, classifier, judgement, p, ends, conn),
+        Some(asking) => answered(ctx, classifier, (judgement, &asking), p, ends, conn),
     }
+}
+
+#[cold]
+fn answered(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    (judgement, asking): (Judgement, &Asking),
+    p: &Parsed,
+    ends: (&Owner, &Owner),
+    conn: Option<&FlowKey>,
+) -> Result<Option<Settled>, DropReason> {
+    // A yes that is good for once is used up when no wall is in the way.
+    let answer = |ctx: &Ctx<'_>, purpose| answer(ctx, asking, p, ends, conn, purpose);
+    let mut yes = answer(ctx, Purpose::Look);
+    let mut settled = None;
+    if let Some(said) = yes {
+        settled = passes::settle(ctx, classifier, with(judgement, said), p, ends, conn)?;
+        if settled.is_none() {
+            return Ok(None);
+        }
+        yes = answer(ctx, Purpose::Open);
+    }
+    if yes.is_none() {
+        ctx.hold.question = Some(Question::rule(&judgement, asking));
+        return Ok(None);
+    }
+    Ok(settled)
 }
 
 #[cold]
@@ -270,10 +363,11 @@ fn answer(
     p: &Parsed,
     (src, dst): (&Owner, &Owner),
     conn: Option<&FlowKey>,
+    purpose: Purpose,
 ) -> Option<bool> {
     let topic = topic(src, dst, p)?.key();
     let (about, purpose) = match conn {
-        Some(conn) => ((&topic, conn), Purpose::Open),
+        Some(conn) => ((&topic, conn), purpose),
         None => ((&topic, &topic), Purpose::Look),
     };
     let (access, now_ns) = (&ctx.hold.verdicts, ctx.now_ns);
@@ -320,7 +414,39 @@ fn with(judgement: Judgement, yes: bool) -> Judgement {
     }
 }
 
-/// Keeps a first packet that [`settle`] found no answer for until there is one, and asks for it unless that was done.
+/// What the control thread is told of a packet.
+pub(crate) fn event(
+    ctx: &Ctx<'_>,
+    (src, dst): (&Owner, &Owner),
+    p: &Parsed,
+    question: &Question,
+) -> AskEvent {
+    let dport = match service(p) {
+        Service::Ip { dport, .. } => dport,
+        Service::Ether(_) => 0,
+    };
+    AskEvent {
+        time_ns: ctx.now_ns,
+        generation: ctx.generation,
+        rule: question.rule.0,
+        also: question.also.map_or(NONE_U32, |rule| rule.0),
+        port: ctx.in_port.0,
+        src_attachment: src.attachment.0,
+        src_outside: src.outside,
+        dst_attachment: dst.attachment.0,
+        dst_outside: dst.outside,
+        tenant: src.party.tenant.0,
+        protocol: p.protocol,
+        sport: p.sport,
+        dport,
+        src: p.src,
+        dst: p.dst,
+        cancelled: false,
+        about: question.about,
+    }
+}
+
+/// Keeps a packet that [`settle`] found no answer for until there is one, and asks for it unless that was done.
 ///
 /// # Errors
 /// It can't be kept, or need not be.
@@ -330,12 +456,15 @@ pub(crate) fn keep(
     (flow, conn): (&Flow<'_>, &FlowKey),
 ) -> Result<(), DropReason> {
     let question = ctx.hold.question.take();
-    let (judgement, asking) = question.ok_or(DropReason::PolicyAskDenied)?;
+    let question = question.ok_or(DropReason::PolicyAskDenied)?;
     let slot = usize::from(flow.slot);
     let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);
-    let asked = topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?;
-    let topic = asked.key();
+    let ask = event(ctx, (src, dst), p, &question);
+    let topic = match question.about {
+        About::Rule => topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key(),
+        About::Wall | About::Payload => passes::pair(ask.tenant, src.attachment, dst.attachment),
+    };
     let cell = in_cell(ctx).ok_or(DropReason::AskOverBudget)?;
     let hold = &mut *ctx.hold;
     let port = hold.ports.get_mut(usize::from(ctx.in_port.0));
@@ -360,24 +489,6 @@ pub(crate) fn keep(
     {
         return Err(DropReason::AskOverBudget);
     }
-    let ask = AskEvent {
-        time_ns: ctx.now_ns,
-        generation: ctx.generation,
-        rule: asking.rule.0,
-        also: judgement.also.map_or(NONE_U32, |rule| rule.0),
-        port: ctx.in_port.0,
-        src_attachment: src.attachment.0,
-        src_outside: src.outside,
-        dst_attachment: dst.attachment.0,
-        dst_outside: dst.outside,
-        tenant: src.party.tenant.0,
-        protocol: p.protocol,
-        sport: p.sport,
-        dport: asked.dport,
-        src: p.src,
-        dst: p.dst,
-        cancelled: false,
-    };
     let frame = hold
         .kept
         .take(burst, slot)
@@ -389,14 +500,16 @@ pub(crate) fn keep(
         }
         hold.asked = true;
         port.questions.push(topic);
-        ctx.counters.worker.conn_asked.add(1);
+        if question.about == About::Rule {
+            ctx.counters.worker.conn_asked.add(1);
+        }
     }
-    let give_up_ns = ctx.now_ns + u64::from(asking.terms.deadline_ms) * MS + GRACE_NS;
+    let give_up_ns = ctx.now_ns + u64::from(question.deadline_ms) * MS + GRACE_NS;
     hold.give_up_ns = hold.give_up_ns.min(give_up_ns);
     port.frames.push(Held {
         topic,
         conn: *conn,
-        definition: asking.definition,
+        definition: question.definition,
         give_up_ns,
         ask,
         frame,

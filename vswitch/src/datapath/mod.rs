@@ -1,5 +1,6 @@
 //! From a frame to a decision. Start at [`process`].
 
+pub(crate) mod again;
 pub mod conn;
 pub mod decision;
 pub(crate) mod flood;
@@ -10,6 +11,7 @@ pub mod hold;
 pub(crate) mod judge;
 pub mod l2;
 pub(crate) mod neighbour;
+pub mod passes;
 pub mod process;
 pub(crate) mod profile;
 pub mod quota;

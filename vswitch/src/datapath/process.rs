@@ -25,10 +25,11 @@ use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::{self, Learned};
+use crate::datapath::passes::Settled;
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
-use crate::datapath::{flood, guard, judge, neighbour, reject, report, tcp};
+use crate::datapath::{again, flood, guard, judge, neighbour, reject, report, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
@@ -96,7 +97,7 @@ impl Ends<'_> {
 
 /// What becomes of a packet that is not dropped.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+pub(crate) enum Fate {
     /// It is sent.
     Passes,
     /// It waits for the manager's answer.
@@ -185,7 +186,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
             Err(reason) => {
                 if matches!(
                     reason,
-                    DropReason::PolicyReject | DropReason::PolicyAskDenied
+                    DropReason::PolicyReject | DropReason::PolicyAskDenied | DropReason::Wall
                 ) {
                     reject::answer(ctx, burst, flow, out);
                 }
@@ -225,6 +226,7 @@ fn is_policy(reason: DropReason) -> bool {
             | R::PolicyDeny
             | R::PolicyReject
             | R::PolicyAskDenied
+            | R::Wall
             | R::PolicyLimit
             | R::EtherTypeDenied
     )
@@ -458,7 +460,12 @@ fn track(
         // An error travels against the packet it quotes.
         let forward = (dir == Dir::Original) != flow.about;
         let (from, to) = if forward { (src, dst) } else { (dst, src) };
-        judge_again(ctx, classifier, &conn, frame, from, to)?;
+        match again::judge(ctx, classifier, &conn, frame, from, to)? {
+            Fate::Passes => {}
+            // Of an error about it there will be another one.
+            Fate::Waits if flow.about => return Err(DropReason::AskPending),
+            Fate::Waits => return Ok(Fate::Waits),
+        }
     } else {
         ctx.counters.worker.conn_hit.add(1);
     }
@@ -551,7 +558,12 @@ fn open(
             classifier.classify(&query)
         }
     };
-    let Some(j) = hold::settle(ctx, classifier, j, p, (src, dst), Some(key)) else {
+    let settled = hold::settle(ctx, classifier, j, p, (src, dst), Some(key))?;
+    let Some(Settled {
+        judgement: j,
+        generation,
+    }) = settled
+    else {
         return Ok(Fate::Waits);
     };
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
@@ -573,7 +585,7 @@ fn open(
     let is_tcp = p.protocol == proto::TCP;
     let new = New {
         initiator: flow.side,
-        word: conn::word(ctx.generation),
+        word: conn::word(generation),
         tick: ctx.tick,
         user: conn::new_words(admission, u64::from(frame.len())),
         far: is_tcp.then(|| tcp::start(&tcp::Segment::of(p))),
@@ -618,50 +630,6 @@ fn evict(ctx: &mut Ctx<'_>) -> bool {
     false
 }
 
-/// Judges an established connection again, as its initiator would be judged now.
-fn judge_again(
-    ctx: &mut Ctx<'_>,
-    classifier: &Classifier,
-    conn: &ConnRef<'_>,
-    frame: &Frame,
-    from: &Owner,
-    to: &Owner,
-) -> Result<(), DropReason> {
-    let key = conn.key();
-    let (from_addr, to_addr) = conn::addresses(&key, conn.initiator());
-    let query = Query {
-        from: ctx.snapshot.party(classifier, from, &from_addr),
-        to: ctx.snapshot.party(classifier, to, &to_addr),
-        service: conn::service(&key, conn.initiator()),
-    };
-    let j = classifier.classify(&query);
-    let j = hold::settle_again(ctx, classifier, j, conn, (from, to));
-    match (j.verdict, j.why) {
-        (Verdict::Allow, Why::Rule(rule)) => {
-            let old = conn.word();
-            // A newer generation written meanwhile by another worker stands.
-            if conn::generation(old) < ctx.generation
-                && conn.advance_word(old, conn::word(ctx.generation)).is_ok()
-            {
-                let admission = Admission {
-                    rule,
-                    limited: j.limited,
-                    logged: j.log || j.notify,
-                    group: from.group,
-                };
-                ctx.quotas.readmit(conn, admission);
-            }
-            Ok(())
-        }
-        _ => {
-            ctx.counters.worker.conn_cut.add(1);
-            report::end(ctx, conn, ConnEventKind::Cut);
-            ctx.quotas.remove(ctx.table, *conn);
-            enforce(ctx, classifier, &j, frame, from, to).map(|_| ())
-        }
-    }
-}
-
 /// Whether a TCP segment is one that opens a connection.
 pub(crate) fn is_syn(p: &Parsed) -> bool {
     p.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN) == tcp_flag::SYN
@@ -696,11 +664,12 @@ pub(crate) fn judge_frame(
     let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
     let j = classifier.classify(&query);
     // It can't wait: an answer that stands is all that counts.
-    let settled = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None);
-    let j = settled.unwrap_or(Judgement {
+    let settled = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None)?;
+    let denied = Judgement {
         verdict: Verdict::Deny,
         ..j
-    });
+    };
+    let j = settled.map_or(denied, |settled| settled.judgement);
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 
@@ -721,7 +690,7 @@ pub(crate) fn question(
 
 /// Turns a judgement into a rule that allows, or a reason to drop; counts the hit, spends the
 /// rule's limit and reports.
-fn enforce(
+pub(crate) fn enforce(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
     j: &Judgement,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::datapath::frozen::FrozenMap;
 use crate::datapath::guard::eui64_link_local;
+use crate::datapath::passes::Walls;
 use crate::datapath::quota::{GroupId, Quota};
 use crate::packet::{Addr, Cidr, Mac};
 use crate::policy::{Classifier, Party, TenantId};
@@ -190,6 +191,7 @@ pub struct Snapshot {
     /// Attachment to owner; an uplink's outside appears once.
     by_attachment: FrozenMap<u64>,
     classifier: Option<Arc<Classifier>>,
+    walls: Option<Arc<Walls>>,
     segments: Vec<Quota>,
     assignments: Vec<Vec<RxAssignment>>,
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
@@ -295,6 +297,20 @@ impl Snapshot {
     #[must_use]
     pub fn classifier(&self) -> Option<&Arc<Classifier>> {
         self.classifier.as_ref()
+    }
+
+    /// With these walls.
+    #[must_use]
+    pub fn walled(mut self, walls: Option<Arc<Walls>>) -> Self {
+        self.walls = walls;
+        self
+    }
+
+    /// The walls; `None` when there are none.
+    #[inline]
+    #[must_use]
+    pub fn walls(&self) -> Option<&Walls> {
+        self.walls.as_deref()
     }
 
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
@@ -504,6 +520,7 @@ impl Builder {
             neighbours: FrozenMap::new(neighbours),
             by_attachment: FrozenMap::new(by_attachment),
             classifier: input.classifier,
+            walls: None,
             segments: input.segments,
             assignments,
         }

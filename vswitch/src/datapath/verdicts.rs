@@ -12,8 +12,8 @@ use crate::datapath::snapshot::{AttachmentId, Owner};
 use crate::event::AskEvent;
 use crate::packet::Addr;
 
-/// Answers there is room for: 64 for each of 256 ports. What finds no room is not given, and what is not given is denied.
-pub const ANSWERS_MAX: usize = 1 << 14;
+/// Answers there is room for: 64 for each of 256 ports, and as many passes. What finds no room is not given, and what is not given is denied.
+pub const ANSWERS_MAX: usize = 1 << 15;
 
 /// The word of an answer: above these bits stands 1, a generation that never changes.
 const WORD: u64 = 1 << 16;
@@ -25,6 +25,8 @@ const ONCE: u64 = 1 << 1;
 const USED: u64 = 1 << 2;
 /// What it admitted outlives it.
 const KEEP: u64 = 1 << 3;
+/// It is a pass on probation.
+const PROBATION: u64 = 1 << 4;
 
 /// User words of an answer.
 const EXPIRES_NS: usize = 0;
@@ -114,6 +116,17 @@ pub struct Answer {
     pub definition: u64,
 }
 
+/// What was said to two that want to pass the walls (`passes`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pass {
+    /// They may not.
+    No,
+    /// They may.
+    Yes,
+    /// This connection may, once, and its first payload is told.
+    Probation,
+}
+
 /// What somebody wants an answer for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
@@ -130,13 +143,14 @@ pub enum Purpose {
 pub struct Verdicts {
     table: Arc<Table>,
     given: AtomicU64,
+    recalled: AtomicU64,
 }
 
 impl Verdicts {
     /// None yet.
     ///
     /// # Errors
-    /// No memory: some two megabytes, which come on first touch.
+    /// No memory: some five megabytes, which come on first touch.
     pub fn new() -> Result<Self, TableError> {
         let config = Config {
             capacity: ANSWERS_MAX,
@@ -145,6 +159,7 @@ impl Verdicts {
         Ok(Verdicts {
             table: Arc::new(Table::new(config)?),
             given: AtomicU64::new(0),
+            recalled: AtomicU64::new(0),
         })
     }
 
@@ -159,17 +174,64 @@ impl Verdicts {
         self.given.load(Ordering::Acquire)
     }
 
+    /// How often passes were taken back that somebody may be waiting for.
+    #[inline]
+    pub fn recalled(&self) -> u64 {
+        self.recalled.load(Ordering::Acquire)
+    }
+
+    /// Has whoever waits for a pass ask for it again: it may have been given and taken back unseen.
+    pub fn recall(&self) {
+        self.recalled.fetch_add(1, Ordering::Release);
+        self.given.fetch_add(1, Ordering::Release);
+    }
+
     /// Gives an answer, instead of an earlier one. `false` when there is no room. Control thread only.
     pub fn give(&self, access: &Participant, about: &FlowKey, answer: Answer) -> bool {
-        self.take_back(access, about);
         let bits = [(answer.yes, YES), (answer.once, ONCE), (answer.keep, KEEP)];
         let set = bits.iter().filter(|(is, _)| *is);
         let word = set.fold(WORD, |word, (_, bit)| word | bit);
+        let user = [answer.expires_ns, answer.definition, 0];
+        self.put(access, about, word, user)
+    }
+
+    /// Gives a pass, instead of an earlier one, to a pair, or to a connection on probation. `false` when there is no room.
+    /// Control thread only.
+    pub fn give_pass(
+        &self,
+        access: &Participant,
+        about: &FlowKey,
+        pass: Pass,
+        definition: u64,
+    ) -> bool {
+        let word = match pass {
+            Pass::No => WORD,
+            Pass::Yes => WORD | YES,
+            Pass::Probation => WORD | YES | ONCE | PROBATION,
+        };
+        self.put(access, about, word, [u64::MAX, definition, 0])
+    }
+
+    /// Takes back an answer that is good for once unless it was used. Whether it was.
+    pub fn was_used(&self, access: &Participant, about: &FlowKey) -> bool {
+        let Some(answer) = access.lookup(about) else {
+            return false;
+        };
+        let word = answer.word();
+        let used = word & USED != 0 || answer.advance_word(word, word | USED).is_err();
+        if !used {
+            access.remove(answer);
+        }
+        used
+    }
+
+    fn put(&self, access: &Participant, about: &FlowKey, word: u64, user: [u64; 3]) -> bool {
+        self.take_back(access, about);
         let new = New {
             initiator: flowtable::Side::Low,
             word,
             tick: 0,
-            user: [answer.expires_ns, answer.definition, 0],
+            user,
             far: None,
         };
         let is_in = access.insert_or_get(about, new).is_ok();
@@ -211,6 +273,32 @@ pub(crate) fn find(
             }
         };
         usable.then_some(word & YES != 0)
+    })
+}
+
+/// The pass of a pair, or of this connection of it. `None`: nobody has said, or not for these walls.
+pub(crate) fn find_pass(
+    access: &Participant,
+    (pair, conn): (&FlowKey, &FlowKey),
+    definition: u64,
+    purpose: Purpose,
+) -> Option<Pass> {
+    [pair, conn].into_iter().find_map(|about| {
+        let pass = access.lookup(about)?;
+        let word = pass.word();
+        if pass.user(DEFINITION).load(Ordering::Relaxed) != definition {
+            return None;
+        }
+        if word & PROBATION == 0 {
+            let yes = word & YES != 0;
+            return Some(if yes { Pass::Yes } else { Pass::No });
+        }
+        let usable = match purpose {
+            Purpose::GoOn => true,
+            Purpose::Look => word & USED == 0,
+            Purpose::Open => word & USED == 0 && pass.advance_word(word, word | USED).is_ok(),
+        };
+        usable.then_some(Pass::Probation)
     })
 }
 

@@ -251,6 +251,29 @@ pub struct Day {
 }
 
 impl Day {
+    /// The day of a moment, in seconds since 1970.
+    #[must_use]
+    pub fn of(at_s: u64) -> Self {
+        // Years that begin in March, so that the odd day is their last; 400 of them have 146,097 days.
+        let days = at_s / 86_400 + 719_468;
+        let (era, of_era) = (days / 146_097, days % 146_097);
+        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year + year / 4 - year / 100);
+        let month = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * month + 2) / 5 + 1;
+        let (month, next) = if month < 10 {
+            (month + 3, 0)
+        } else {
+            (month - 9, 1)
+        };
+        let small = |n: u64| u8::try_from(n).unwrap_or(u8::MAX);
+        Day {
+            year: u16::try_from(year + era * 400 + next).unwrap_or(u16::MAX),
+            month: small(month),
+            day: small(day),
+        }
+    }
+
     /// When it is over, in seconds since 1970.
     #[must_use]
     pub fn end_s(self) -> u64 {

@@ -299,6 +299,18 @@ fn provoke(reason: R) -> Option<AtAPort> {
             assert_eq!(out.drops[reason.name()], 1);
             return None;
         }
+        R::Wall => {
+            r.walls = Some(std::sync::Arc::new(crate::datapath::passes::Walls {
+                definition: 1,
+                clean: Vec::new(),
+            }));
+            r.apply(&policy());
+            let walled = WEB_DB().udp(9, 4, b"");
+            assert_eq!(r.send("web", &walled), Outcome::default());
+            r.now_ns += LATE_NS;
+            assert_eq!(r.step().drops[reason.name()], 1);
+            return None;
+        }
         R::PolicyLimit => {
             let f = WEB_DB().udp(9, 4, b"");
             r.send("web", &f).reached("db", &f);

@@ -9,3 +9,4 @@ mod limits;
 mod neighbours;
 mod quotas;
 mod rig;
+mod walls;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use etherparse::PacketBuilder;
 
 use crate::counters::{PortValues, WorkerValues};
+use crate::datapath::passes::Walls;
 use crate::datapath::quota::{GroupId, Groups, Quota};
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
@@ -113,6 +114,8 @@ pub(super) struct Rig {
     ends: Vec<MemEnd>,
     classifier: Option<Arc<Classifier>>,
     groups: Groups,
+    /// In force with the next policy.
+    pub(super) walls: Option<Arc<Walls>>,
 }
 
 impl Rig {
@@ -153,6 +156,7 @@ impl Rig {
             ends,
             classifier: None,
             groups: Groups::default(),
+            walls: None,
         };
         rig.apply(policy);
         rig
@@ -228,7 +232,8 @@ impl Rig {
             segments,
             workers: 1,
         };
-        self.shared.publish(Snapshot::build(input));
+        let snapshot = Snapshot::build(input).walled(self.walls.clone());
+        self.shared.publish(snapshot);
     }
 
     /// Publishes the ports of the layout without any policy, as before the first one.

@@ -243,6 +243,26 @@ kinds! {
         /// Why.
         reason: String,
     }
+    /// Somebody who carries one side of a wall was kept from another.
+    WallDenied = "wall_denied", Ordinary {
+        /// The wall.
+        wall: String,
+        /// Who would have carried both.
+        subject: String,
+        /// The sides that do not go together.
+        sides: Vec<String>,
+        /// The connection that would have done it.
+        connection: String,
+    }
+    /// Somebody was found to carry both sides of a wall, and is kept from both.
+    WallBreached = "wall_breached", Reserved {
+        /// The wall.
+        wall: String,
+        /// Who.
+        subject: String,
+        /// The sides.
+        sides: Vec<String>,
+    }
     /// Two people loosened a wall.
     WallReset = "wall_reset", Reserved {
         /// The wall.
@@ -260,13 +280,17 @@ kinds! {
     TransactionBegun = "transaction_begun", Reserved {
         /// Its name.
         transaction: String,
-        /// The connections it is about.
-        connections: Vec<String>,
+        /// The wall that it is a transaction of.
+        wall: String,
+        /// Whose connections are part of it.
+        workloads: Vec<String>,
     }
     /// A transaction was closed.
     TransactionEnded = "transaction_ended", Reserved {
         /// Its name.
         transaction: String,
+        /// The wall that it was a transaction of.
+        wall: String,
     }
     /// The record's workload was quarantined.
     Quarantine = "quarantine", Reserved {

@@ -20,6 +20,7 @@
 pub mod anchor;
 pub mod archive;
 mod ballast;
+pub mod bindings;
 pub mod body;
 pub mod clock;
 mod error;
@@ -168,6 +169,7 @@ pub struct Ledger {
     writer: Option<JoinHandle<()>>,
     anchor: Option<Anchor>,
     after: &'static str,
+    bound: Vec<bindings::Bound>,
 }
 
 impl Ledger {
@@ -191,7 +193,7 @@ impl Ledger {
         let now = clock.now();
         let ballast = Ballast::beside(&config.path, config.ballast_bytes);
         // On a full disk SQLite cannot even open the file.
-        let store = Store::open(&config.path, now).or_else(|e| match e {
+        let mut store = Store::open(&config.path, now).or_else(|e| match e {
             LedgerError::Sqlite { .. } => {
                 ballast.give_up();
                 Store::open(&config.path, now)
@@ -203,6 +205,7 @@ impl Ledger {
             Some("stopped") => "stopped",
             Some(_) => "died",
         };
+        let bound = store.take_bound();
         let room = writer::room(store.used_bytes(), config.max_bytes);
         let accounts = Accounts::new(config.quota, config.max_bytes, store.usage());
         let queue = Arc::new(Queue::new(accounts, room, wake, clock));
@@ -234,6 +237,7 @@ impl Ledger {
             writer: Some(writer),
             anchor,
             after,
+            bound,
         })
     }
 
@@ -241,6 +245,12 @@ impl Ledger {
     #[must_use]
     pub fn after(&self) -> &'static str {
         self.after
+    }
+
+    /// Who was bound to what by walls when it was opened, and which transactions were open.
+    #[must_use]
+    pub fn bound(&self) -> &[bindings::Bound] {
+        &self.bound
     }
 
     /// Hands a record to the writer, and never waits. Its acknowledgement will come with `token`; none comes for a record that

@@ -35,6 +35,12 @@ pub(super) const SCHEMA: [&str; 5] = [
      SELECT RAISE(ABORT, 'a record is never deleted before it is in an archive'); END",
 ];
 
+/// Who is bound to what, as the records say: written with them, and not lost when they go to an archive. A ledger made before
+/// there were walls has none until it is opened to be written.
+pub(super) const WALLS: &str = "CREATE TABLE wall (wall TEXT NOT NULL, subject TEXT NOT NULL, side TEXT NOT NULL, \
+     state TEXT NOT NULL, since_ns INTEGER NOT NULL, connection TEXT NOT NULL, PRIMARY KEY (wall, subject, side)) \
+     STRICT, WITHOUT ROWID";
+
 /// In an archive too: it takes no more records.
 pub(super) const SEAL: &str = "CREATE TRIGGER record_sealed BEFORE INSERT ON record BEGIN \
      SELECT RAISE(ABORT, 'an archive takes no more records'); END";
@@ -101,13 +107,24 @@ fn limit(bytes: usize) -> i32 {
 
 /// Makes an empty file's tables.
 pub(super) fn create(db: &Connection, meta: &Meta) -> rusqlite::Result<()> {
-    for sql in SCHEMA {
+    // Records come last in the file: whatever is torn off its end is missed.
+    let [begins, usage, records @ ..] = SCHEMA;
+    for sql in [begins, usage, WALLS].into_iter().chain(records) {
         db.execute_batch(sql)?;
     }
     db.execute(
         "INSERT INTO meta VALUES (1, ?1, ?2, ?3, ?4)",
         (meta.ledger.0, FORMAT, meta.base_seq, meta.base_hash.0),
     )?;
+    Ok(())
+}
+
+/// Makes the table of bindings, where there is none.
+pub(super) fn add_walls(db: &Connection) -> rusqlite::Result<()> {
+    let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'wall'";
+    if db.query_row(known, [], |r| r.get::<_, i64>(0))? == 0 {
+        db.execute_batch(WALLS)?;
+    }
     Ok(())
 }
 
@@ -132,12 +149,12 @@ pub(super) fn check(db: &Connection, path: &Path) -> Result<Meta, LedgerError> {
         while let Some(row) = rows.next().map_err(sqlite)? {
             let sql: Option<String> = row.get(0).map_err(sqlite)?;
             found.push(sql.unwrap_or_default());
-            if found.len() > SCHEMA.len() + 1 {
+            if found.len() > SCHEMA.len() + 2 {
                 break;
             }
         }
     }
-    let known = |sql: &String| SCHEMA.contains(&sql.as_str()) || sql == SEAL;
+    let known = |sql: &String| SCHEMA.contains(&sql.as_str()) || sql == SEAL || sql == WALLS;
     if !found.iter().all(known) || !SCHEMA.iter().all(|sql| found.iter().any(|f| f == sql)) {
         return Err(not(
             "its tables and triggers are not those of a ledger, or were changed",

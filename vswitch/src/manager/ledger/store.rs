@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
+use super::bindings::{self, Bound, Effect};
 use super::body::{Body, Class, Genesis};
 use super::clock::Stamp;
 use super::error::LedgerError;
@@ -39,6 +40,7 @@ pub(super) struct Encoded {
     pub(super) workload: Option<String>,
     pub(super) port: Option<String>,
     pub(super) body: String,
+    pub(super) effect: Option<Effect>,
 }
 
 impl Encoded {
@@ -51,6 +53,7 @@ impl Encoded {
             who: entry.who,
             workload: entry.workload,
             port: entry.port,
+            effect: Effect::of(&entry.body),
             body: entry.body.to_json(),
         }
     }
@@ -97,6 +100,8 @@ pub(super) struct Store {
     head: (i64, Hash, Stamp),
     /// The kind of the last record that is not the ledger's own, when the file was opened.
     last_kind: Option<String>,
+    /// Who was bound to what by walls then.
+    bound: Vec<Bound>,
     /// Bytes of ordinary records by owner.
     usage: HashMap<String, u64>,
     /// Bytes in use.
@@ -151,13 +156,16 @@ impl Store {
         if fresh {
             begin(&mut db, now).map_err(sqlite)?;
         }
+        schema::add_walls(&db).map_err(sqlite)?;
         let meta = schema::check(&db, path)?;
+        let bound = bindings::read(&db).map_err(sqlite)?;
         let mut store = Store {
             path: path.to_owned(),
             db,
             ledger: meta.ledger,
             head: (-1, Hash::default(), now),
             last_kind: None,
+            bound,
             usage: HashMap::new(),
             used_bytes: 0,
             version: 0,
@@ -187,6 +195,11 @@ impl Store {
     /// The kind of the last record that is not the ledger's own, when the file was opened.
     pub(super) fn last_kind(&self) -> Option<&str> {
         self.last_kind.as_deref()
+    }
+
+    /// Who was bound to what when the file was opened; once.
+    pub(super) fn take_bound(&mut self) -> Vec<Bound> {
+        std::mem::take(&mut self.bound)
     }
 
     /// Bytes of ordinary records by owner.
@@ -227,6 +240,9 @@ impl Store {
             let mut insert = tx.prepare(INSERT).map_err(sqlite)?;
             for e in batch {
                 head = insert_after(&mut insert, head, e).map_err(sqlite)?;
+                if let Some(effect) = &e.effect {
+                    effect.apply(&tx, e.stamp.wall_ns).map_err(sqlite)?;
+                }
                 if e.class == Class::Ordinary {
                     *owners.entry(e.owner()).or_default() += e.size_bytes();
                 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::anchor;
+use super::bindings;
 use super::body::Body;
 use super::error::LedgerError;
 use super::reader::Reader;
@@ -92,12 +93,37 @@ pub fn verify(
     }
     for file in &files {
         check.file(file);
+        if let Err(e) = bindings::read(file.db()) {
+            let what = format!("its table of bindings cannot be read: {e}");
+            check.problem(file.path(), None, what);
+        }
+        if is_short(file) == Some(true) {
+            check.problem(file.path(), None, "it is shorter than it says");
+        }
     }
     let mut report = check.end();
     if let (Some(proof), Some(heads)) = (&mut report.anchor, heads) {
         proof.unreadable = heads.unreadable;
     }
     Ok(report)
+}
+
+/// Whether a file lacks its end. While there is a log beside it, its end may be there.
+fn is_short(file: &Reader) -> Option<bool> {
+    let len = |path: &Path| std::fs::metadata(path).map(|m| m.len()).ok();
+    let mut log = file.path().as_os_str().to_owned();
+    log.push("-wal");
+    if len(Path::new(&log)).is_some_and(|len| len > 0) {
+        return None;
+    }
+    let pragma = |name| {
+        let value = file
+            .db()
+            .pragma_query_value(None, name, |r| r.get::<_, i64>(0));
+        value.ok().and_then(|value| u64::try_from(value).ok())
+    };
+    let says = pragma("page_count")?.checked_mul(pragma("page_size")?)?;
+    Some(len(file.path())? < says)
 }
 
 /// Where the chain stands.

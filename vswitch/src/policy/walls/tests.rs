@@ -257,6 +257,17 @@ fn days_are_counted() {
         "2026-11-30".parse::<Day>().unwrap().to_string(),
         "2026-11-30"
     );
+    for day in [
+        "1970-01-01",
+        "1999-12-31",
+        "2000-02-29",
+        "2026-11-30",
+        "2100-03-01",
+    ] {
+        let day: Day = day.parse().unwrap();
+        assert_eq!((Day::of(day.end_s() - 1), day.end_s() % 86_400), (day, 0));
+        assert_ne!(Day::of(day.end_s()), day);
+    }
     let dns = clean("cache", "udp/53", "2026-11-30");
     let query = |protocol, dport| Service::Ip {
         protocol,

@@ -36,8 +36,8 @@ const SENT_AT: usize = 42;
 const BYTES: u16 = 64;
 /// How long what is under way may take at the end.
 const SILENCE_NS: u64 = 5_000_000_000;
-/// Longest sleep of a generator that waits.
-const NAP: Duration = Duration::from_micros(500);
+/// Longest sleep of a generator that waits: it hears what arrives, and looks so often whether it is over.
+const NAP: Duration = Duration::from_millis(20);
 
 /// How long a first packet is held while the manager in this process decides, and how many it decides a second.
 ///

@@ -83,6 +83,7 @@ struct Reservation {
 }
 
 /// What is written down.
+#[cfg_attr(not(feature = "manager"), allow(dead_code))] // without a ledger there is nobody to write it down
 #[derive(Debug)]
 pub(super) enum Mark<'m> {
     Reserved(&'m Fact, &'m str),
@@ -97,6 +98,7 @@ pub(super) enum Mark<'m> {
 }
 
 /// What was written down in an earlier life.
+#[cfg_attr(not(feature = "manager"), allow(dead_code))] // without a ledger there is nobody to write it down
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) wall: String,

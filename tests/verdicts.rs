@@ -285,3 +285,70 @@ fn what_is_logged_told_and_tried_is_watched_written_and_counted() {
     assert!(row.ends_with(&["1", "staged"]), "{row:?}");
     switch.wait_conserved();
 }
+
+/// What the ledger has of a kind, and the number that `count` finds in each.
+fn recorded(switch: &Switch<'_>, lab: &Lab, kind: &str, count: impl Fn(&Value) -> u64) -> u64 {
+    let file = lab.path_str("ledger.db");
+    let show = [
+        "ledger", "show", "--file", &file, "--kind", kind, "--limit", "200000",
+    ];
+    let records = switch.cli_json(&show);
+    records.as_array().expect("a list").iter().map(count).sum()
+}
+
+#[test]
+fn a_flood_of_questions_opens_nothing_keeps_nobody_waiting_and_is_accounted_for_to_the_last() {
+    const FLOOD: u64 = 100_000;
+    let Some(lab) = Lab::open(&[]) else { return };
+    let ask = "action = \"ask\"\notherwise = \"allow\"\ndeadline_ms = 2000\nttl_s = 600";
+    let (switch, [mut a, mut b]) = start(&lab, &[]);
+    let all = format!(
+        "[[rule]]\nname = \"open\"\nfrom = \"any\"\nto = \"any\"\nservice = \"udp/7\"\naction = \"allow\"\n[[rule]]\nname = \"asks\"\nfrom = \"any\"\nto = \"any\"\nservice = \"udp\"\n{ask}\n"
+    );
+    switch.apply(&all);
+    a.send(&datagram(1000, 7));
+    b.recv(&datagram(1000, 7));
+
+    // As many services as ports allow, each from another one.
+    for n in 0..FLOOD {
+        let dport = u16::try_from(n % 60_000).expect("less than 65,536") + 100;
+        let sport = u16::try_from(n / 60_000).expect("small") + 2000;
+        a.send(&datagram(sport, dport));
+    }
+    // Meanwhile the other port is heard.
+    let ips = ([10, 0, 0, 2], [10, 0, 0, 1]);
+    let question = udp((mac(2), mac(1)), ips, (53, 53), b"and I");
+    b.send(&question);
+    let id = wait_for("the other port's question", LIMIT, || {
+        let list = switch.cli_json(&["ask", "list"]);
+        let mut list = list.as_array()?.iter();
+        let of_b = list.find(|ask| ask["from"] == "b")?;
+        Some(of_b["id"].as_str()?.to_owned())
+    });
+    switch.cli_ok(&["ask", "allow", &id]);
+    a.recv_until(&question);
+    // What is established goes on, and nothing else came: not what asked, nor, late, what the rule says of late answers.
+    wait_for("nothing to wait any more", LIMIT, || {
+        let stats = switch.cli_json(&["stats"]);
+        (stats["conservation"]["held"] == 0).then_some(())
+    });
+    a.send(&datagram(1000, 7));
+    b.recv(&datagram(1000, 7));
+
+    let asked = recorded(&switch, &lab, "ask", |r| u64::from(r["workload"] == "a"));
+    let over = switch.dropped("ask_over_budget");
+    assert!(over > FLOOD / 2, "{over}");
+    wait_for("every question to be in the ledger", LIMIT, || {
+        let excess = recorded(&switch, &lab, "excess", |r| {
+            r["body"]["count"].as_u64().expect("a number")
+        });
+        (excess == over).then_some(())
+    });
+    let again = switch.dropped("policy_ask_denied") - asked;
+    assert_eq!(
+        asked + over + again,
+        FLOOD,
+        "{asked} asked, {over} too many, {again} denied before"
+    );
+    switch.wait_conserved();
+}

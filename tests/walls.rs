@@ -198,6 +198,8 @@ fn a_database_serves_buyers_or_sellers_and_remembers_which() {
     // Another address, another run: it is who he is.
     net.ips[0] = 77;
     net.lab.file("switch/switch.toml", machine(&lab, net.ips));
+    // Where there are walls, files are read on command.
+    net.switch.cli_ok(&["reload"]);
     wait_for("the new address", LIMIT, || {
         let shown = net.switch.cli_json(&["workload", "list"]);
         (shown[0]["ip"][0] == "10.0.0.77").then_some(())
@@ -303,4 +305,42 @@ fn a_way_around_a_wall_is_refused_with_its_rules() {
         said.contains("! wall trading: middle is no subject any more"),
         "{said}"
     );
+}
+
+#[test]
+fn nobody_frees_anybody_alone() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let mut net = Net::start(&lab, POLICY);
+    net.reaches("buyer", "middle");
+    let refused = |net: &Net<'_>, args: &[&str], why: &str| {
+        let output = net.switch.cli(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains(why), "{why:?} is not said: {said}");
+    };
+    let reset = ["wall", "reset", "trading", "middle", "--reason", "moved"];
+    refused(&net, &reset, "workload middle is free of buy");
+    net.lab.file("switch/policy.toml", "");
+    refused(&net, &["reload"], "wall trading is removed");
+    let path = net.lab.path_str("switch/policy.toml");
+    refused(&net, &["policy", "apply", &path], "wall trading is removed");
+    let list = net.switch.cli_json(&["approval", "list"]);
+    let list = list.as_array().expect("a list");
+    assert_eq!(list.len(), 3, "{list:?}");
+    for proposal in list {
+        let id = proposal["id"].as_str().expect("text");
+        refused(
+            &net,
+            &["approval", "allow", id],
+            "another person must approve it",
+        );
+    }
+    let id = list[0]["id"].as_str().expect("text");
+    net.switch.cli_ok(&["approval", "deny", id]);
+
+    assert_eq!(net.bindings().len(), 1);
+    net.is_kept("seller", "middle");
+    for (kind, n) in [("proposed", 3), ("proposal_dropped", 1), ("approved", 0)] {
+        assert_eq!(net.records(kind).len(), n, "{kind}");
+    }
 }

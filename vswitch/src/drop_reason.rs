@@ -103,7 +103,7 @@ drop_reasons! {
     PolicyDeny => "policy_deny",
     /// A rule with `action = "reject"` matched; the sender was told.
     PolicyReject => "policy_reject",
-    /// A rule with `action = "ask"` matched, and the answer was no, or there was none in time.
+    /// A rule with `action = "ask"` matched, and the answer was no, or there was none in time; or its record could not be made.
     PolicyAskDenied => "policy_ask_denied",
     /// More wait for the manager than the sending port may have waiting, or the frame is too long to be held.
     AskOverBudget => "ask_over_budget",

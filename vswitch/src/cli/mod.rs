@@ -25,8 +25,8 @@ use serde::Serialize;
 
 use crate::control::api::{
     ApiError, Applied, AskAnswer, AskInfo, ConnList, DropInfo, ErrorCode, ExplainQuery,
-    Explanation, PolicyDiff, PolicyView, PortInfo, Request, SegmentInfo, Stats, Status, WatchEvent,
-    WatchFilter, WorkloadInfo,
+    Explanation, PolicyDiff, PolicyView, PortInfo, ProposalInfo, Request, SegmentInfo, Stats,
+    Status, WatchEvent, WatchFilter, WorkloadInfo,
 };
 #[cfg(feature = "demo")]
 use crate::demo;
@@ -109,6 +109,11 @@ enum Command {
     /// Transactions of walls that bind within one.
     #[command(subcommand)]
     Transaction(walls::TransactionCommand),
+    /// Changes that wait for a second person, because they take something away from a wall.
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
+    /// Read the configuration files again. Where there are walls nothing else does.
+    Reload,
     /// What would happen to a connection now, and which rule says so. Exit code 0: allowed; 1: denied or rejected.
     Explain {
         /// Workload or address that opens the connection.
@@ -273,6 +278,22 @@ enum PolicyCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ApprovalCommand {
+    /// Those that wait.
+    List,
+    /// Agree to one: it is made now. Another person proposed it.
+    Allow {
+        /// Its id, or the beginning of it.
+        id: String,
+    },
+    /// Drop one.
+    Deny {
+        /// Its id, or the beginning of it.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum AskCommand {
     /// Those that wait for an answer.
     List,
@@ -386,6 +407,18 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         },
         Command::Wall(command) => command.run(client()?, out),
         Command::Transaction(command) => command.run(client()?, out),
+        Command::Approval(ApprovalCommand::List) => {
+            let proposals: Vec<ProposalInfo> = client()?.call(Request::Proposals)?;
+            out.print(&proposals, |p| show::proposals(p))
+        }
+        Command::Approval(ApprovalCommand::Allow { id }) => {
+            out.applied(&client()?.call(Request::Approve { id })?)
+        }
+        Command::Approval(ApprovalCommand::Deny { id }) => {
+            let dropped: ProposalInfo = client()?.call(Request::Disapprove { id })?;
+            out.print(&dropped, |p| format!("dropped: {} by {}", p.call, p.by))
+        }
+        Command::Reload => out.applied(&client()?.call(Request::Reload)?),
         Command::Port(PortCommand::List) => {
             let ports: Vec<PortInfo> = client()?.call(Request::Ports)?;
             out.print(&ports, |p| show::ports(p))

@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::control::api::{
     Applied, AskInfo, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo,
-    SegmentInfo, Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
+    ProposalInfo, SegmentInfo, Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
 };
 use crate::policy::model::{Otherwise, qualified};
 
@@ -334,6 +334,20 @@ pub(super) fn asks(asks: &[AskInfo]) -> String {
 
 pub(super) fn answered(a: &AskInfo) -> String {
     format!("answered: {} to {}, {}", a.from, a.to, a.service)
+}
+
+pub(super) fn proposals(proposals: &[ProposalInfo]) -> String {
+    let mut t = table(&["ID", "BY", "CALL", "WAITED", "TAKES AWAY"]);
+    for p in proposals {
+        t.add_row([
+            p.id.clone(),
+            p.by.clone(),
+            p.call.clone(),
+            format!("{} s", p.waited_s),
+            p.weakens.join("\n"),
+        ]);
+    }
+    text(&t, "nothing waits for a second person")
 }
 
 pub(super) fn policy(view: &PolicyView) -> String {

@@ -18,6 +18,16 @@ pub(super) enum WallCommand {
         /// A workload, or whoever `wall list` shows as bound: "tag desk:a", "volume v1", outside.
         subject: String,
     },
+    /// Free somebody of what a wall has bound him to. It waits for a second person: see `vswitch approval`.
+    Reset {
+        /// The wall.
+        wall: String,
+        /// As for `explain`.
+        subject: String,
+        /// Why; it is recorded.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,6 +62,19 @@ impl WallCommand {
             WallCommand::Explain { subject } => {
                 let found: Vec<WallCarrier> = client.call(Request::WallExplain { subject })?;
                 out.print(&found, |found| carriers(found))
+            }
+            WallCommand::Reset {
+                wall,
+                subject,
+                reason,
+            } => {
+                let reset = Request::WallReset {
+                    wall,
+                    subject,
+                    reason,
+                };
+                let applied: Applied = client.call(reset)?;
+                out.applied(&applied)
             }
         }
     }

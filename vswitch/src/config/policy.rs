@@ -4,7 +4,8 @@ use super::read::{Field, Section};
 use crate::packet::Cidr;
 use crate::policy::model::{
     Action, Ask, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, OnExpiry, Otherwise, Per,
-    Policy, Rule, Same, Sanitised, Scope, Segment, SegmentRef, ServiceSpec, Tenant, Tier, Wall,
+    Policy, Record, Rule, Same, Sanitised, Scope, Segment, SegmentRef, ServiceSpec, Tenant, Tier,
+    Wall,
 };
 
 const SERVICE_TODO: &str = "write tcp, tcp/443, udp/1000-2000, icmp, icmp/8, ip/47 or ether/0x88cc";
@@ -117,6 +118,7 @@ fn rule(mut table: Section<'_>) -> Rule {
         action: action(&mut table),
         tier: tier(&mut table),
         log: table.boolean("log").unwrap_or(false),
+        require_record: record(&mut table),
         limit: table.table("limit").map(limit),
         staged: staged(&mut table),
     };
@@ -194,6 +196,12 @@ fn ask(table: &mut Section<'_>) -> Ask {
         scope: scope.unwrap_or(usual.scope),
         on_expiry: on_expiry.unwrap_or(usual.on_expiry),
     }
+}
+
+fn record(table: &mut Section<'_>) -> Record {
+    let word = table.string("require_record");
+    let words = [("new", Record::New), ("strict", Record::Strict)];
+    word.and_then(|word| word.word(&words)).unwrap_or_default()
 }
 
 fn tier(table: &mut Section<'_>) -> Tier {

@@ -105,6 +105,15 @@ pub enum Request {
         /// A workload, or as `walls` calls whoever is bound: `tag desk:a`, `volume v`, `outside`.
         subject: String,
     },
+    /// Frees somebody of what a wall has bound him to, if a second person agrees. [`Applied`].
+    WallReset {
+        /// The wall.
+        wall: String,
+        /// As in `WallExplain`.
+        subject: String,
+        /// Why.
+        reason: String,
+    },
     /// Open ones: a list of [`TransactionInfo`].
     Transactions,
     /// Opens a transaction. [`Applied`].
@@ -123,6 +132,18 @@ pub enum Request {
     },
     /// Reads the configuration files again. [`Applied`].
     Reload,
+    /// Changes that wait for a second person: a list of [`ProposalInfo`].
+    Proposals,
+    /// Makes one. [`Applied`].
+    Approve {
+        /// Which: its id, or enough of its beginning.
+        id: String,
+    },
+    /// Drops one. The [`ProposalInfo`] of it.
+    Disapprove {
+        /// Which: its id, or enough of its beginning.
+        id: String,
+    },
 }
 
 /// A reply.
@@ -486,6 +507,21 @@ pub struct TransactionInfo {
     pub wall: String,
     /// Workloads whose connections are part of it.
     pub workloads: Vec<String>,
+}
+
+/// A change that waits for a second person, because it takes something away from a wall.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProposalInfo {
+    /// What to call it: 16 hexadecimal digits.
+    pub id: String,
+    /// Who wants it.
+    pub by: String,
+    /// What he asked for, such as `policy-apply`.
+    pub call: String,
+    /// What it takes away, a line each.
+    pub weakens: Vec<String>,
+    /// How long it has waited.
+    pub waited_s: u64,
 }
 
 /// The policy in force.

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::api::Applied;
+use super::approvals::{Proposals, Seconded};
 use super::asks::Asks;
 use super::attachments::Attachments;
 use super::deciding::Deciding;
@@ -88,11 +89,19 @@ pub enum ApplyError {
     /// Nothing waits for confirmation.
     #[error("no policy waits for confirmation")]
     NothingToConfirm,
+    /// It takes something away from a wall, and no second person has agreed to just that.
+    #[error("{}", weakens(.0))]
+    TwoPeople(Vec<String>),
     /// The change was published, but a worker did not take it up in time.
     #[error(
         "generation {0} is published, but not every worker enforces it after 5 s: the machine does not run them"
     )]
     NotSettled(u64),
+}
+
+fn weakens(lines: &[String]) -> String {
+    let what = lines.join("; ");
+    format!("this takes something away from a wall, which two people must want: {what}")
 }
 
 fn lines(errors: &[FieldError]) -> String {
@@ -198,6 +207,9 @@ pub(crate) struct Control {
     renew_at_ns: u64,
     pub(super) recorder: Recorder,
     pub(super) deciding: Deciding,
+    pub(super) proposals: Proposals,
+    /// What of the change at hand takes something away from a wall, and a second person agreed to.
+    pub(super) seconded: Option<Seconded>,
 }
 
 /// Where a change comes from: what its policy is called, and when that goes back by itself.
@@ -242,6 +254,8 @@ impl Control {
             renew_at_ns: now_ns,
             recorder: Recorder::none(),
             deciding: Deciding::new(),
+            proposals: Proposals::default(),
+            seconded: None,
         }
     }
 
@@ -442,6 +456,10 @@ impl Control {
         } else {
             Default::default()
         };
+        let weakens = self.weakenings(&desired);
+        if !weakens.is_empty() && self.second_for(&weakens).is_none() {
+            return Err(ApplyError::TwoPeople(weakens));
+        }
         let renew = match again {
             Again::Port(name) => Some(name),
             Again::No | Again::Judge => None,
@@ -639,9 +657,7 @@ impl Control {
     /// What is due at `now_ns`: an unconfirmed policy is reverted, ports are closed.
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
-        for (token, result) in self.recorder.recorded() {
-            self.wall_recorded(token, result, now_ns);
-        }
+        self.take_recorded(now_ns);
         self.take_asks(now_ns);
         self.take_answers(now_ns);
         self.tick_asks(now_ns);

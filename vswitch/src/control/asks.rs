@@ -10,6 +10,7 @@ mod kept;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::Ordering::Relaxed;
 
 use flowtable::{Endpoint, FlowKey, Participant};
 pub(super) use kept::Kept;
@@ -27,7 +28,7 @@ use crate::datapath::worker::WorkerHandle;
 use crate::drop_reason::DropReason;
 use crate::event::{About, AskEvent, Consumer, NONE_U32};
 use crate::packet::proto;
-use crate::policy::model::{OnExpiry, Otherwise, Scope};
+use crate::policy::model::{OnExpiry, Otherwise, Record, Rule, Scope};
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Verdict, Why};
 use crate::port::PortId;
 
@@ -39,6 +40,10 @@ const PER_WORKLOAD: usize = 64;
 const BACK_OFF_NS: u64 = 1_000_000_000;
 /// The longest: a service that was asked for in vain is asked for again within a minute.
 const BACK_OFF_MAX_NS: u64 = 60 * BACK_OFF_NS;
+/// How often what was asked too much is recorded.
+const EXCESS_NS: u64 = 1_000_000_000;
+/// How long a record may take to be durable: no disk that works needs as long.
+const RECORD_NS: u64 = 5_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 const MS_NS: u64 = 1_000_000;
 
@@ -46,6 +51,8 @@ const MS_NS: u64 = 1_000_000;
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) topic: Topic,
+    /// For whom it is asked: all of the topic, or, where only a record is wanted, this connection.
+    question: FlowKey,
     /// The connection that was asked about first.
     pub(super) first: AskEvent,
     pub(super) asking: Asking,
@@ -64,6 +71,35 @@ pub(super) struct Given {
     pub(super) yes: bool,
     pub(super) scope: Scope,
     pub(super) ttl_s: u32,
+}
+
+/// An answer, as it is recorded.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// To this.
+    pub(super) ask: AskInfo,
+    /// Whose port asked.
+    pub(super) port: String,
+    /// Under which rules.
+    pub(super) generation: u64,
+    /// Somebody was asked; if not, only the record was waited for.
+    pub(super) asked: bool,
+    /// Yes or no.
+    pub(super) yes: bool,
+    /// Why.
+    pub(super) why: String,
+    /// What it is about.
+    pub(super) scope: Scope,
+    /// For how long.
+    pub(super) ttl_s: u64,
+}
+
+/// An answer that is given when its record is durable.
+#[derive(Debug)]
+struct Concluded {
+    about: FlowKey,
+    answer: Answer,
+    why: String,
 }
 
 /// An answer that stands, or did until a moment ago.
@@ -100,12 +136,17 @@ pub(super) struct Asks {
     rings: Vec<Consumer<AskEvent>>,
     access: Participant,
     pending: BTreeMap<u64, Pending>,
-    by_topic: HashMap<FlowKey, u64>,
+    by_question: HashMap<FlowKey, u64>,
+    /// Of those that wait: for their record.
+    recording: HashMap<u64, Concluded>,
     /// Of those that wait: until when, and their ids.
     deadlines: BTreeSet<(u64, u64)>,
     /// By what they are about: a topic, or one connection.
     standing: Kept<Standing>,
     incarnations: HashMap<AttachmentId, u64>,
+    /// By port number, what was dropped for asking too much and is recorded.
+    excess: HashMap<u16, u64>,
+    excess_at_ns: u64,
     /// For ids that nobody can guess.
     random: RandomState,
     ids: u64,
@@ -117,10 +158,13 @@ impl Asks {
             rings,
             access,
             pending: BTreeMap::new(),
-            by_topic: HashMap::new(),
+            by_question: HashMap::new(),
+            recording: HashMap::new(),
             deadlines: BTreeSet::new(),
             standing: Kept::new(PER_WORKLOAD),
             incarnations: HashMap::new(),
+            excess: HashMap::new(),
+            excess_at_ns: 0,
             random: RandomState::new(),
             ids: 0,
         }
@@ -136,35 +180,44 @@ impl Asks {
         self.random.hash_one(self.ids)
     }
 
-    /// A question that waits.
+    /// A question that waits, for an answer or for its record.
     #[cfg(feature = "manager")]
     pub(super) fn pending(&self, id: u64) -> Option<&Pending> {
         self.pending.get(&id)
     }
 
-    /// All that wait, the most urgent first.
+    /// All that wait for an answer, the most urgent first.
     #[cfg(feature = "manager")]
     pub(super) fn ids(&self) -> Vec<u64> {
-        self.deadlines.iter().map(|(_, id)| *id).collect()
+        let ids = self.deadlines.iter().map(|(_, id)| *id);
+        ids.filter(|id| !self.recording.contains_key(id)).collect()
     }
 
     fn remember(&mut self, id: u64, pending: Pending) {
-        self.by_topic.insert(pending.topic.key(), id);
+        self.by_question.insert(pending.question, id);
         self.deadlines.insert((pending.deadline_ns, id));
         self.pending.insert(id, pending);
     }
 
     fn forget(&mut self, id: u64) -> Option<Pending> {
         let pending = self.pending.remove(&id)?;
-        self.by_topic.remove(&pending.topic.key());
+        self.by_question.remove(&pending.question);
+        self.recording.remove(&id);
         self.deadlines.remove(&(pending.deadline_ns, id));
         Some(pending)
     }
 
     /// Takes one that has waited long enough.
-    fn take_late(&mut self, now_ns: u64) -> Option<(u64, Pending)> {
+    fn take_late(&mut self, now_ns: u64) -> Option<(u64, Pending, Option<Concluded>)> {
         let (_, id) = *self.deadlines.first().filter(|(at, _)| *at <= now_ns)?;
-        Some((id, self.forget(id)?))
+        let concluded = self.recording.remove(&id);
+        Some((id, self.forget(id)?, concluded))
+    }
+
+    /// Those that wait for somebody's answer.
+    fn open(&self) -> impl Iterator<Item = (u64, &Pending)> {
+        let pending = self.pending.iter().map(|(id, pending)| (*id, pending));
+        pending.filter(|(id, _)| !self.recording.contains_key(id))
     }
 
     /// When there is something to do without being asked.
@@ -241,8 +294,18 @@ impl Control {
             self.take_wall(&event, now_ns);
             return;
         }
+        let classifier = self.classifier_at(event.generation);
+        let Some(asking) = classifier.and_then(|c| asking(c, &event)) else {
+            // Of a policy that is long gone: what waits is judged anew when its time is over.
+            return;
+        };
         let topic = Topic::of(&event);
-        let known = self.asks.by_topic.get(&topic.key()).copied();
+        let question = if asking.answer {
+            topic.key()
+        } else {
+            connection(&event)
+        };
+        let known = self.asks.by_question.get(&question).copied();
         if event.cancelled {
             let last = known.filter(|id| {
                 let pending = self.asks.pending.get_mut(id);
@@ -256,11 +319,6 @@ impl Control {
             }
             return;
         }
-        let classifier = self.classifier_at(event.generation);
-        let Some(asking) = classifier.and_then(|c| asking(c, &event)) else {
-            // Of a policy that is long gone: what waits is judged anew when its time is over.
-            return;
-        };
         let rule = self.rule_of(event.generation, asking.rule);
         if let Some(pending) = known.and_then(|id| self.asks.pending.get_mut(&id)) {
             // Another worker's, or the same again under changed rules, which decide.
@@ -272,6 +330,7 @@ impl Control {
         let id = self.asks.id();
         let pending = Pending {
             topic,
+            question,
             first: event,
             asking,
             rule,
@@ -279,6 +338,17 @@ impl Control {
             over_budget: self.over_budget(event.port),
             askers: 1,
         };
+        if !asking.answer {
+            let answer = Answer {
+                yes: true,
+                once: true,
+                keep: true,
+                expires_ns: now_ns + u64::from(asking.terms.ttl_s) * SECOND_NS,
+                definition: asking.definition,
+            };
+            self.decided(question, (id, pending), answer, "its rule", now_ns);
+            return;
+        }
         let shown = self.ask_info(id, &pending, now_ns);
         log(&shown, "ask", None);
         let port = self.port_of(&pending);
@@ -296,9 +366,27 @@ impl Control {
             .sum()
     }
 
+    /// What was dropped for asking too much is one record of each port.
+    fn record_excess(&mut self) {
+        let generation = self.shared.snapshots.generation();
+        for open in &self.ports {
+            let port = open.port.id.0;
+            let now = self.over_budget(port);
+            let before = self.asks.excess.insert(port, now).unwrap_or_default();
+            if now > before {
+                let name = &open.config.name;
+                self.recorder.excess(generation, name, now - before);
+            }
+        }
+    }
+
     /// Answers what has waited long enough, and forgets answers whose time is over.
     pub(super) fn tick_asks(&mut self, now_ns: u64) {
-        while let Some((id, pending)) = self.asks.take_late(now_ns) {
+        while let Some((id, pending, concluded)) = self.asks.take_late(now_ns) {
+            if let Some(concluded) = concluded {
+                self.unrecorded((id, &pending), concluded, "not in time", now_ns);
+                continue;
+            }
             // Whoever asks for more than he may has no claim on what a rule says of a late answer.
             let yes = pending.asking.terms.otherwise == Otherwise::Allow
                 && self.over_budget(pending.first.port) == pending.over_budget;
@@ -313,13 +401,12 @@ impl Control {
             let about = pending.topic.key();
             self.deciding
                 .concluded(&pending.topic, Outcome::Unanswered, now_ns);
-            self.give(
-                about,
-                (id, &pending),
-                answer,
-                "no answer in time: otherwise",
-                now_ns,
-            );
+            let why = "no answer in time: otherwise";
+            self.decided(about, (id, pending), answer, why, now_ns);
+        }
+        if self.asks.excess_at_ns <= now_ns {
+            self.record_excess();
+            self.asks.excess_at_ns = now_ns + EXCESS_NS;
         }
         let mut cut = false;
         while let Some((about, standing)) = self.asks.standing.take_over(now_ns) {
@@ -329,6 +416,109 @@ impl Control {
         self.asks.access.quiesce();
         if cut {
             self.judge_again();
+        }
+    }
+
+    /// Somebody has decided, or something: it is recorded, and the answer given; before that, if its rule says so, what is to be
+    /// admitted must be durable.
+    fn decided(
+        &mut self,
+        about: FlowKey,
+        (id, mut pending): (u64, Pending),
+        answer: Answer,
+        why: &str,
+        now_ns: u64,
+    ) {
+        let record = self.verdict((id, &pending), &answer, why, now_ns);
+        if !answer.yes || pending.asking.record == Record::No {
+            self.recorder.answered(record);
+            self.give(about, (id, &pending), answer, why, now_ns);
+            return;
+        }
+        let concluded = Concluded {
+            about,
+            answer,
+            why: why.to_owned(),
+        };
+        match self.recorder.answer_first(record, id) {
+            Ok(()) => {
+                pending.deadline_ns = now_ns + RECORD_NS;
+                self.asks.remember(id, pending);
+                self.asks.recording.insert(id, concluded);
+            }
+            Err(refused) => self.unrecorded((id, &pending), concluded, &refused, now_ns),
+        }
+    }
+
+    /// Gives the answers whose records are durable.
+    pub(super) fn take_recorded(&mut self, now_ns: u64) {
+        for (id, result) in self.recorder.recorded() {
+            let Some(concluded) = self.asks.recording.remove(&id) else {
+                self.wall_recorded(id, result, now_ns);
+                continue;
+            };
+            let Some(pending) = self.asks.forget(id) else {
+                continue;
+            };
+            match result {
+                Ok(()) => {
+                    let Concluded { about, answer, why } = concluded;
+                    self.give(about, (id, &pending), answer, &why, now_ns);
+                }
+                Err(refused) => self.unrecorded((id, &pending), concluded, &refused, now_ns),
+            }
+        }
+        let records = self.recorder.records();
+        if self.shared.verdicts.records().swap(records, Relaxed) != records {
+            let strict = |rule: &Rule| rule.require_record == Record::Strict;
+            if self.desired.policy.rules.iter().any(strict) {
+                self.judge_again();
+            }
+        }
+    }
+
+    /// What was to be admitted is not: there is no record of it.
+    fn unrecorded(
+        &mut self,
+        (id, pending): (u64, &Pending),
+        concluded: Concluded,
+        refused: &str,
+        now_ns: u64,
+    ) {
+        let why = format!("{}, but not recorded: {refused}", concluded.why);
+        let answer = Answer {
+            yes: false,
+            once: false,
+            ..concluded.answer
+        };
+        if pending.asking.answer {
+            let record = self.verdict((id, pending), &answer, &why, now_ns);
+            self.recorder.answered(record);
+        }
+        self.give(concluded.about, (id, pending), answer, &why, now_ns);
+    }
+
+    /// What is recorded of an answer.
+    fn verdict(
+        &self,
+        (id, pending): (u64, &Pending),
+        answer: &Answer,
+        why: &str,
+        now_ns: u64,
+    ) -> Answered {
+        Answered {
+            ask: self.ask_info(id, pending, now_ns),
+            port: self.port_of(pending),
+            generation: pending.first.generation,
+            asked: pending.asking.answer,
+            yes: answer.yes,
+            why: why.to_owned(),
+            scope: if answer.once {
+                Scope::Connection
+            } else {
+                Scope::Service
+            },
+            ttl_s: answer.expires_ns.saturating_sub(now_ns) / SECOND_NS,
         }
     }
 
@@ -371,18 +561,6 @@ impl Control {
         let shown = self.ask_info(id, pending, now_ns);
         let what = if answer.yes { "allowed" } else { "denied" };
         log(&shown, what, Some(why));
-        let scope = if answer.once {
-            Scope::Connection
-        } else {
-            Scope::Service
-        };
-        let ttl_s = answer.expires_ns.saturating_sub(now_ns) / SECOND_NS;
-        self.recorder.answered(
-            pending.first.generation,
-            (&shown, &self.port_of(pending)),
-            (answer.yes, why),
-            (scope, ttl_s),
-        );
         self.workers.iter().for_each(WorkerHandle::wake);
     }
 
@@ -421,10 +599,8 @@ impl Control {
 
     /// Questions that wait, the most urgent first.
     pub(super) fn ask_infos(&self, now_ns: u64) -> Vec<AskInfo> {
-        let pending = self.asks.pending.iter();
-        let mut infos: Vec<_> = pending
-            .map(|(id, p)| self.ask_info(*id, p, now_ns))
-            .collect();
+        let open = self.asks.open();
+        let mut infos: Vec<_> = open.map(|(id, p)| self.ask_info(id, p, now_ns)).collect();
         infos.sort_by_key(|info| info.left_ms);
         infos
     }
@@ -437,8 +613,10 @@ impl Control {
         now_ns: u64,
     ) -> Result<AskInfo, ApiError> {
         let named = |id: u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
-        let pending = self.asks.pending.iter().filter(|(id, _)| named(**id));
-        let mut pending = pending.map(|(id, pending)| (*id, pending));
+        let named = self.asks.open().filter(|(id, _)| named(*id));
+        let ends = |p: &Pending| [p.topic.from, p.topic.to];
+        let named = named.map(|(id, p)| (id, p.asking.terms, ends(p)));
+        let named: Vec<_> = named.take(2).collect();
         let usage = |text: String| Err(ApiError::new(ErrorCode::Usage, text));
         let none = || {
             usage(format!(
@@ -446,20 +624,15 @@ impl Control {
                 given.id
             ))
         };
-        let (id, terms) = match (pending.next(), pending.next()) {
-            (Some((id, pending)), None) => {
-                let ends = [pending.topic.from, pending.topic.to];
-                if let Some(no) = self.is_own_affair(caller, ends) {
-                    self.recorder.role_refused(&no);
-                    return Err(no.into());
-                }
-                (id, pending.asking.terms)
-            }
-            (None, _) => return none(),
-            (Some(_), Some(_)) => {
-                return usage(format!("several questions begin with {}", given.id));
-            }
+        let (id, terms, ends) = match *named {
+            [found] => found,
+            [] => return none(),
+            _ => return usage(format!("several questions begin with {}", given.id)),
         };
+        if let Some(no) = self.is_own_affair(caller, ends) {
+            self.recorder.role_refused(&no);
+            return Err(no.into());
+        }
         let too_much = |what: String| Err(ApiError::new(ErrorCode::Refused, what));
         let ttl_s = given.ttl_s.unwrap_or(terms.ttl_s);
         if ttl_s == 0 || ttl_s > terms.ttl_s {
@@ -486,6 +659,9 @@ impl Control {
         why: &str,
         now_ns: u64,
     ) -> Option<AskInfo> {
+        if self.asks.recording.contains_key(&id) {
+            return None;
+        }
         let pending = self.asks.forget(id)?;
         let info = self.ask_info(id, &pending, now_ns);
         let answer = Answer {
@@ -506,7 +682,7 @@ impl Control {
             Outcome::Denied
         };
         self.deciding.concluded(&pending.topic, outcome, now_ns);
-        self.give(about, (id, &pending), answer, why, now_ns);
+        self.decided(about, (id, pending), answer, why, now_ns);
         Some(info)
     }
 

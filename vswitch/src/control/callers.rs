@@ -53,9 +53,11 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::Asks => ("asks", &[]),
         Request::Walls => ("walls", &[]),
         Request::WallExplain { .. } => ("wall-explain", &[]),
+        Request::WallReset { .. } => ("wall-reset", &[Security]),
         Request::Transactions => ("transactions", &[]),
         Request::TransactionBegin { .. } => ("transaction-begin", &[Orchestrator, Security]),
         Request::TransactionEnd { .. } => ("transaction-end", &[Orchestrator, Security]),
+        Request::Proposals => ("proposals", &[]),
         Request::PortAdd { .. } => ("port-add", &[Operator]),
         Request::PortDel { .. } => ("port-del", &[Operator]),
         Request::PolicyApply { .. } => ("policy-apply", &[Operator]),
@@ -63,7 +65,14 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::Reload => ("reload", &[Operator]),
         Request::WorkloadTag { .. } => ("workload-tag", &[Operator, Orchestrator]),
         Request::Answer(_) => ("answer", &[Approver]),
+        Request::Approve { .. } => ("approve", &[Security]),
+        Request::Disapprove { .. } => ("disapprove", &[Operator, Security]),
     }
+}
+
+/// What a request is called.
+pub(super) fn name(request: &Request) -> &'static str {
+    needs(request).0
 }
 
 impl Caller {
@@ -168,7 +177,7 @@ mod tests {
 
     /// One request of each kind, with the roles that may make it; none: any role.
     fn requests() -> Vec<(Request, &'static [Role])> {
-        use Role::{Approver, Operator, Orchestrator};
+        use Role::{Approver, Operator, Orchestrator, Security};
         let text = String::new;
         let query = ExplainQuery {
             from: "a".to_owned(),
@@ -234,6 +243,32 @@ mod tests {
                 &[Operator, Orchestrator],
             ),
             (Request::Answer(answer), &[Approver]),
+            (Request::Proposals, &[]),
+            (Request::Walls, &[]),
+            (Request::WallExplain { subject: text() }, &[]),
+            (
+                Request::WallReset {
+                    wall: text(),
+                    subject: text(),
+                    reason: text(),
+                },
+                &[Security],
+            ),
+            (Request::Transactions, &[]),
+            (
+                Request::TransactionBegin {
+                    name: text(),
+                    wall: text(),
+                    workloads: Vec::new(),
+                },
+                &[Orchestrator, Security],
+            ),
+            (
+                Request::TransactionEnd { name: text() },
+                &[Orchestrator, Security],
+            ),
+            (Request::Approve { id: text() }, &[Security]),
+            (Request::Disapprove { id: text() }, &[Operator, Security]),
         ]
     }
 

@@ -14,7 +14,7 @@ use crate::datapath::snapshot::{Owner, OwnerIdx, Snapshot};
 use crate::datapath::tcp::State;
 use crate::datapath::{conn, guard, neighbour, process, tcp};
 use crate::packet::{Addr, L3, Mac, proto};
-use crate::policy::model::{PortRange, ServiceSpec, qualified};
+use crate::policy::model::{PortRange, Record, ServiceSpec, qualified};
 use crate::policy::{Classifier, Query, RuleId, Service, Verdict, Why};
 
 /// Live connections shown at most; `conn list` shows all.
@@ -544,15 +544,20 @@ fn judge(classifier: &Classifier, query: &Query, notes: &mut Vec<String>) -> Rul
         ),
         None => "no rule allows it: the end of the last tier denies".to_owned(),
     };
-    if j.ask {
+    let asking = classifier.asking(&j);
+    if asking.is_some_and(|a| a.answer) {
         notes.push("somebody is asked first; `vswitch ask list` shows what waits".into());
+    }
+    if asking.is_some_and(|a| a.record != Record::No) {
+        notes
+            .push("it must be recorded first: while the ledger takes nothing, it is denied".into());
     }
     if j.limited {
         notes.push("the rule has a limit, which may be exhausted at the moment".into());
     }
     Ruling {
         verdict: match j.verdict {
-            Verdict::Allow if j.ask => "ask",
+            Verdict::Allow if asking.is_some_and(|a| a.answer) => "ask",
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",
             Verdict::Reject => "reject",

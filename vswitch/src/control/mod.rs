@@ -3,6 +3,7 @@
 
 pub mod api;
 mod apply;
+mod approvals;
 mod asks;
 mod attachments;
 mod callers;

@@ -202,8 +202,7 @@ impl Reactor {
             {
                 info!("configuration files changed");
                 self.control.recorder.by("files");
-                // Refused: logged and shown by `status`; the switch is as it was.
-                let _ = requests::reload(&mut self.control, loader.as_ref(), loaded);
+                requests::files_changed(&mut self.control, loader.as_ref(), loaded);
                 if self.watched != loader.files() {
                     self.watched = loader.files();
                     // Dropping the old watch takes it out of the epoll set.

@@ -5,15 +5,16 @@
 use tracing::error;
 
 use super::api::AskInfo;
+use super::asks::Answered;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::bindings::Bound;
 use crate::manager::ledger::body::{
-    Ask, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved, RoleRefused, Started, Stopped,
-    TransactionBegun, TransactionEnded, Verdict, WallBreached, WallCommitted, WallDenied,
-    WallReleased, WallReserved,
+    Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
+    ProposalDropped, Proposed, RoleRefused, Started, Stopped, TransactionBegun, TransactionEnded,
+    Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
@@ -130,40 +131,101 @@ impl Recorder {
 
     /// Somebody is asked.
     pub(super) fn asked(&self, generation: u64, ask: &AskInfo, port: &str) {
-        let connection = format!("{}:{} > {}:{}", ask.src, ask.sport, ask.dst, ask.dport);
         let record = Ask {
             ask: ask.id.clone(),
             from: ask.from.clone(),
             to: ask.to.clone(),
             service: ask.service.clone(),
-            connection,
+            connection: connection(ask),
             rule: ask.rule.clone(),
         };
         let entry = self.entry(generation, record).workload(&ask.from);
         self.note(entry.port(port));
     }
 
-    /// Whoever acts now answered, for this reason; so long it holds.
-    pub(super) fn answered(
-        &self,
-        generation: u64,
-        (ask, port): (&AskInfo, &str),
-        (yes, reason): (bool, &str),
-        (scope, ttl_s): (Scope, u64),
-    ) {
-        let record = Verdict {
-            ask: ask.id.clone(),
-            verdict: if yes { "allow" } else { "deny" }.to_owned(),
-            reason: reason.to_owned(),
-            scope: match scope {
+    /// Whoever acts now answered.
+    pub(super) fn answered(&self, answered: Answered) {
+        self.note(self.verdict(answered));
+    }
+
+    /// The same, and [`Recorder::recorded`] will say of `id` when that is durable.
+    pub(super) fn answer_first(&self, answered: Answered, id: u64) -> Result<(), String> {
+        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
+        let record = self.verdict(answered);
+        ledger.submit(record, id).map_err(|why| why.to_string())
+    }
+
+    /// What has become durable, or will not, since the last call.
+    pub(super) fn recorded(&self) -> Vec<(u64, Result<(), String>)> {
+        let acks = self.ledger.iter().flat_map(Ledger::drain);
+        let result = |ack: Ack| ack.result.map(|_| ()).map_err(|why| why.to_string());
+        acks.map(|ack| (ack.token, result(ack))).collect()
+    }
+
+    /// Whether the ledger takes what workloads cause.
+    pub(super) fn records(&self) -> bool {
+        let standing = self.ledger.as_ref().map(Ledger::standing);
+        standing.is_some_and(|standing| standing.refuses.is_none())
+    }
+
+    /// So many questions of this port were too many in the last second, and denied.
+    pub(super) fn excess(&self, generation: u64, port: &str, count: u64) {
+        self.note(self.entry(generation, Excess { count }).port(port));
+    }
+
+    fn verdict(&self, answered: Answered) -> Entry {
+        let Answered { ask, port, .. } = answered;
+        let record: Body = if answered.asked {
+            let scope = match answered.scope {
                 Scope::Connection => "connection",
                 Scope::Service => "service",
-            }
-            .to_owned(),
-            ttl_s,
+            };
+            let record = Verdict {
+                ask: ask.id,
+                verdict: if answered.yes { "allow" } else { "deny" }.to_owned(),
+                reason: answered.why,
+                scope: scope.to_owned(),
+                ttl_s: answered.ttl_s,
+            };
+            record.into()
+        } else {
+            let record = Admitted {
+                connection: connection(&ask),
+                from: ask.from.clone(),
+                to: ask.to,
+                service: ask.service,
+                rule: ask.rule,
+            };
+            record.into()
         };
-        let entry = self.entry(generation, record).workload(&ask.from);
-        self.note(entry.port(port));
+        let entry = self.entry(answered.generation, record);
+        entry.workload(ask.from).port(port)
+    }
+
+    /// Whoever acts now wants something that takes this away from walls.
+    pub(super) fn proposed(&self, generation: u64, id: &str, call: &str, weakens: &[String]) {
+        let record = Proposed {
+            proposal: id.to_owned(),
+            call: call.to_owned(),
+            weakens: weakens.iter().take(LISTED).cloned().collect(),
+        };
+        self.note(self.entry(generation, record));
+    }
+
+    /// Somebody dropped that.
+    pub(super) fn proposal_dropped(&self, generation: u64, id: &str) {
+        let proposal = id.to_owned();
+        self.note(self.entry(generation, ProposalDropped { proposal }));
+    }
+
+    /// `second` agreed to what whoever acts now proposed.
+    pub(super) fn approved(&self, generation: u64, id: &str, second: &str, weakens: &[String]) {
+        let record = Approved {
+            proposal: id.to_owned(),
+            second: second.to_owned(),
+            weakens: weakens.iter().take(LISTED).cloned().collect(),
+        };
+        self.note(self.entry(generation, record));
     }
 
     /// Whoever acts now may not do what he asked for.
@@ -241,8 +303,7 @@ impl Recorder {
                 wall: transaction.wall.clone(),
             }
             .into(),
-            #[cfg(test)]
-            Mark::Reset(wall, who, second, why) => crate::manager::ledger::body::WallReset {
+            Mark::Reset(wall, who, second, why) => WallReset {
                 wall: (*wall).to_owned(),
                 subject: Some(who.to_string()),
                 change: "reset".to_owned(),
@@ -252,13 +313,6 @@ impl Recorder {
             .into(),
         };
         self.entry(generation, body)
-    }
-
-    /// What is durable, or will never be, of what is waited for.
-    pub(super) fn recorded(&self) -> Vec<(u64, Result<(), String>)> {
-        let acks = self.ledger.iter().flat_map(Ledger::drain);
-        let result = |ack: Ack| ack.result.map(|_| ()).map_err(|why| why.to_string());
-        acks.map(|ack| (ack.token, result(ack))).collect()
     }
 
     /// Who was bound to what when the ledger was opened.
@@ -293,6 +347,10 @@ impl Recorder {
             error!("{kind} is not recorded: {why}");
         }
     }
+}
+
+fn connection(ask: &AskInfo) -> String {
+    format!("{}:{} > {}:{}", ask.src, ask.sport, ask.dst, ask.dport)
 }
 
 fn workloads(port: &PortConfig) -> Vec<String> {

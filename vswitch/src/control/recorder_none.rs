@@ -1,10 +1,11 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
 use super::api::AskInfo;
+use super::asks::Answered;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
-use crate::policy::model::{Policy, Scope};
+use crate::policy::model::Policy;
 use crate::sys::eventfd::EventFd;
 
 /// There is no ledger in this program.
@@ -39,9 +40,26 @@ impl Recorder {
 
     pub(super) fn asked(&self, _: u64, _: &AskInfo, _: &str) {}
 
-    pub(super) fn answered(&self, _: u64, _: (&AskInfo, &str), _: (bool, &str), _: (Scope, u64)) {}
+    pub(super) fn answered(&self, _: Answered) {}
+
+    pub(super) fn answer_first(&self, _: Answered, _: u64) -> Result<(), String> {
+        Err("there is no ledger".to_owned())
+    }
+
+    pub(super) fn records(&self) -> bool {
+        false
+    }
+
+    pub(super) fn excess(&self, _: u64, _: &str, _: u64) {}
+
+    pub(super) fn proposed(&self, _: u64, _: &str, _: &str, _: &[String]) {}
+
+    pub(super) fn proposal_dropped(&self, _: u64, _: &str) {}
+
+    pub(super) fn approved(&self, _: u64, _: &str, _: &str, _: &[String]) {}
 
     pub(super) fn role_refused(&self, _: &NotYours) {}
+
     pub(super) fn mark(&self, _: u64, _: &Mark<'_>) {}
 
     pub(super) fn mark_first(&self, _: u64, _: &Mark<'_>, _: u64) -> Result<(), String> {

@@ -7,7 +7,7 @@ use super::api::{
     ApiError, Applied, Envelope, ErrorCode, PolicyDiff, Reply, Request, VERSION, WatchFilter,
 };
 use super::apply::{ApplyError, Control};
-use super::callers::Caller;
+use super::callers::{self, Caller};
 use super::loader::Loader;
 use super::server::Answer;
 use super::state::Desired;
@@ -28,6 +28,7 @@ impl From<ApplyError> for ApiError {
             | E::Port { .. }
             | E::TooManyPorts(_)
             | E::PortExists(_)
+            | E::TwoPeople(_)
             | E::NotSettled(_) => ErrorCode::Refused,
         };
         ApiError {
@@ -108,7 +109,15 @@ pub(super) fn answer(
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),
-        change => line(enact(control, loader, change, now_ns)),
+        Request::Proposals => line(Ok(control.proposal_infos(now_ns))),
+        Request::Disapprove { id } => line(control.drop_proposal(&id, now_ns)),
+        Request::Approve { id } => line(control.approve((caller, &id), |control, request| {
+            enact(control, loader, request, now_ns).map_err(|e| match e {
+                No::Refused(e) => e,
+                No::TwoPeople(weakens) => refused(changed(weakens)),
+            })
+        })),
+        change => line(propose(control, loader, caller, change, now_ns)),
     };
     Answer::Reply(r)
 }
@@ -170,13 +179,59 @@ fn diff(
     })
 }
 
+/// Why a change was not made.
+enum No {
+    /// Because of this.
+    Refused(ApiError),
+    /// It takes this away from walls, and nobody has agreed.
+    TwoPeople(Vec<String>),
+}
+
+impl From<ApiError> for No {
+    fn from(e: ApiError) -> Self {
+        No::Refused(e)
+    }
+}
+
+impl From<ApplyError> for No {
+    fn from(e: ApplyError) -> Self {
+        match e {
+            ApplyError::TwoPeople(weakens) => No::TwoPeople(weakens),
+            other => No::Refused(other.into()),
+        }
+    }
+}
+
+/// What is said of a proposal that takes away other things than it did when it was made.
+fn changed(weakens: Vec<String>) -> Vec<String> {
+    let first = "things have changed: now it would take this away, which the proposal does not say; have it proposed again:";
+    let weakens = weakens.into_iter().map(|line| format!("  {line}"));
+    std::iter::once(first.to_owned()).chain(weakens).collect()
+}
+
+/// Makes a change, or a proposal of it.
+fn propose(
+    control: &mut Control,
+    loader: Option<&dyn Loader>,
+    caller: &Caller,
+    request: Request,
+    now_ns: u64,
+) -> Result<Applied, ApiError> {
+    let again = request.clone();
+    let call = callers::name(&request);
+    enact(control, loader, request, now_ns).map_err(|no| match no {
+        No::Refused(e) => e,
+        No::TwoPeople(weakens) => control.propose(caller, (again, call), weakens, now_ns),
+    })
+}
+
 /// The requests that change something.
 fn enact(
     control: &mut Control,
     loader: Option<&dyn Loader>,
     request: Request,
     now_ns: u64,
-) -> Result<Applied, ApiError> {
+) -> Result<Applied, No> {
     match request {
         Request::PolicyApply {
             toml,
@@ -184,10 +239,8 @@ fn enact(
             confirm_s,
         } => {
             if let Some(s) = confirm_s.filter(|s| *s == 0 || *s > MAX_CONFIRM_S) {
-                return Err(ApiError::new(
-                    ErrorCode::Usage,
-                    format!("--confirm {s}s: choose a time from 1 s to a day"),
-                ));
+                let text = format!("--confirm {s}s: choose a time from 1 s to a day");
+                return Err(ApiError::new(ErrorCode::Usage, text).into());
             }
             let policy = loader
                 .ok_or_else(no_files)?
@@ -211,39 +264,79 @@ fn enact(
             add,
             remove,
         } => Ok(control.tag(&workload, &add, &remove)?),
+        Request::WallReset {
+            wall,
+            subject,
+            reason,
+        } => {
+            let reset = control.wall_reset(&wall, &subject)?;
+            let weakens = vec![reset.takes_away];
+            let Some(second) = control.second_for(&weakens) else {
+                return Err(No::TwoPeople(weakens));
+            };
+            control.unbind(&wall, &reset.key, (&second, &reason));
+            Ok(Applied {
+                generation: control.shared.snapshots.generation(),
+                changes: weakens,
+                settle_us: 0,
+                confirm_s: None,
+            })
+        }
         Request::TransactionBegin {
             name,
             wall,
             workloads,
-        } => control.transaction_begin(&name, &wall, &workloads),
-        Request::TransactionEnd { name } => control.transaction_end(&name),
+        } => Ok(control.transaction_begin(&name, &wall, &workloads)?),
+        Request::TransactionEnd { name } => Ok(control.transaction_end(&name)?),
         Request::Reload => {
             let loader = loader.ok_or_else(no_files)?;
-            reload(control, loader, loader.load())
+            load(control, loader, loader.load())
         }
         // Questions are answered by the caller.
-        _ => Err(ApiError::new(ErrorCode::Usage, "not a change")),
+        _ => Err(ApiError::new(ErrorCode::Usage, "not a change").into()),
     }
 }
 
-/// Makes true what `loader` found in the configuration files, or refuses it whole.
-pub(super) fn reload(
+/// Makes true what `loader` found in the configuration files, or refuses it whole. What was refused is logged, and shown by
+/// `status`.
+fn load(
     control: &mut Control,
     loader: &dyn Loader,
     loaded: Result<Desired, Vec<String>>,
-) -> Result<Applied, ApiError> {
-    let result = loaded.map_err(refused).and_then(|desired| {
+) -> Result<Applied, No> {
+    let result = loaded.map_err(|errors| refused(errors).into());
+    let result = result.and_then(|desired| {
         let source = loader.policy_source();
         control.apply(desired, &source).map_err(|e| match e {
-            ApplyError::Invalid(errors) => refused(loader.located(errors)),
+            ApplyError::Invalid(errors) => refused(loader.located(errors)).into(),
             other => other.into(),
         })
     });
-    if let Err(e) = &result {
-        control.refused.clone_from(&e.errors);
-        for error in &e.errors {
+    if let Err(no) = &result {
+        control.refused = match no {
+            No::Refused(e) => e.errors.clone(),
+            No::TwoPeople(weakens) => ApplyError::TwoPeople(weakens.clone()).errors(),
+        };
+        for error in &control.refused {
             tracing::error!("configuration refused: {error}");
         }
     }
     result
+}
+
+/// The files have changed.
+pub(super) fn files_changed(
+    control: &mut Control,
+    loader: &dyn Loader,
+    loaded: Result<Desired, Vec<String>>,
+) {
+    if control.desired.policy.walls.is_empty() {
+        // Told by `load` if it cannot be.
+        let _ = load(control, loader, loaded);
+        return;
+    }
+    let text =
+        "the files have changed; where there are walls they are read on command: `vswitch reload`";
+    tracing::warn!("{text}");
+    control.refused = vec![text.to_owned()];
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::state::{Desired, PersonConfig, PortConfig, PortKind, SwitchConfig, WorkloadConfig};
 use crate::packet::Mac;
+use crate::policy::model::Record;
 use crate::policy::{
     Classifier, Compiled, Edit, FieldError, FieldPath, TenantId, WorkloadFacts, bad_cidr, bad_name,
     nearest,
@@ -49,6 +50,7 @@ pub(super) fn compile(
     };
     check.switch(&desired.switch);
     check.people(&desired.switch.people);
+    check.records();
     for (index, port) in desired.ports.iter().enumerate() {
         let at = FieldPath::root().item("port", index, &port.name);
         check.port(&at, port);
@@ -183,6 +185,24 @@ impl<'a> Check<'a> {
             );
         }
         self.socket(&at, &switch.socket);
+    }
+
+    /// A rule that wants a record wants a ledger.
+    fn records(&mut self) {
+        if self.desired.switch.ledger.is_some() {
+            return;
+        }
+        for (n, rule) in self.desired.policy.rules.iter().enumerate() {
+            if rule.require_record != Record::No {
+                self.error(
+                    FieldPath::root()
+                        .item("rule", n, &rule.name)
+                        .key("require_record"),
+                    "there is no ledger to record it in",
+                    "add a [ledger] table to switch.toml, or leave the key out",
+                );
+            }
+        }
     }
 
     fn people(&mut self, people: &[PersonConfig]) {

@@ -93,7 +93,6 @@ pub(super) enum Mark<'m> {
     Breached(&'m Conflict),
     Begun(&'m Transaction),
     Ended(&'m Transaction),
-    #[cfg(test)]
     Reset(&'m str, &'m Key, &'m str, &'m str),
 }
 
@@ -714,7 +713,6 @@ impl Control {
 
     /// Frees somebody, and whoever is one with him, of what a wall has bound him to, which two people agreed on: the one who
     /// acts, and `second`. What he is connected to at this moment binds him anew.
-    #[cfg(test)]
     pub(super) fn unbind(&mut self, wall: &str, who: &Key, (second, why): (&str, &str)) {
         let instances = self.walls.model.instances.iter();
         let mut instances = instances.filter(|i| i.name == wall);

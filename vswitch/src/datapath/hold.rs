@@ -1,5 +1,5 @@
-//! First packets of connections that a rule asks about wait here, whole, until there is an answer; and frames of those that
-//! need a pass (`passes`), in the same way.
+//! First packets of connections that a rule asks about, or wants recorded, wait here, whole, until there is an answer; and frames
+//! of those that need a pass (`passes`), in the same way.
 //!
 //! A frame is held once its rule was found to ask and no answer stands (`verdicts`). The question goes to the control
 //! thread, once for all that want the same service of the same workload. When an answer has been given, the frames it is
@@ -11,6 +11,9 @@
 //! fill theirs at one worker, nobody has any more). A question that the control thread has not settled [`GRACE_NS`] after its deadline is a no.
 //!
 //! *Ownership.* Each worker has its own, and its own ring of questions, which is as long as all its ports may ask.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flowtable::{ConnRef, FlowKey, Participant};
 
@@ -25,6 +28,7 @@ use crate::event::{About, AskEvent, Consumer, NONE_U32, Producer, ring};
 use crate::frame::kept::{Kept, KeptFrame};
 use crate::frame::{BURST_MAX, Burst};
 use crate::packet::{Parsed, proto};
+use crate::policy::model::Record;
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Service, Verdict};
 use crate::port::PortId;
 
@@ -44,6 +48,8 @@ const MS: u64 = 1_000_000;
 #[derive(Debug)]
 struct Held {
     topic: FlowKey,
+    /// What was asked: for all of its topic, or, where only a record is wanted, for itself.
+    question: FlowKey,
     conn: FlowKey,
     definition: u64,
     give_up_ns: u64,
@@ -79,6 +85,8 @@ pub struct Hold {
     /// The control thread is yet to be told that there are questions.
     asked: bool,
     pub(crate) verdicts: Participant,
+    /// Whether what is admitted can be recorded.
+    records: Arc<AtomicBool>,
     /// Answers that had been given when all were looked at.
     given: u64,
     /// Recalls of passes that had been heeded.
@@ -95,6 +103,8 @@ pub struct Hold {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Question {
     about: About,
+    /// It is asked for one connection.
+    alone: bool,
     rule: RuleId,
     also: Option<RuleId>,
     deadline_ms: u32,
@@ -105,6 +115,7 @@ impl Question {
     fn rule(judgement: &Judgement, asking: &Asking) -> Self {
         Question {
             about: About::Rule,
+            alone: !asking.answer,
             rule: asking.rule,
             also: judgement.also,
             deadline_ms: asking.terms.deadline_ms,
@@ -116,6 +127,7 @@ impl Question {
     pub(crate) fn wall(judgement: &Judgement, rule: RuleId, definition: u64) -> Self {
         Question {
             about: About::Wall,
+            alone: false,
             rule,
             also: judgement.also,
             deadline_ms: 0,
@@ -146,6 +158,7 @@ impl Hold {
             asks,
             asked: false,
             verdicts: verdicts.participant(),
+            records: Arc::clone(verdicts.records()),
             given: 0,
             recalled: 0,
             give_up_ns: u64::MAX,
@@ -278,17 +291,22 @@ impl Hold {
             }
         }
         // An answer for one connection leaves the others of its topic without: they ask again.
-        let left = |topic: &FlowKey| self.leaving.iter().any(|held| held.topic == *topic);
-        port.questions.retain(|topic| !left(topic));
-        let waits = |topic: &FlowKey| port.frames.iter().any(|held| held.topic == *topic);
+        let left = |asked: &FlowKey| self.leaving.iter().any(|held| held.question == *asked);
+        port.questions.retain(|asked| !left(asked));
+        let waits = |asked: &FlowKey| port.frames.iter().any(|held| held.question == *asked);
         port.questions.retain(waits);
         for held in &port.frames {
-            if !port.questions.contains(&held.topic) && self.asks.push(held.ask) {
+            if !port.questions.contains(&held.question) && self.asks.push(held.ask) {
                 self.asked = true;
-                port.questions.push(held.topic);
+                port.questions.push(held.question);
             }
             self.give_up_ns = self.give_up_ns.min(held.give_up_ns);
         }
+    }
+
+    /// Whether the rule wants a record, as strictly as that, and none can be made.
+    fn cannot_record(&self, asking: &Asking, wanted: Record) -> bool {
+        asking.record >= wanted && !self.records.load(Ordering::Relaxed)
     }
 
     /// Gives back the room of what left.
@@ -339,7 +357,12 @@ fn answered(
     conn: Option<&FlowKey>,
 ) -> Result<Option<Settled>, DropReason> {
     // A yes that is good for once is used up when no wall is in the way.
-    let answer = |ctx: &Ctx<'_>, purpose| answer(ctx, asking, p, ends, conn, purpose);
+    let answer = |ctx: &Ctx<'_>, purpose| {
+        if ctx.hold.cannot_record(asking, Record::New) {
+            return Some(false);
+        }
+        answer(ctx, asking, p, ends, conn, purpose)
+    };
     let mut yes = answer(ctx, Purpose::Look);
     let mut settled = None;
     if let Some(said) = yes {
@@ -385,6 +408,13 @@ pub(crate) fn settle_again(
     let Some(asking) = classifier.asking(&judgement) else {
         return judgement;
     };
+    if ctx.hold.cannot_record(&asking, Record::Strict) {
+        return with(judgement, false);
+    }
+    if !asking.answer {
+        // It was recorded, or admitted before that was wanted.
+        return judgement;
+    }
     let key = conn.key();
     let (src, dst) = conn::addresses(&key, conn.initiator());
     let Service::Ip {
@@ -465,6 +495,7 @@ pub(crate) fn keep(
         About::Rule => topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key(),
         About::Wall | About::Payload => passes::pair(ask.tenant, src.attachment, dst.attachment),
     };
+    let asked = if question.alone { *conn } else { topic };
     let cell = in_cell(ctx).ok_or(DropReason::AskOverBudget)?;
     let hold = &mut *ctx.hold;
     let port = hold.ports.get_mut(usize::from(ctx.in_port.0));
@@ -484,7 +515,7 @@ pub(crate) fn keep(
     } else if alike.count() >= DATAGRAMS {
         return Err(DropReason::AskPending);
     }
-    let is_new = !port.questions.contains(&topic);
+    let is_new = !port.questions.contains(&asked);
     if port.frames.len() == FRAMES_PER_PORT || is_new && port.questions.len() == QUESTIONS_PER_PORT
     {
         return Err(DropReason::AskOverBudget);
@@ -499,7 +530,7 @@ pub(crate) fn keep(
             return Err(DropReason::AskOverBudget);
         }
         hold.asked = true;
-        port.questions.push(topic);
+        port.questions.push(asked);
         if question.about == About::Rule {
             ctx.counters.worker.conn_asked.add(1);
         }
@@ -508,6 +539,7 @@ pub(crate) fn keep(
     hold.give_up_ns = hold.give_up_ns.min(give_up_ns);
     port.frames.push(Held {
         topic,
+        question: asked,
         conn: *conn,
         definition: question.definition,
         give_up_ns,
@@ -535,8 +567,9 @@ pub(crate) fn cancel(ctx: &mut Ctx<'_>, conn: &FlowKey) {
     cell.pkts.unheld_pkts.add(1);
     cell.drops.add(DropReason::AskCancelled, 1);
     hold.kept.give_back(held.frame);
-    if !port.frames.iter().any(|other| other.topic == held.topic) {
-        port.questions.retain(|topic| *topic != held.topic);
+    let same = |other: &Held| other.question == held.question;
+    if !port.frames.iter().any(same) {
+        port.questions.retain(|asked| *asked != held.question);
         // What the control thread does not hear of, it finds out at the deadline.
         hold.asked |= hold.asks.push(AskEvent {
             cancelled: true,

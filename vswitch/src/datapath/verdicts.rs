@@ -4,7 +4,7 @@
 //! *Consistency.* As `flowtable`'s: an answer is there for all workers or for none, and of several that want to use one up, one does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use flowtable::{Config, ConnRef, Endpoint, FlowKey, New, Participant, Table, TableError};
 
@@ -144,6 +144,7 @@ pub struct Verdicts {
     table: Arc<Table>,
     given: AtomicU64,
     recalled: AtomicU64,
+    records: Arc<AtomicBool>,
 }
 
 impl Verdicts {
@@ -160,6 +161,7 @@ impl Verdicts {
             table: Arc::new(Table::new(config)?),
             given: AtomicU64::new(0),
             recalled: AtomicU64::new(0),
+            records: Arc::default(),
         })
     }
 
@@ -184,6 +186,11 @@ impl Verdicts {
     pub fn recall(&self) {
         self.recalled.fetch_add(1, Ordering::Release);
         self.given.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether what is admitted can be recorded, as far as the control thread knows. No until it says so.
+    pub fn records(&self) -> &Arc<AtomicBool> {
+        &self.records
     }
 
     /// Gives an answer, instead of an earlier one. `false` when there is no room. Control thread only.

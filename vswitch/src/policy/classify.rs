@@ -19,7 +19,7 @@ use super::edit::Edits;
 use super::known::Known;
 use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
-use super::model::{Action, Ask, Rule, Tier};
+use super::model::{Action, Ask, Record, Rule, Tier};
 use super::ranges::{Find as FindRange, FindAll as FindRanges, Ranges, TOGETHER, WideRanges};
 use super::{Judgement, Query, RuleId, Service, SetId, TenantId, Verdict, Why};
 use crate::packet::Addr;
@@ -124,7 +124,7 @@ impl Says {
         };
         let notify = rule.action == Action::Notify;
         let flags = [
-            (matches!(rule.action, Action::Ask(_)), Self::ASK),
+            (rule.holds(), Self::ASK),
             (rule.log || notify, Self::LOG),
             (notify, Self::NOTIFY),
             (rule.limit.is_some(), Self::LIMITED),
@@ -214,7 +214,8 @@ pub(super) struct Info {
     pub(super) tenant: TenantId,
     pub(super) tier: Tier,
     pub(super) written: Option<u32>,
-    /// See [`Asking::definition`]; 0 where nothing asks.
+    record: Record,
+    /// See [`Asking::definition`]; 0 where nothing waits.
     definition: u64,
 }
 
@@ -226,14 +227,14 @@ impl Info {
         tier: Tier,
         written: Option<u32>,
     ) -> Self {
-        let asks = matches!(rule.action, Action::Ask(_));
         Info {
             name,
             action: rule.action,
             tenant,
             tier,
             written,
-            definition: if asks { definition(rule) } else { 0 },
+            record: rule.require_record,
+            definition: if rule.holds() { definition(rule) } else { 0 },
         }
     }
 }
@@ -245,14 +246,18 @@ fn definition(rule: &Rule) -> u64 {
     hasher.finish()
 }
 
-/// What a judgement that asks wants to know.
+/// What a judgement that holds first packets waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Asking {
-    /// The rule that asks; of two, the destination tenant's.
+    /// The rule that holds them; of two, the destination tenant's.
     pub rule: RuleId,
+    /// Somebody must answer.
+    pub answer: bool,
+    /// It must be recorded.
+    pub record: Record,
     /// What it says; of two, the stricter of each.
     pub terms: Ask,
-    /// Stands for all that is written in the rules that ask: an answer is about them, and outlives changes of others.
+    /// Stands for all that is written in these rules: an answer is about them, and outlives changes of others.
     pub definition: u64,
 }
 
@@ -456,7 +461,7 @@ impl Classifier {
         }
     }
 
-    /// Who asks, and what; `None` if the judgement needs no answer.
+    /// Who asks, and what; `None` if the judgement need not wait.
     #[inline]
     #[must_use]
     pub fn asking(&self, judgement: &Judgement) -> Option<Asking> {
@@ -467,12 +472,12 @@ impl Classifier {
         }
     }
 
-    /// Of all rules that ask, what stands for what is written in them.
+    /// Of all rules that hold first packets, what stands for what is written in them.
     #[must_use]
     pub fn definitions(&self) -> HashSet<u64> {
-        let asks = self.rules().filter(|r| matches!(r.action, Action::Ask(_)));
-        let infos = asks.filter_map(|r| self.rule(r.id));
-        infos.map(|(_, info, _)| info.definition).collect()
+        let infos = self.rules().filter_map(|r| self.rule(r.id));
+        let definitions = infos.map(|(_, info, _)| info.definition);
+        definitions.filter(|definition| *definition != 0).collect()
     }
 
     #[cold]
@@ -482,17 +487,23 @@ impl Classifier {
         };
         let asks = |rule: RuleId| {
             let (_, info, _) = self.rule(rule)?;
-            match info.action {
-                Action::Ask(terms) => Some(Asking {
-                    rule,
-                    terms,
-                    definition: info.definition,
-                }),
-                _ => None,
-            }
+            let (terms, answer) = match info.action {
+                Action::Ask(terms) => (terms, true),
+                _ if info.definition != 0 => (Ask::RECORD, false),
+                _ => return None,
+            };
+            Some(Asking {
+                rule,
+                answer,
+                record: info.record,
+                terms,
+                definition: info.definition,
+            })
         };
         match (asks(why), judgement.also.and_then(asks)) {
             (Some(one), Some(other)) => Some(Asking {
+                answer: one.answer || other.answer,
+                record: one.record.max(other.record),
                 terms: one.terms.stricter(other.terms),
                 definition: one.definition.rotate_left(1) ^ other.definition,
                 ..one

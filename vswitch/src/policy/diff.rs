@@ -1,6 +1,6 @@
 //! What differs between two policies, by name: for people, and as data.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -165,16 +165,15 @@ fn fields<T: PartialEq + Serialize>(old: &T, new: &T) -> Vec<FieldChange> {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else {
         return Vec::new();
     };
-    let gone = old.keys().filter(|key| !new.contains_key(*key));
-    let keys = new.keys().chain(gone);
+    // By name: which order a map keeps is decided by the features of whoever else uses it.
+    let keys: BTreeSet<_> = new.keys().chain(old.keys()).collect();
     let get = |of: &serde_json::Map<String, Value>, key| of.get(key).cloned().unwrap_or_default();
-    keys.map(|key| FieldChange {
+    let changes = keys.into_iter().map(|key| FieldChange {
         field: key.clone(),
         old: get(old, key),
         new: get(new, key),
-    })
-    .filter(|change| change.old != change.new)
-    .collect()
+    });
+    changes.filter(|change| change.old != change.new).collect()
 }
 
 /// The largest choice of numbers that ascends: what need not be called moved.

@@ -72,9 +72,10 @@ impl Management {
                     Why::Rule(rule) => format!("rule {:?}", classifier.rule_name(rule)),
                     Why::DefaultDeny => "the default".to_owned(),
                 };
-                let does = match judgement.ask {
-                    true => "asks about",
-                    false => "denies",
+                let does = match classifier.asking(&judgement) {
+                    Some(asking) if asking.answer => "asks about",
+                    Some(_) => "wants a record of",
+                    None => "denies",
                 };
                 errors.push(FieldError::new(
                     at,

@@ -228,6 +228,8 @@ pub struct Rule {
     pub tier: Tier,
     /// Record its decisions.
     pub log: bool,
+    /// What it admits stands in the ledger first.
+    pub require_record: Record,
     /// How much it admits.
     pub limit: Option<Limit>,
     /// Reported, not enforced.
@@ -247,10 +249,31 @@ impl Rule {
             action,
             tier: Tier::default(),
             log: false,
+            require_record: Record::No,
             limit: None,
             staged: false,
         }
     }
+
+    /// Whether first packets of what it admits wait: for an answer, or for a record.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let is_recorded = self.require_record != Record::No && self.action.admits();
+        is_recorded || matches!(self.action, Action::Ask(_))
+    }
+}
+
+/// `require_record`: whether a rule admits what is not recorded.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Record {
+    /// It does.
+    #[default]
+    No,
+    /// Nothing new: a connection's first packet waits until a record of it is durable.
+    New,
+    /// Nor does anything go on while nothing can be recorded.
+    Strict,
 }
 
 /// `action`, with what only that action needs.
@@ -312,6 +335,16 @@ impl Ask {
     pub const DEADLINE_MS: u32 = 1000;
     /// An hour.
     pub const TTL_S: u32 = 3600;
+
+    /// Of a connection that only waits for its record. A disk that takes longer than five seconds is broken; what is recorded is
+    /// admitted once, and at once.
+    pub(super) const RECORD: Ask = Ask {
+        otherwise: Otherwise::Deny,
+        deadline_ms: 5000,
+        ttl_s: 5,
+        scope: Scope::Connection,
+        on_expiry: OnExpiry::Keep,
+    };
 
     /// With everything as it is where nothing is said.
     #[must_use]

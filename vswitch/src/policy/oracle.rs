@@ -245,7 +245,7 @@ impl<'a> Oracle<'a> {
                     Action::Reject => Verdict::Reject,
                 };
                 answer.rule = Some(full_name(&rule.name));
-                answer.ask = matches!(rule.action, Action::Ask(_));
+                answer.ask = rule.holds();
                 answer.notify = rule.action == Action::Notify;
                 answer.log = rule.log || answer.notify;
                 answer.limited = rule.limit.is_some();

@@ -9,7 +9,7 @@ use crate::policy::model::{Action, Rule, Segment};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-fn port(name: &str, n: u8) -> PortConfig {
+pub(in crate::control) fn port(name: &str, n: u8) -> PortConfig {
     let mut port = PortConfig::new(name, PortKind::Mem);
     port.workloads.push(WorkloadConfig {
         name: name.to_owned(),

@@ -554,7 +554,6 @@ impl Book {
     }
 
     /// Forgets what somebody is bound to; whether he was.
-    #[cfg(test)]
     pub(super) fn unbind(&mut self, wall: &str, who: &Key) -> bool {
         self.held.remove(&(wall.to_owned(), who.clone())).is_some()
     }

@@ -15,6 +15,15 @@ use crate::policy::model::Per;
 use crate::policy::walls::Key;
 use crate::policy::{Service, TenantId};
 
+/// Somebody who may be freed of what a wall has bound him to.
+#[derive(Debug)]
+pub(in crate::control) struct Reset {
+    /// Who.
+    pub(in crate::control) key: Key,
+    /// Of what, in words.
+    pub(in crate::control) takes_away: String,
+}
+
 fn usage(text: String) -> ApiError {
     ApiError::new(ErrorCode::Usage, text)
 }
@@ -92,6 +101,30 @@ impl Control {
             }
         });
         Ok(seen.collect())
+    }
+
+    /// Who would be freed of what, if he were.
+    pub(in crate::control) fn wall_reset(&self, wall: &str, who: &str) -> Result<Reset, ApiError> {
+        let mut instances = self.walls.model.instances.iter();
+        let instance = instances.find(|i| i.name == wall);
+        let instance = instance.ok_or_else(|| {
+            usage(format!(
+                "there is no wall {wall}; `vswitch wall list` shows them"
+            ))
+        })?;
+        let key = match who.parse::<Key>() {
+            Ok(key) => key,
+            Err(_) => Key::Workload(self.resolve(who)?),
+        };
+        let keys = instance.keys_of(&key);
+        let keys = keys.map_or_else(|| vec![key.clone()], <[Key]>::to_vec);
+        let sides = instance.carried_by(&self.walls.book, &keys);
+        if sides.is_empty() {
+            return Err(usage(format!("wall {wall} has bound {who} to nothing")));
+        }
+        let sides: Vec<_> = sides.into_iter().collect();
+        let takes_away = format!("wall {wall}: {key} is free of {}", sides.join(", "));
+        Ok(Reset { key, takes_away })
     }
 
     /// Why a wall stands between two, if one does.

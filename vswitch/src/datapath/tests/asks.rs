@@ -6,7 +6,7 @@ use crate::datapath::verdicts::{Answer, Topic};
 use crate::drop_reason::DropReason as R;
 use crate::event::{AskEvent, ConnEventKind};
 use crate::frame::Offload;
-use crate::policy::model::{Action, Ask, Otherwise, Policy, Rule};
+use crate::policy::model::{Action, Ask, Otherwise, Policy, Record, Rule};
 use crate::policy::{Judgement, RuleId, Verdict, Why};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -76,6 +76,25 @@ impl Rig {
             expires_ns: self.now_ns + 60 * SECOND_NS,
             definition: self.definition(e),
         }
+    }
+
+    /// For the connection that was asked about.
+    fn give_once(&mut self, e: &AskEvent, answer: Answer) -> Outcome {
+        let end = |addr, port, attachment| flowtable::Endpoint {
+            addr,
+            port,
+            attachment,
+        };
+        let (conn, _) = flowtable::FlowKey::new(
+            e.tenant,
+            e.protocol,
+            &end(e.src, e.sport, e.src_attachment),
+            &end(e.dst, e.dport, e.dst_attachment),
+        );
+        let mut access = self.shared.verdicts.participant();
+        assert!(self.shared.verdicts.give(&access, &conn, answer));
+        access.offline();
+        self.step()
     }
 
     fn give(&mut self, e: &AskEvent, answer: Answer) -> Outcome {
@@ -204,21 +223,7 @@ fn an_answer_for_one_connection_leaves_the_others_asking() {
         once: true,
         ..r.yes(&ask)
     };
-    let end = |addr, port, attachment| flowtable::Endpoint {
-        addr,
-        port,
-        attachment,
-    };
-    let (conn, _) = flowtable::FlowKey::new(
-        ask.tenant,
-        ask.protocol,
-        &end(ask.src, ask.sport, ask.src_attachment),
-        &end(ask.dst, ask.dport, ask.dst_attachment),
-    );
-    let mut access = r.shared.verdicts.participant();
-    assert!(r.shared.verdicts.give(&access, &conn, once));
-    access.offline();
-    r.step().reached("db", &syn(1000));
+    r.give_once(&ask, once).reached("db", &syn(1000));
     assert_eq!(r.asked().sport, 1001);
     // It was good for that one, once.
     let reset = WEB_DB().tcp((1000, 5432), "R", 2, 0, b"");
@@ -397,4 +402,64 @@ fn a_broadcast_that_is_asked_about_is_denied_and_told() {
     let yes = r.yes(&ask);
     r.give(&ask, yes);
     r.send("web", &frame).reached("db", &frame);
+}
+
+#[test]
+fn what_must_be_recorded_waits_for_its_own_record_and_is_denied_where_there_is_none() {
+    let mut p = policy();
+    for (service, record) in [("udp/1", Record::New), ("udp/2", Record::Strict)] {
+        let mut rule = rule(
+            &service.replace('/', "-"),
+            "web",
+            "db",
+            &[service],
+            Action::Allow,
+        );
+        rule.require_record = record;
+        p.rules.push(rule);
+    }
+    let mut r = Rig::new(layout(), &p);
+    let records = std::sync::Arc::clone(r.shared.verdicts.records());
+    let set = |yes| records.store(yes, std::sync::atomic::Ordering::Relaxed);
+    // It is told, too.
+    let denied = |out: &Outcome| assert_eq!(out.drops[R::PolicyAskDenied.name()], 1, "{out:?}");
+    let datagram = |sport, dport| WEB_DB().udp(sport, dport, b"");
+    denied(&r.send("web", &datagram(1000, 1)));
+    assert_eq!(r.asks(), []);
+
+    set(true);
+    let waiting = [datagram(1000, 1), datagram(1001, 1), datagram(1000, 2)];
+    for frame in &waiting {
+        r.waits("web", frame);
+    }
+    let asks = r.asks();
+    let sports: Vec<_> = asks.iter().map(|e| (e.sport, e.dport)).collect();
+    assert_eq!(sports, [(1000, 1), (1001, 1), (1000, 2)], "each for itself");
+    for (ask, frame) in asks.iter().zip(&waiting) {
+        let once = Answer {
+            once: true,
+            expires_ns: r.now_ns + 5 * SECOND_NS,
+            ..r.yes(ask)
+        };
+        r.give_once(ask, once).reached("db", frame);
+    }
+    // They go on, also when rules change and the record's time is over.
+    r.now_ns += 20 * SECOND_NS;
+    p.rules
+        .push(rule("more", "web", "db", &["tcp/9"], Action::Allow));
+    r.apply(&p);
+    for frame in &waiting {
+        r.send("web", frame).reached("db", frame);
+    }
+    // Nothing can be recorded: nothing new, and of the strict rule nothing at all.
+    set(false);
+    p.rules.pop();
+    r.apply(&p);
+    for frame in waiting.iter().take(2) {
+        r.send("web", frame).reached("db", frame);
+    }
+    denied(&r.send("web", &datagram(1000, 2)));
+    denied(&r.send("web", &datagram(1002, 1)));
+    assert_eq!(r.asks(), []);
+    r.check_conservation();
 }

@@ -195,22 +195,23 @@ kinds! {
         /// For how long, seconds.
         ttl_s: u64,
     }
-    /// Asks over budget, all denied, as one.
-    Excess = "excess", Ordinary {
-        /// The initiator.
+    /// A connection under a rule that admits nothing unrecorded; the record came first.
+    Admitted = "admitted", Ordinary {
+        /// The initiator: workload, or address outside.
         from: String,
-        /// The other end, when it was one.
-        to: Option<String>,
-        /// What for, when it was one.
-        service: Option<String>,
-        /// The rule that asks.
+        /// The other end.
+        to: String,
+        /// What for, such as tcp/5432.
+        service: String,
+        /// The connection's addresses and ports.
+        connection: String,
+        /// The rule.
         rule: String,
+    }
+    /// Asks over budget, all denied, as one: those of the record's port in the second before.
+    Excess = "excess", Ordinary {
         /// How many.
         count: u64,
-        /// When the first one was, wall clock.
-        from_ns: i64,
-        /// When the last one was.
-        to_ns: i64,
     }
     /// A side of a wall was reserved for a subject.
     WallReserved = "wall_reserved", Reserved {
@@ -314,6 +315,29 @@ kinds! {
         trusted: bool,
         /// What came of it.
         outcome: String,
+    }
+    /// Somebody wants what takes something away from a wall; it waits for a second person.
+    Proposed = "proposed", Reserved {
+        /// Its id.
+        proposal: String,
+        /// The call it was, such as policy-apply.
+        call: String,
+        /// What it takes away, a line each.
+        weakens: Vec<String>,
+    }
+    /// A second person agreed; the first one is the record's `who`. What comes of it is recorded after this.
+    Approved = "approved", Reserved {
+        /// Its id.
+        proposal: String,
+        /// The second person.
+        second: String,
+        /// What it takes away.
+        weakens: Vec<String>,
+    }
+    /// A proposal was dropped.
+    ProposalDropped = "proposal_dropped", Reserved {
+        /// Its id.
+        proposal: String,
     }
     /// A caller lacked the role for what it asked.
     RoleRefused = "role_refused", Ordinary {

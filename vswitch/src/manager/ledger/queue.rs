@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Reply {
     Nobody,
+    /// It is the writer's own, and was never on its way here.
+    Own,
     /// Through [`Queue::drain`].
     Token(u64),
     /// Waits for exactly this.
@@ -236,9 +238,10 @@ impl Queue {
             }
             match pending.reply {
                 Reply::Token(token) => inner.acks.push(Ack { token, result }),
-                Reply::Nobody => inner.under_way = inner.under_way.saturating_sub(1),
+                Reply::Nobody => inner.under_way -= 1,
+                Reply::Own => {}
                 Reply::Wait(to) => {
-                    inner.under_way = inner.under_way.saturating_sub(1);
+                    inner.under_way -= 1;
                     // Whoever waited may be gone.
                     let _ = to.send(result);
                 }
@@ -306,5 +309,37 @@ impl Inner {
     fn refuse(&mut self, why: Refused, record: &Encoded) {
         self.refused += 1;
         self.losses.note(why, record.owner(), &record.stamp);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::super::body::Stopped;
+    use super::super::clock::SystemClock;
+    use super::super::quota::Quota;
+    use super::*;
+
+    #[test]
+    fn what_the_writer_adds_of_its_own_takes_no_place_from_what_is_under_way() {
+        let accounts = Accounts::new(Quota::default(), 1 << 20, &HashMap::new());
+        let wake = EventFd::new().unwrap();
+        let clock = Box::new(SystemClock::new());
+        let queue = Queue::new(accounts, Room::Enough, wake, clock);
+        let entry = || Entry::by("test", Stopped::default());
+        queue.submit(entry(), Reply::Token(7)).unwrap();
+        queue.submit(entry(), Reply::Nobody).unwrap();
+        let mut batch = queue.next(false).batch;
+        let own = Pending {
+            record: Encoded::new(Stamp::default(), entry()),
+            reply: Reply::Own,
+        };
+        batch.insert(0, own);
+        queue.written(batch, 1);
+        assert_eq!(queue.lock().under_way, 1, "the one that nobody has taken");
+        let acks = queue.drain();
+        assert_eq!((acks.len(), acks[0].token, acks[0].result), (1, 7, Ok(2)));
+        assert_eq!(queue.lock().under_way, 0);
     }
 }

@@ -227,6 +227,6 @@ impl Writer {
 fn own(stamp: Stamp, body: impl Into<Body>) -> Pending {
     Pending {
         record: Encoded::new(stamp, Entry::by(COMPONENT, body)),
-        reply: Reply::Nobody,
+        reply: Reply::Own,
     }
 }

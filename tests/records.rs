@@ -1,0 +1,135 @@
+//! What must be recorded before it may be: rules with `require_record`, and a disk that fills and empties. Root mounts the disk.
+
+mod common;
+
+use common::station::{Station, mac, port, udp, workload};
+use common::switch::{Switch, SwitchConfig};
+use common::{Lab, Need, process, wait_for};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Bound on what must happen.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A small file system of its own, for as long as the test takes.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf) -> Self {
+        std::fs::create_dir(&at).expect("the lab's directory is writable");
+        let mut mount = process::command("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs"]);
+        mount.arg(&at);
+        process::run_ok(mount, LIMIT);
+        Disk(at)
+    }
+
+    /// Writes until nothing more fits.
+    fn fill(&self) {
+        let mut filler = File::create(self.0.join("filler")).expect("there is room for a name");
+        for size in [1 << 16, 1 << 12, 1] {
+            while filler.write_all(&vec![1; size]).is_ok() {}
+        }
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("it was made");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut umount = process::command("umount");
+        // The switch may still have the ledger open.
+        umount.arg("--lazy").arg(&self.0);
+        process::run(umount, LIMIT);
+    }
+}
+
+/// A datagram from `a` to `b`.
+fn datagram(sport: u16, dport: u16) -> Vec<u8> {
+    let ips = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    udp((mac(1), mac(2)), ips, (sport, dport), b"for the record")
+}
+
+/// The connections that were recorded before they were admitted.
+fn admitted(switch: &Switch<'_>, ledger: &Path) -> Vec<String> {
+    let file = ledger.to_str().expect("our path");
+    let show = ["ledger", "show", "--file", file, "--kind", "admitted"];
+    let shown = switch.cli_json(&show);
+    let records = shown.as_array().expect("a list").iter();
+    let connection = |r: &serde_json::Value| r["body"]["connection"].as_str().map(str::to_owned);
+    records.filter_map(connection).collect()
+}
+
+#[test]
+fn nothing_is_admitted_that_is_not_recorded() {
+    let Some(lab) = Lab::open(&[Need::Root]) else {
+        return;
+    };
+    let disk = Disk::mount(lab.path("disk"));
+    let ledger = disk.0.join("ledger.db");
+    let toml = [
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n".to_owned(),
+        format!("[ledger]\npath = {ledger:?}\n"),
+        port(&lab, "a", ""),
+        workload("a", 1, "10.0.0.1", ""),
+        port(&lab, "b", ""),
+        workload("b", 2, "10.0.0.2", ""),
+    ];
+    let rule = |(name, dport, keys): (&str, u16, &str)| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\nfrom = \"any\"\nto = \"any\"\nservice = \"udp/{dport}\"\naction = \"allow\"\n{keys}\n"
+        )
+    };
+    let rules = [
+        ("new", 1, "require_record = \"new\""),
+        ("strict", 2, "require_record = \"strict\""),
+        ("open", 3, ""),
+    ];
+    let policy: String = rules.into_iter().map(rule).collect();
+    let switch = SwitchConfig::new(&lab, "switch", &toml.concat(), &policy).start();
+    let [mut a, mut b] = ["a", "b"].map(|name| Station::attach(&lab, name));
+    switch.wait_ports_up(2);
+    for dport in [1, 2, 3] {
+        a.send(&datagram(1000, dport));
+        b.recv(&datagram(1000, dport));
+    }
+    let of = |sport: u16, dport: u16| format!("10.0.0.1:{sport} > 10.0.0.2:{dport}");
+    let mut recorded = admitted(&switch, &ledger);
+    recorded.sort();
+    assert_eq!(recorded, [of(1000, 1), of(1000, 2)]);
+
+    disk.fill();
+    // The first one finds it out.
+    a.send(&datagram(2000, 1));
+    wait_for("it to be denied", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 1).then_some(())
+    });
+    wait_for("the strict rule to cut", LIMIT, || {
+        a.send(&datagram(1000, 2));
+        (switch.dropped("policy_ask_denied") > 1).then_some(())
+    });
+    // What stands goes on, and so does what needs no record.
+    let (stands, open) = (datagram(1000, 1), datagram(2000, 3));
+    a.send(&stands);
+    a.send(&open);
+    let got = b.recv_until(&open);
+    assert!(got.contains(&stands) && !got.contains(&datagram(2000, 1)));
+
+    disk.empty();
+    let file = ledger.to_str().expect("our path");
+    wait_for("the repair", LIMIT, || {
+        let shown = switch.cli_json(&["ledger", "show", "--file", file, "--kind", "repaired"]);
+        (!shown.as_array()?.is_empty()).then_some(())
+    });
+    wait_for("a new one to be recorded and admitted", LIMIT, || {
+        a.send(&datagram(3000, 1));
+        (admitted(&switch, &ledger).contains(&of(3000, 1))).then_some(())
+    });
+    assert!(!admitted(&switch, &ledger).contains(&of(2000, 1)));
+    switch.cli_ok(&["ledger", "verify", "--file", file]);
+    switch.wait_conserved();
+}

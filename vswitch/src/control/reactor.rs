@@ -94,10 +94,11 @@ impl Reactor {
         })
     }
 
-    /// Runs until every [`super::switch::Switch`] handle is gone.
+    /// Runs until every [`super::switch::Switch`] handle is gone; first what was sent already.
     pub(super) fn run(mut self) {
         let mut ready = [Event::EMPTY; 64];
-        loop {
+        let mut runs = self.run_commands();
+        while runs {
             self.register_ports();
             let timeout = self.timeout_ms(monotonic_ns());
             let n = match self.epoll.wait(&mut ready, timeout) {
@@ -111,10 +112,10 @@ impl Reactor {
             for event in ready.iter().take(n) {
                 self.handle(event, now_ns);
             }
-            if !self.run_commands() {
-                break;
+            runs = self.run_commands();
+            if runs {
+                self.timers(monotonic_ns());
             }
-            self.timers(monotonic_ns());
         }
         self.control.shutdown();
     }

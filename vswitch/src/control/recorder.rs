@@ -256,6 +256,13 @@ impl Recorder {
         ledger.submit(record, token).map_err(|why| why.to_string())
     }
 
+    /// The same, and waits until it is durable: for what people do, not for what workloads do.
+    pub(super) fn mark_durably(&self, generation: u64, mark: &Mark<'_>) -> Result<(), String> {
+        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
+        let recorded = ledger.append(self.marked(generation, mark));
+        recorded.map(|_seq| ()).map_err(|why| why.to_string())
+    }
+
     fn marked(&self, generation: u64, mark: &Mark<'_>) -> Entry {
         let texts = |[a, b]: &[String; 2]| vec![a.clone(), b.clone()];
         let body: Body = match mark {

@@ -177,6 +177,15 @@ impl SwitchBuilder {
         let (commands, inbox) = channel();
         let reactor = Reactor::new(control, Arc::clone(&wake), inbox, server, self.loader)
             .map_err(SwitchError::Control)?;
+        let source = self.source.unwrap_or_else(|| "program".to_owned());
+        let desired = self.desired;
+        let (done, applied) = channel();
+        let first = Command::Call(Box::new(move |c: &mut Control| {
+            // Whoever waits for it is there until it comes.
+            let _ = done.send(c.apply(desired, &source));
+        }));
+        // Before the thread starts: it is the first thing that it does, and nobody is answered by a switch without its ports.
+        commands.send(first).map_err(|_gone| SwitchError::Down)?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || reactor.run())
@@ -186,9 +195,7 @@ impl SwitchBuilder {
             wake,
             thread: Some(thread),
         };
-        let source = self.source.unwrap_or_else(|| "program".to_owned());
-        let desired = self.desired;
-        switch.call(move |c| c.apply(desired, &source))??;
+        applied.recv().map_err(|_gone| SwitchError::Down)??;
         Ok(switch)
     }
 }

@@ -165,6 +165,14 @@ impl Control {
         .collect()
     }
 
+    /// Records what somebody waits for; returns when it is on disk.
+    fn mark_durably(&self, mark: &Mark<'_>) -> Result<(), ApiError> {
+        let generation = self.shared.snapshots.generation();
+        let marked = self.recorder.mark_durably(generation, mark);
+        marked
+            .map_err(|why| ApiError::new(ErrorCode::Refused, format!("it is not recorded: {why}")))
+    }
+
     /// Opens a transaction: what these workloads are connected to from now on, and what they are already, is part of it.
     pub(in crate::control) fn transaction_begin(
         &mut self,
@@ -205,15 +213,8 @@ impl Control {
             name: name.to_owned(),
             workloads: named.collect::<Result<_, _>>()?,
         };
-        let mark = Mark::Begun(&transaction);
-        let generation = self.shared.snapshots.generation();
-        let token = self.walls.token();
         // What would be forgotten does not begin.
-        self.recorder
-            .mark_first(generation, &mark, token)
-            .map_err(|why| {
-                ApiError::new(ErrorCode::Refused, format!("it is not recorded: {why}"))
-            })?;
+        self.mark_durably(&Mark::Begun(&transaction))?;
         self.walls.open.push(transaction);
         let mut applied = self.weigh_again()?;
         applied.changes.push(format!("transaction {name} is open"));
@@ -228,8 +229,11 @@ impl Control {
             );
             return Err(usage(text));
         };
+        if let Some(transaction) = self.walls.open.get(at) {
+            // Nor does it end for those who ask, and go on when we were killed.
+            self.mark_durably(&Mark::Ended(transaction))?;
+        }
         let transaction = self.walls.open.remove(at);
-        self.mark(&Mark::Ended(&transaction));
         self.walls.book.forget(&transaction.instance());
         let mut applied = self.weigh_again()?;
         applied

@@ -7,9 +7,8 @@
 
 mod kept;
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::Ordering::Relaxed;
 
 use flowtable::{Endpoint, FlowKey, Participant};
@@ -21,6 +20,7 @@ use super::apply::Control;
 use super::callers::Caller;
 use super::deciding::Outcome;
 use super::events::protocol_name;
+use super::ids::{self, Ids};
 use super::state::Desired;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::{Answer, Topic};
@@ -147,9 +147,7 @@ pub(super) struct Asks {
     /// By port number, what was dropped for asking too much and is recorded.
     excess: HashMap<u16, u64>,
     excess_at_ns: u64,
-    /// For ids that nobody can guess.
-    random: RandomState,
-    ids: u64,
+    ids: Ids,
 }
 
 impl Asks {
@@ -165,19 +163,13 @@ impl Asks {
             incarnations: HashMap::new(),
             excess: HashMap::new(),
             excess_at_ns: 0,
-            random: RandomState::new(),
-            ids: 0,
+            ids: Ids::default(),
         }
     }
 
     /// Says that nothing of the table of answers is in our hands.
     pub(super) fn quiesce(&mut self) {
         self.access.quiesce();
-    }
-
-    fn id(&mut self) -> u64 {
-        self.ids += 1;
-        self.random.hash_one(self.ids)
     }
 
     /// A question that waits, for an answer or for its record.
@@ -327,7 +319,7 @@ impl Control {
             pending.askers += 1;
             return;
         }
-        let id = self.asks.id();
+        let id = self.asks.ids.another();
         let pending = Pending {
             topic,
             question,
@@ -579,7 +571,7 @@ impl Control {
         let (e, terms) = (&pending.first, &pending.asking.terms);
         let ms = |ns: u64| ns / MS_NS;
         AskInfo {
-            id: format!("{id:016x}"),
+            id: ids::text(id),
             rule: pending.rule.clone(),
             from: self.attachments.name(e.src_attachment),
             to: self.attachments.name(e.dst_attachment),
@@ -612,23 +604,10 @@ impl Control {
         caller: &Caller,
         now_ns: u64,
     ) -> Result<AskInfo, ApiError> {
-        let named = |id: u64| !given.id.is_empty() && format!("{id:016x}").starts_with(&given.id);
-        let named = self.asks.open().filter(|(id, _)| named(*id));
-        let ends = |p: &Pending| [p.topic.from, p.topic.to];
-        let named = named.map(|(id, p)| (id, p.asking.terms, ends(p)));
-        let named: Vec<_> = named.take(2).collect();
-        let usage = |text: String| Err(ApiError::new(ErrorCode::Usage, text));
-        let none = || {
-            usage(format!(
-                "no question {} waits; `vswitch ask list` shows those that do",
-                given.id
-            ))
-        };
-        let (id, terms, ends) = match *named {
-            [found] => found,
-            [] => return none(),
-            _ => return usage(format!("several questions begin with {}", given.id)),
-        };
+        let noun = ("question", "ask list");
+        let (id, pending) = ids::named(self.asks.open(), &given.id, noun)?;
+        let terms = pending.asking.terms;
+        let ends = [pending.topic.from, pending.topic.to];
         if let Some(no) = self.is_own_affair(caller, ends) {
             self.recorder.role_refused(&no);
             return Err(no.into());
@@ -648,7 +627,7 @@ impl Control {
         let yes = given.yes;
         let given = Given { yes, scope, ttl_s };
         self.conclude(id, given, "answered", now_ns)
-            .map_or_else(none, Ok)
+            .ok_or_else(|| ApiError::new(ErrorCode::Usage, "it does not wait any more"))
     }
 
     /// Has a question answered like this, which its rule admits. `None`: it does not wait any more.

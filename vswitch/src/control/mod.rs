@@ -11,6 +11,7 @@ mod callers;
 mod deciding;
 mod events;
 mod explain;
+mod ids;
 mod loader;
 mod path;
 mod plan;

@@ -150,9 +150,7 @@ impl Recorder {
 
     /// The same, and [`Recorder::recorded`] will say of `id` when that is durable.
     pub(super) fn answer_first(&self, answered: Answered, id: u64) -> Result<(), String> {
-        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
-        let record = self.verdict(answered);
-        ledger.submit(record, id).map_err(|why| why.to_string())
+        self.submit(self.verdict(answered), id)
     }
 
     /// What has become durable, or will not, since the last call.
@@ -251,9 +249,7 @@ impl Recorder {
         mark: &Mark<'_>,
         token: u64,
     ) -> Result<(), String> {
-        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
-        let record = self.marked(generation, mark);
-        ledger.submit(record, token).map_err(|why| why.to_string())
+        self.submit(self.marked(generation, mark), token)
     }
 
     /// The same, and waits until it is durable: for what people do, not for what workloads do.
@@ -345,6 +341,11 @@ impl Recorder {
 
     fn entry(&self, generation: u64, body: impl Into<Body>) -> Entry {
         Entry::by(&self.who, body).generation(generation)
+    }
+
+    fn submit(&self, entry: Entry, token: u64) -> Result<(), String> {
+        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
+        ledger.submit(entry, token).map_err(|why| why.to_string())
     }
 
     fn note(&self, entry: Entry) {

@@ -16,9 +16,7 @@
 mod book;
 mod seen;
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +25,7 @@ use tracing::{error, info, warn};
 
 use super::apply::Control;
 use super::asks::connection;
+use super::ids::Ids;
 use super::state::Desired;
 use crate::datapath::passes::{self, Walls as Published};
 use crate::datapath::snapshot::AttachmentId;
@@ -119,8 +118,7 @@ pub(super) struct Walls {
     reserved: BTreeMap<Pair, Reservation>,
     /// Records that are waited for, by token.
     tokens: HashMap<u64, Pair>,
-    random: RandomState,
-    ids: u64,
+    ids: Ids,
     look_at_ns: u64,
 }
 
@@ -134,15 +132,9 @@ impl Walls {
             passes: HashMap::new(),
             reserved: BTreeMap::new(),
             tokens: HashMap::new(),
-            random: RandomState::new(),
-            ids: 0,
+            ids: Ids::default(),
             look_at_ns: 0,
         }
-    }
-
-    fn token(&mut self) -> u64 {
-        self.ids += 1;
-        self.random.hash_one(self.ids)
     }
 
     /// When there is something to do without being asked.
@@ -266,6 +258,10 @@ impl Control {
 
     /// Says in words what a change takes away from the walls.
     pub(super) fn weakenings(&self, desired: &Desired) -> Vec<String> {
+        if self.desired.policy.walls.is_empty() {
+            // There is nothing to take away from, and who is who takes time to tell.
+            return Vec::new();
+        }
         let facts = self.walls.book.facts().into_iter();
         let bindings: Vec<_> = facts
             .map(|(fact, _)| Binding {
@@ -406,7 +402,7 @@ impl Control {
                 connection: reservation.connection.clone(),
             };
             self.walls.book.put(fact, hold);
-            let token = self.walls.token();
+            let token = self.walls.ids.another();
             let mark = Mark::Reserved(fact, &reservation.connection);
             match self.recorder.mark_first(generation, &mark, token) {
                 Ok(()) => {
@@ -716,8 +712,8 @@ impl Control {
     pub(super) fn unbind(&mut self, wall: &str, who: &Key, (second, why): (&str, &str)) {
         let instances = self.walls.model.instances.iter();
         let mut instances = instances.filter(|i| i.name == wall);
-        let keys = instances.next().and_then(|i| i.keys_of(who));
-        let keys = keys.map_or_else(|| vec![who.clone()], <[Key]>::to_vec);
+        let keys = instances.next().map(|i| i.keys_of(who));
+        let keys = keys.unwrap_or_else(|| vec![who.clone()]);
         for key in keys {
             if self.walls.book.unbind(wall, &key) {
                 self.mark(&Mark::Reset(wall, &key, second, why));

@@ -419,10 +419,11 @@ impl Instance {
         self.carries(book, &party.cloned().unwrap_or_else(stranger), false)
     }
 
-    /// Whoever is meant by a key: all of his keys.
-    pub(super) fn keys_of(&self, key: &Key) -> Option<&[Key]> {
+    /// Whoever is meant by a key: all of his keys, or, when he is not here, that one.
+    pub(super) fn keys_of(&self, key: &Key) -> Vec<Key> {
         let mut parties = self.parties.iter();
-        parties.find(|p| p.keys.contains(key)).map(|p| &*p.keys)
+        let party = parties.find(|p| p.keys.contains(key));
+        party.map_or_else(|| vec![key.clone()], |p| p.keys.clone())
     }
 }
 

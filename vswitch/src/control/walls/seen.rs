@@ -79,17 +79,20 @@ impl Control {
         infos.collect()
     }
 
+    /// Whoever may carry a side, as people call him: a workload, or as `wall list` shows him.
+    fn key_of(&self, who: &str) -> Result<Key, ApiError> {
+        match who.parse() {
+            Ok(key) => Ok(key),
+            Err(_) => Ok(Key::Workload(self.resolve(who)?)),
+        }
+    }
+
     /// What somebody carries, and what he is kept from.
     pub(in crate::control) fn wall_explain(&self, who: &str) -> Result<Vec<WallCarrier>, ApiError> {
-        let key = match who.parse::<Key>() {
-            Ok(key) => key,
-            Err(_) => Key::Workload(self.resolve(who)?),
-        };
+        let key = self.key_of(who)?;
         let instances = self.walls.model.instances.iter();
         let seen = instances.map(|instance| {
-            let keys = instance
-                .keys_of(&key)
-                .map_or_else(|| vec![key.clone()], <[Key]>::to_vec);
+            let keys = instance.keys_of(&key);
             let carries = instance.carried_by(&self.walls.book, &keys);
             let sides = instance.wall.datasets.iter().map(|d| instance.wall.side(d));
             let clash = |side: &String| carries.iter().any(|c| instance.wall.conflict(c, side));
@@ -112,13 +115,8 @@ impl Control {
                 "there is no wall {wall}; `vswitch wall list` shows them"
             ))
         })?;
-        let key = match who.parse::<Key>() {
-            Ok(key) => key,
-            Err(_) => Key::Workload(self.resolve(who)?),
-        };
-        let keys = instance.keys_of(&key);
-        let keys = keys.map_or_else(|| vec![key.clone()], <[Key]>::to_vec);
-        let sides = instance.carried_by(&self.walls.book, &keys);
+        let key = self.key_of(who)?;
+        let sides = instance.carried_by(&self.walls.book, &instance.keys_of(&key));
         if sides.is_empty() {
             return Err(usage(format!("wall {wall} has bound {who} to nothing")));
         }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::api::Applied;
-use super::approvals::{Proposals, Seconded};
+use super::approvals::{Consent, Proposals};
 use super::asks::Asks;
 use super::attachments::Attachments;
 use super::deciding::Deciding;
@@ -208,8 +208,8 @@ pub(crate) struct Control {
     pub(super) recorder: Recorder,
     pub(super) deciding: Deciding,
     pub(super) proposals: Proposals,
-    /// What of the change at hand takes something away from a wall, and a second person agreed to.
-    pub(super) seconded: Option<Seconded>,
+    /// To what the change at hand takes away from walls.
+    pub(super) consent: Consent,
 }
 
 /// Where a change comes from: what its policy is called, and when that goes back by itself.
@@ -255,7 +255,7 @@ impl Control {
             recorder: Recorder::none(),
             deciding: Deciding::new(),
             proposals: Proposals::default(),
-            seconded: None,
+            consent: Consent::Nobodys,
         }
     }
 
@@ -456,10 +456,7 @@ impl Control {
         } else {
             Default::default()
         };
-        let weakens = self.weakenings(&desired);
-        if !weakens.is_empty() && self.second_for(&weakens).is_none() {
-            return Err(ApplyError::TwoPeople(weakens));
-        }
+        self.agreed(&desired)?;
         let renew = match again {
             Again::Port(name) => Some(name),
             Again::No | Again::Judge => None,
@@ -695,7 +692,10 @@ impl Control {
                 "the policy was not confirmed in time: back to {}",
                 p.previous_source
             );
-            if let Err(e) = self.apply_policy(p.previous, &p.previous_source, None, now_ns) {
+            self.consent = Consent::NotNeeded;
+            let gone_back = self.apply_policy(p.previous, &p.previous_source, None, now_ns);
+            self.consent = Consent::Nobodys;
+            if let Err(e) = gone_back {
                 // It stood before; only a port added since can have made it invalid.
                 error!("cannot go back to the policy before: {e}");
             }

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use tracing::info;
 
 use super::api::{ApiError, Applied, ErrorCode, ProposalInfo, Request};
-use super::apply::Control;
+use super::apply::{ApplyError, Control};
 use super::callers::Caller;
 use super::ids::{self, Ids, text};
+use super::state::Desired;
 
 /// Proposals that wait; nobody has as many reasons to loosen a wall.
 const MOST: usize = 64;
@@ -28,13 +29,17 @@ pub(super) struct Proposal {
     since_ns: u64,
 }
 
-/// What a second person agreed to, while it is made.
+/// Whose consent there is to what a change takes away, while it is made.
 #[derive(Clone, Debug)]
-pub(super) struct Seconded {
-    /// The second person.
-    pub(super) by: String,
-    /// What it takes away, a line each.
-    pub(super) weakens: Vec<String>,
+pub(super) enum Consent {
+    Nobodys,
+    /// A second person's, and to just this.
+    Second {
+        by: String,
+        weakens: Vec<String>,
+    },
+    /// What was never confirmed goes back by itself.
+    NotNeeded,
 }
 
 /// Those that wait, by ids that nobody guesses.
@@ -89,9 +94,20 @@ impl Control {
 
     /// The second person who agreed that just this is taken away. `None`: nobody has.
     pub(super) fn second_for(&self, weakens: &[String]) -> Option<String> {
-        let seconded = self.seconded.as_ref();
-        let seconded = seconded.filter(|seconded| seconded.weakens == weakens);
-        seconded.map(|seconded| seconded.by.clone())
+        match &self.consent {
+            Consent::Second { by, weakens: to } if to == weakens => Some(by.clone()),
+            _ => None,
+        }
+    }
+
+    /// Sees to it that what a change takes away from walls was agreed to.
+    pub(super) fn agreed(&self, desired: &Desired) -> Result<(), ApplyError> {
+        let weakens = self.weakenings(desired);
+        let not_needed = weakens.is_empty() || matches!(self.consent, Consent::NotNeeded);
+        if not_needed || self.second_for(&weakens).is_some() {
+            return Ok(());
+        }
+        Err(ApplyError::TwoPeople(weakens))
     }
 
     /// Proposals that wait, the oldest first.
@@ -136,6 +152,15 @@ impl Control {
             );
             return Err(ApiError::new(ErrorCode::Forbidden, what));
         }
+        // Root and the daemon's own user may be one and the same person, or anybody else.
+        let mut people = self.desired.switch.people.iter();
+        if !people.any(|person| person.name == caller.name) {
+            let what = format!(
+                "{} is nobody by name: somebody whom a [[person]] table of switch.toml names must approve it",
+                caller.name
+            );
+            return Err(ApiError::new(ErrorCode::Forbidden, what));
+        }
         let proposal = proposal.clone();
         self.proposals.open.remove(&id);
         self.recorder.by(&proposal.by);
@@ -143,12 +168,12 @@ impl Control {
         // Before it happens: that it failed is seen by what is recorded next.
         self.recorder
             .approved(generation, &text(id), &caller.name, &proposal.weakens);
-        self.seconded = Some(Seconded {
+        self.consent = Consent::Second {
             by: caller.name.clone(),
             weakens: proposal.weakens,
-        });
+        };
         let result = enact(self, proposal.request);
-        self.seconded = None;
+        self.consent = Consent::Nobodys;
         result
     }
 }
@@ -168,12 +193,11 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::control::ApplyError;
     use crate::control::api::{Envelope, VERSION};
     use crate::control::apply::tests::{control, port};
     use crate::control::requests;
     use crate::control::server::Answer;
-    use crate::control::state::{Desired, LedgerConfig, PersonConfig, Role};
+    use crate::control::state::{LedgerConfig, PersonConfig, Role};
     use crate::policy::model::{Policy, Segment};
     use crate::policy::walls::{Per, Wall};
 
@@ -216,6 +240,7 @@ mod tests {
     fn walled() -> Control {
         let mut control = control();
         control.desired.switch.ledger = Some(LedgerConfig::default());
+        control.desired.switch.people = people().to_vec();
         let desired = desired(&control);
         control.apply(desired, "test").unwrap();
         control
@@ -344,7 +369,7 @@ mod tests {
         // Once.
         let again = call(&mut c, 2, approve());
         assert_eq!(again["error"]["code"], "usage", "{again}");
-        assert!(c.seconded.is_none());
+        assert!(matches!(c.consent, Consent::Nobodys));
     }
 
     #[test]
@@ -361,6 +386,37 @@ mod tests {
         let no = call(&mut c, 2, Request::Approve { id });
         assert!(no.to_string().contains("things have changed"), "{no}");
         assert_eq!(c.desired.ports[0].workloads[0].tags, ["role:trader"]);
+    }
+
+    #[test]
+    fn root_and_the_daemons_user_are_not_two_people() {
+        let mut c = walled();
+        c.desired.switch.people.clear();
+        let root = Caller::of(0, &[]);
+        let again = (retag("role:trader"), "workload-tag");
+        c.propose(&root, again, vec!["something".to_owned()], 0);
+        let id = c.proposal_infos(0)[0].id.clone();
+        let other = Caller::of(7, &[]);
+        let made = c.approve((&other, &id), |_, _| panic!("nobody agreed"));
+        assert_eq!(made.unwrap_err().code, ErrorCode::Forbidden);
+    }
+
+    #[test]
+    fn a_wall_on_probation_goes_back_by_itself() {
+        const MINUTE_NS: u64 = 60_000_000_000;
+        let mut c = walled();
+        let mut more = policy();
+        more.walls.push(Wall {
+            name: "more".to_owned(),
+            ..more.walls[0].clone()
+        });
+        c.apply_policy(more, "trial", Some(MINUTE_NS), 0).unwrap();
+        assert_eq!(c.desired.policy.walls.len(), 2);
+        c.tick(MINUTE_NS + 1);
+        assert_eq!(c.desired.policy.walls.len(), 1);
+        // It was for that once.
+        let alone = c.apply_policy(Policy::default(), "none", None, 0);
+        assert!(matches!(alone, Err(ApplyError::TwoPeople(_))), "{alone:?}");
     }
 
     #[test]

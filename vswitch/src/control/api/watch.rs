@@ -1,0 +1,54 @@
+//! `watch`: what happens.
+
+use serde::{Deserialize, Serialize};
+
+/// What `watch` shows.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct WatchFilter {
+    /// Only events with this workload at an end: NAME or TENANT/NAME.
+    pub workload: Option<String>,
+    /// Only these kinds (`allow`, `deny`, `cut`, ...); empty: all.
+    pub kinds: Vec<String>,
+}
+
+/// One event, as `watch` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// Seconds since the switch started.
+    pub time_s: f64,
+    /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `lost` when some are missing before this line.
+    pub kind: String,
+    /// Drop reason.
+    pub reason: Option<String>,
+    /// Rule.
+    pub rule: Option<String>,
+    /// Port the frame came in by.
+    pub port: String,
+    /// Initiator: NAME, or TENANT/NAME outside the default tenant; `outside(PORT)` behind an uplink;
+    /// `-` when unknown.
+    pub from: String,
+    /// Other end.
+    pub to: String,
+    /// `tcp`, `udp`, ..., or `ether/0x88cc`.
+    pub protocol: String,
+    /// Initiator's address.
+    pub src: String,
+    /// Initiator's port, or echo identifier.
+    pub sport: u16,
+    /// The other end's address.
+    pub dst: String,
+    /// The other end's port.
+    pub dport: u16,
+    /// Initiator's MAC.
+    pub src_mac: String,
+    /// The other end's MAC.
+    pub dst_mac: String,
+    /// Generation it was judged under.
+    pub generation: u64,
+    /// Bytes from the initiator, when a connection ended.
+    pub original_bytes: u64,
+    /// Bytes to the initiator.
+    pub reply_bytes: u64,
+    /// Events lost so far, at all workers.
+    pub lost: u64,
+}

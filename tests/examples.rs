@@ -51,7 +51,7 @@ fn no_example_is_forgotten() {
     names.sort();
     assert_eq!(
         names,
-        ["embed_mem", "flowtable_alone", "vhost_port"],
-        "run it here, too"
+        ["embed_mem", "flowtable_alone", "manager", "vhost_port"],
+        "run it here, too; tests/manager.rs runs manager.py"
     );
 }

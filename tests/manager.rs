@@ -2,11 +2,14 @@
 
 mod common;
 
+use common::process::{Process, command, run, run_ok};
 use common::station::{Station, mac, port, udp, workload};
-use common::switch::{Switch, SwitchConfig};
-use common::{Lab, wait_for};
+use common::switch::{Switch, SwitchConfig, binary};
+use common::{Lab, Need, skip, wait_for};
 use serde_json::Value;
 use std::time::Duration;
+use vswitch::manager::certificate::Credentials;
+use vswitch::manager::trial::Authority;
 
 /// Bound on what must happen.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -31,6 +34,10 @@ when { context.service has port && context.service.port == 3 && context.rule == 
 
 /// A switch with the workloads `a` and `b` and this `[manager]` table.
 fn start<'a>(lab: &'a Lab, manager: &str) -> (Switch<'a>, [Station; 2]) {
+    start_with(lab, manager, 60_000)
+}
+
+fn start_with<'a>(lab: &'a Lab, manager: &str, deadline_ms: u32) -> (Switch<'a>, [Station; 2]) {
     let ports = [
         port(lab, "a", ""),
         workload("a", 1, "10.0.0.1", "tags = [\"tier:web\"]"),
@@ -38,11 +45,12 @@ fn start<'a>(lab: &'a Lab, manager: &str) -> (Switch<'a>, [Station; 2]) {
         workload("b", 2, "10.0.0.2", ""),
     ];
     let toml = format!(
-        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n[manager]\n{manager}\n{}",
+        "policy = \"policy.toml\"\n[switch]\nname = \"sw\"\nconnections = 10000\n[ledger]\npath = \"{}\"\n[manager]\n{manager}\n{}",
         lab.path_str("ledger.db"),
         ports.concat()
     );
-    let switch = SwitchConfig::new(lab, "switch", &toml, POLICY).start();
+    let policy = POLICY.replace("60000", &deadline_ms.to_string());
+    let switch = SwitchConfig::new(lab, "switch", &toml, &policy).start();
     let stations = ["a", "b"].map(|name| Station::attach(lab, name));
     switch.wait_ports_up(2);
     (switch, stations)
@@ -167,4 +175,212 @@ fn the_schema_is_printed() {
     );
     let schema = switch.cli_ok(&["manager", "schema"]);
     assert!(schema.contains("action connect appliesTo"), "{schema}");
+}
+
+/// A place on this machine where nobody listens.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is there");
+    let address = listener.local_addr().expect("it has one");
+    address.to_string()
+}
+
+/// Certificates for a switch called `sw` and for its manager, and the `[manager]` table.
+fn certificates(lab: &Lab, address: &str) -> (Credentials, String) {
+    let authority = Authority::new().expect("there is randomness");
+    let issue = |name: &str, uris: &[&str]| {
+        let dir = lab.path("");
+        let issued = authority.issue(&dir, name, "127.0.0.1", uris, 2999);
+        issued.expect("the lab's directory is writable")
+    };
+    let manager = issue("manager", &["vswitch://switch/sw", "vswitch://rule/*"]);
+    let switch = issue("sw", &["vswitch://switch/sw"]);
+    let table = format!(
+        "address = \"{address}\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
+        switch.ca, switch.certificate, switch.key
+    );
+    (manager, table)
+}
+
+/// Waits until the switch says of its manager what it shall.
+fn wait_connected(switch: &Switch<'_>, connected: bool) {
+    wait_for("the manager", LIMIT, || {
+        let status = switch.cli_json(&["status"]);
+        (status["manager"]["connected"] == connected).then_some(())
+    });
+}
+
+/// What is to be said to ports 1, 2 and 3 by a manager elsewhere, which `restart` starts.
+fn is_asked_is_gone_and_comes_back(
+    lab: &Lab,
+    address: &str,
+    table: &str,
+    restart: &mut dyn FnMut() -> Process,
+) {
+    let mut manager = restart();
+    let (switch, [mut a, mut b]) = start_with(lab, table, 1000);
+    wait_connected(&switch, true);
+    a.send(&datagram(1000, 1));
+    b.recv(&datagram(1000, 1));
+    a.send(&datagram(1000, 2));
+    wait_for("the denial", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 1).then_some(())
+    });
+    let verdicts = recorded(&switch, lab, "verdict", 2);
+    let who = format!("manager {address}");
+    assert!(
+        verdicts.iter().all(|r| r["who"] == who.as_str()),
+        "{verdicts:?}"
+    );
+
+    // Killed: `otherwise` answers, and that is on record.
+    manager.kill();
+    wait_connected(&switch, false);
+    a.send(&datagram(1001, 3));
+    wait_for("otherwise", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == 2).then_some(())
+    });
+    let verdicts = recorded(&switch, lab, "verdict", 3);
+    assert_eq!(verdicts[2]["who"], "timer", "{verdicts:?}");
+
+    // Back: questions are asked again.
+    let _manager = restart();
+    wait_connected(&switch, true);
+    switch.cli_json(&["workload", "tag", "a", "changed:yes"]);
+    a.send(&datagram(1002, 1));
+    b.recv(&datagram(1002, 1));
+    switch.wait_conserved();
+}
+
+#[test]
+fn a_manager_elsewhere_answers_and_comes_back() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let address = free_address();
+    let (files, table) = certificates(&lab, &address);
+    lab.file("rules.cedar", RULES);
+    let mut restart = || {
+        let mut command = command(binary());
+        command.args([
+            "manager",
+            "--listen",
+            &address,
+            "--rules",
+            &lab.path_str("rules.cedar"),
+        ]);
+        command.arg("--ca").arg(&files.ca);
+        command.arg("--certificate").arg(&files.certificate);
+        command.arg("--key").arg(&files.key);
+        Process::spawn(&lab, "manager", command)
+    };
+    is_asked_is_gone_and_comes_back(&lab, &address, &table, &mut restart);
+}
+
+#[test]
+fn a_manager_in_python_does_as_well() {
+    let Some(lab) = Lab::open(&[Need::Program("python3"), Need::Program("protoc")]) else {
+        return;
+    };
+    // Debian's own, which has the packages that tests/run installs; another one first in PATH may not.
+    let python = "/usr/bin/python3";
+    let mut probe = command(python);
+    probe.args(["-c", "import grpc, google.protobuf"]);
+    if !run(probe, LIMIT).status.success() {
+        skip("no python3-grpcio and python3-protobuf; tests/run installs them as root");
+        return;
+    }
+    let mut print = command(binary());
+    print.args(["manager", "protocol"]);
+    lab.file("manager.proto", run_ok(print, LIMIT));
+    let mut protoc = command("protoc");
+    protoc
+        .current_dir(lab.path(""))
+        .args(["--python_out=.", "manager.proto"]);
+    run_ok(protoc, LIMIT);
+    let address = free_address();
+    let (files, table) = certificates(&lab, &address);
+    let mut restart = || {
+        let mut command = command(python);
+        command.env("PYTHONPATH", lab.path(""));
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/manager.py"));
+        command
+            .arg(&address)
+            .args([&files.ca, &files.certificate, &files.key]);
+        Process::spawn(&lab, "manager.py", command)
+    };
+    is_asked_is_gone_and_comes_back(&lab, &address, &table, &mut restart);
+}
+
+#[test]
+fn what_cannot_be_used_is_said() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let (files, _) = certificates(&lab, "127.0.0.1:1");
+    lab.file(
+        "rules.cedar",
+        "permit(principal, action, resource) when { context.our == 1 };",
+    );
+    lab.file("good.cedar", "");
+    lab.file("empty.pem", "");
+    let serve = |rules: &str, certificate: &str, key: &str| {
+        let mut command = command(binary());
+        command.args([
+            "manager",
+            "--listen",
+            "127.0.0.1:0",
+            "--rules",
+            &lab.path_str(rules),
+        ]);
+        command.arg("--ca").arg(&files.ca);
+        command.args([
+            "--certificate",
+            &lab.path_str(certificate),
+            "--key",
+            &lab.path_str(key),
+        ]);
+        let output = run(command, LIMIT);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        said
+    };
+    for (rules, certificate, key, what) in [
+        (
+            "rules.cedar",
+            "manager.pem",
+            "manager.key",
+            "rules.cedar:1:",
+        ),
+        (
+            "none.cedar",
+            "manager.pem",
+            "manager.key",
+            "none.cedar: error: cannot be read",
+        ),
+        ("good.cedar", "none.pem", "manager.key", "none.pem: "),
+        (
+            "good.cedar",
+            "empty.pem",
+            "manager.key",
+            "there is no certificate in it",
+        ),
+        ("good.cedar", "manager.pem", "manager.pem", "manager.pem: "),
+        ("good.cedar", "manager.pem", "sw.key", "belong together"),
+    ] {
+        let said = serve(rules, certificate, key);
+        assert!(said.contains(what), "{what} is not said: {said}");
+    }
+    // The switch, too, does not start with files that it cannot use.
+    let table =
+        "address = \"127.0.0.1:1\"\nca = \"../empty.pem\"\ncertificate = \"x\"\nkey = \"y\"";
+    let toml = format!("policy = \"policy.toml\"\n[manager]\n{table}\n");
+    let mut switch = SwitchConfig::new(&lab, "broken", &toml, POLICY).spawn();
+    assert_eq!(switch.process().wait(LIMIT).code(), Some(1));
+    let log = switch.process().log();
+    assert!(
+        log.contains("[manager]: ") && log.contains("empty.pem"),
+        "{log}"
+    );
+    // Both at once.
+    let toml = toml.replace("[manager]\n", "[manager]\nrules = \"r.cedar\"\n");
+    let mut switch = SwitchConfig::new(&lab, "both", &toml, POLICY).spawn();
+    assert_eq!(switch.process().wait(LIMIT).code(), Some(1));
+    let log = switch.process().log();
+    assert!(log.contains("switch.toml:3:"), "{log}");
 }

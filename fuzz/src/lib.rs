@@ -1,8 +1,10 @@
 //! What the fuzz targets do, callable from ordinary tests. Each target's corpus is in
 //! `corpus/<target>`; inputs that once failed stay there under a name that says why.
 
+pub mod cedar_rules;
 pub mod config;
 pub mod ledger_reader;
+pub mod manager_messages;
 pub mod parse;
 pub mod process_burst;
 pub mod vhost_msg;
@@ -59,6 +61,16 @@ mod tests {
     #[test]
     fn parse() {
         replay("parse", super::parse::run);
+    }
+
+    #[test]
+    fn cedar_rules() {
+        replay("cedar_rules", super::cedar_rules::run);
+    }
+
+    #[test]
+    fn manager_messages() {
+        replay("manager_messages", super::manager_messages::run);
     }
 
     #[test]

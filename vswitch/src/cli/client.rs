@@ -72,6 +72,10 @@ pub(super) enum Failure {
     #[cfg(feature = "manager")]
     #[error(transparent)]
     Ledger(#[from] crate::manager::ledger::LedgerError),
+    /// Switches cannot be served.
+    #[cfg(feature = "manager")]
+    #[error(transparent)]
+    Manager(#[from] crate::manager::server::ServerError),
     /// Our own process: signals.
     #[error("cannot {what}: {source}")]
     System {
@@ -111,6 +115,8 @@ impl Failure {
                 crate::manager::ledger::LedgerError::Io { .. } => 2,
                 _ => 1,
             },
+            #[cfg(feature = "manager")]
+            Failure::Manager(_) => 1,
             Failure::TooLong
             | Failure::Config(_)
             | Failure::Start(_)

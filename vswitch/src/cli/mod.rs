@@ -146,9 +146,8 @@ enum Command {
     },
     /// Counters, and whether every frame is accounted for.
     Stats,
-    /// Who answers questions.
+    /// Answer the questions of many switches by rules (Cedar policies), over gRPC with mutual TLS, until SIGTERM or Ctrl-C.
     #[cfg(feature = "manager")]
-    #[command(subcommand)]
     Manager(manager::ManagerCommand),
     /// The record of decisions; reads its file, no daemon is asked.
     #[cfg(feature = "manager")]

@@ -14,7 +14,7 @@ use super::progress;
 use crate::control::Switch;
 
 /// Logs to standard error; `VSWITCH_LOG` chooses what (tracing's filter syntax).
-fn start_log() {
+pub(super) fn start_log() {
     // The netlink crate warns about every attribute that is newer than itself.
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("VSWITCH_LOG").unwrap_or_else(|_unset| {

@@ -105,16 +105,18 @@ pub(super) fn status(s: &Status) -> String {
         let _ = writeln!(out, "events lost  {}", s.events_lost);
     }
     if let Some(m) = &s.manager {
+        let who = match m.rules {
+            Some(rules) => format!("{} in {}", n(rules, "rule"), m.source),
+            None if m.connected => format!("the manager at {}", m.source),
+            None => format!(
+                "the manager at {}, which is not connected: {}",
+                m.source, m.trouble
+            ),
+        };
         let _ = writeln!(
             out,
-            "questions: answered by {} in {}: {} asked, {} answered, {} left to people, {} too late, {} too many",
-            n(m.rules, "rule"),
-            m.source,
-            m.asked,
-            m.answered,
-            m.undecided,
-            m.late,
-            m.busy
+            "questions    answered by {who}; {} asked, {} answered, {} left to people, {} too late, {} not taken, {} of unlisted rules",
+            m.asked, m.answered, m.undecided, m.late, m.busy, m.unlisted
         );
     }
     for line in &s.refused {

@@ -60,12 +60,17 @@ fn load_and(
     let Some(table) = document.parse() else {
         return Err(Errors::new(document.errors()));
     };
-    let machine = switch::read(document.root(&table));
+    let mut machine = switch::read(document.root(&table));
     if machine.policy.as_os_str().is_empty() {
         return Err(Errors::new(document.errors()));
     }
     let beside = path.parent().unwrap_or(Path::new(""));
     let policy_path = beside.join(&machine.policy);
+    if let Some(manager) = &mut machine.switch.manager {
+        for file in [&mut manager.ca, &mut manager.certificate, &mut manager.key] {
+            *file = beside.join(&*file);
+        }
+    }
     let policy_text = match read_file(&policy_path) {
         Ok(text) => text,
         Err(unreadable) => {
@@ -110,6 +115,18 @@ pub fn load_decisions(path: &Path) -> Result<Decisions, Errors> {
     } else {
         Err(Errors::new(wrong))
     }
+}
+
+/// Reads rules, for whoever follows them.
+///
+/// # Errors
+/// Everything wrong with the file.
+#[cfg(feature = "manager")]
+pub fn load_rules(path: &Path) -> Result<crate::manager::rules::Rules, Errors> {
+    let decisions = load_decisions(path)?;
+    // They were just found good.
+    crate::manager::rules::Rules::parse(&decisions.text)
+        .map_err(|_faults| Errors::new(wrong_rules(&decisions)))
 }
 
 #[cfg(feature = "manager")]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::policy::texts;
 use super::read::Section;
 use crate::control::state::{
-    LedgerConfig, PersonConfig, Poll, PortConfig, PortKind, Role, SwitchConfig, WorkloadConfig,
+    LedgerConfig, ManagerConfig, PersonConfig, Poll, PortConfig, PortKind, Role, SwitchConfig,
+    WorkloadConfig,
 };
 use crate::packet::{Cidr, Mac};
 
@@ -27,10 +28,12 @@ const CIDR_TODO: &str = "write a network, such as \"10.0.0.0/8\"";
 /// Reads a whole machine; errors are in the document.
 pub(super) fn read(mut root: Section<'_>) -> Machine {
     let todo = "name the policy file; an empty one denies everything";
+    let (rules, manager) = root.table("manager").map(self::manager).unwrap_or_default();
     let machine = Machine {
         policy: root.required("policy", todo).into(),
-        rules: root.table("manager").and_then(manager),
+        rules,
         switch: SwitchConfig {
+            manager,
             ledger: root.table("ledger").map(ledger),
             people: root.tables("person").into_iter().map(person).collect(),
             ..root
@@ -69,6 +72,10 @@ fn switch(mut table: Section<'_>) -> SwitchConfig {
             .integer("max_ports", 1, u64::from(u16::MAX))
             .unwrap_or(default.max_ports),
         socket: path(&mut table, "socket").unwrap_or(default.socket),
+        name: table
+            .string("name")
+            .map_or(default.name, |text| text.value.to_owned()),
+        manager: None,
         ledger: None,
         people: Vec::new(),
     };
@@ -112,18 +119,47 @@ fn ledger(mut table: Section<'_>) -> LedgerConfig {
     ledger
 }
 
-/// Where the rules for decisions are.
-fn manager(mut table: Section<'_>) -> Option<PathBuf> {
+/// Who answers questions: rules in this process, or somebody elsewhere.
+fn manager(mut table: Section<'_>) -> (Option<PathBuf>, Option<ManagerConfig>) {
+    const ELSEWHERE: [&str; 4] = ["address", "ca", "certificate", "key"];
     if cfg!(not(feature = "manager")) {
         let todo = "build it with the feature \"manager\", or remove the table";
         table.error("rules", "this program was built without the manager", todo);
         table.allow(&["rules"]);
+        table.allow(&ELSEWHERE);
         table.finish();
-        return None;
+        return (None, None);
     }
-    let rules = table.required("rules", "name the file of Cedar policies");
+    if table.has("address") {
+        let todo = "remove it: that manager has rules of its own; or remove address, ca, certificate and key";
+        table.refuse(
+            "rules",
+            "rules are followed in this process, and it has a manager elsewhere",
+            todo,
+        );
+        let manager = ManagerConfig {
+            address: table.required("address", "write HOST:PORT"),
+            ca: table
+                .required("ca", "name the authority's certificate, in PEM")
+                .into(),
+            certificate: table
+                .required("certificate", "name the switch's certificate, in PEM")
+                .into(),
+            key: table.required("key", "name its private key, in PEM").into(),
+        };
+        table.finish();
+        return (None, Some(manager));
+    }
+    for key in ELSEWHERE {
+        let todo = "name the manager with address = \"HOST:PORT\", or remove it";
+        table.refuse(key, "there is no manager elsewhere", todo);
+    }
+    let rules = table.required(
+        "rules",
+        "name the file of Cedar policies, or a manager elsewhere",
+    );
     table.finish();
-    (!rules.is_empty()).then(|| rules.into())
+    ((!rules.is_empty()).then(|| rules.into()), None)
 }
 
 fn path(table: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {

@@ -219,7 +219,7 @@ fn each_error_stands_at_its_line_and_column() {
         (
             "poll = \"busy\"",
             "zzz = 1",
-            r#"switch.toml:4:1: error: unknown key "zzz"; known here: connections, max_ports, poll, socket, workers"#,
+            r#"switch.toml:4:1: error: unknown key "zzz"; known here: connections, max_ports, name, poll, socket, workers"#,
         ),
         (
             "poll = \"busy\"",

@@ -244,10 +244,18 @@ pub struct Status {
 /// Who answers questions, and what came of them since it began.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ManagerInfo {
-    /// The file of its rules.
+    /// The file of its rules, or the address where it is.
     pub source: String,
-    /// Rules in it.
-    pub rules: usize,
+    /// Rules in that file.
+    pub rules: Option<usize>,
+    /// Somebody is there.
+    pub connected: bool,
+    /// Why not, or why not before.
+    pub trouble: String,
+    /// Questions of rules that its certificate does not list.
+    pub unlisted: u64,
+    /// Messages of it that made no sense.
+    pub malformed: u64,
     /// Questions it was asked.
     pub asked: u64,
     /// Answered with yes or no.

@@ -308,6 +308,7 @@ impl Control {
             });
             if let Some(id) = last {
                 self.asks.forget(id);
+                self.cancel_at_manager(id);
             }
             return;
         }
@@ -626,8 +627,9 @@ impl Control {
         }
         let yes = given.yes;
         let given = Given { yes, scope, ttl_s };
-        self.conclude(id, given, "answered", now_ns)
-            .ok_or_else(|| ApiError::new(ErrorCode::Usage, "it does not wait any more"))
+        let answered = self.conclude(id, given, "answered", now_ns);
+        self.cancel_at_manager(id);
+        answered.ok_or_else(|| ApiError::new(ErrorCode::Usage, "it does not wait any more"))
     }
 
     /// Has a question answered like this, which its rule admits. `None`: it does not wait any more.
@@ -689,6 +691,7 @@ impl Control {
         for id in void {
             // What waits for it is given up by the worker, or asked about anew.
             self.asks.forget(id);
+            self.cancel_at_manager(id);
         }
         self.asks.access.quiesce();
     }

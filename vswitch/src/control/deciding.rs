@@ -16,14 +16,16 @@ use super::api::ManagerInfo;
 use super::apply::Control;
 use super::asks::{Given, Kept};
 use super::attachments::Attachments;
-use super::state::{Decisions, Desired};
+use super::state::{Decisions, Desired, SwitchConfig};
 use super::validate::facts;
 use super::view::assurance;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::Topic;
+use crate::manager::certificate::Credentials;
 use crate::manager::ledger::record::digest;
 use crate::manager::local::Local;
 use crate::manager::question::{History, Mailbox, Party, Question, Workload};
+use crate::manager::remote::{Remote, RemoteConfig};
 use crate::manager::rules::Rules;
 use crate::packet::Addr;
 use crate::policy::model::{Scope, qualified};
@@ -100,13 +102,27 @@ struct Counts {
 
 /// Who decides.
 #[derive(Debug)]
-struct Manager {
-    local: Local,
-    mailbox: Arc<Mailbox>,
-    /// The file of its rules, and how many there are.
-    source: String,
-    rules: usize,
+enum Who {
+    /// A thread of this process, by so many rules.
+    Here { local: Local, rules: usize },
+    /// Somebody elsewhere.
+    There {
+        remote: Remote,
+        /// How often it had been connected when it was last asked all that waits.
+        sessions: u64,
+    },
 }
+
+#[derive(Debug)]
+struct Manager {
+    who: Who,
+    mailbox: Arc<Mailbox>,
+    /// The file of its rules, or its address.
+    source: String,
+}
+
+/// A manager elsewhere cannot be asked.
+pub use crate::manager::certificate::CredentialsError as ManagerError;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -182,23 +198,57 @@ impl Deciding {
         source: &str,
         wake: Option<&Arc<EventFd>>,
     ) -> io::Result<()> {
-        let Some(rules) = rules else {
+        let Some(new) = rules else {
             self.manager = None;
             return Ok(());
         };
-        let (source, n) = (source.to_owned(), rules.len());
+        let (source, n) = (source.to_owned(), new.len());
         if let Some(manager) = &mut self.manager {
-            manager.local.follow(rules);
-            (manager.source, manager.rules) = (source, n);
+            if let Who::Here { local, rules } = &mut manager.who {
+                local.follow(new);
+                (manager.source, *rules) = (source, n);
+            }
         } else {
             let mailbox = Arc::new(Mailbox::new(wake.map(Arc::clone)));
+            let local = Local::start(new, Arc::clone(&mailbox), self.boot)?;
             self.manager = Some(Manager {
-                local: Local::start(rules, Arc::clone(&mailbox), self.boot)?,
+                who: Who::Here { local, rules: n },
                 mailbox,
                 source,
-                rules: n,
             });
         }
+        Ok(())
+    }
+
+    /// Has questions put to a manager elsewhere, if there shall be one. `wake` is signalled when one was answered.
+    pub(super) fn connect(
+        &mut self,
+        switch: &SwitchConfig,
+        wake: &Arc<EventFd>,
+    ) -> Result<(), ManagerError> {
+        let Some(config) = &switch.manager else {
+            return Ok(());
+        };
+        let mailbox = Arc::new(Mailbox::new(Some(Arc::clone(wake))));
+        let remote = RemoteConfig {
+            address: config.address.clone(),
+            credentials: Credentials {
+                ca: config.ca.clone(),
+                certificate: config.certificate.clone(),
+                key: config.key.clone(),
+            },
+            switch: switch.name.clone(),
+            boot: self.boot,
+        };
+        let remote = Remote::start(remote, Arc::clone(&mailbox))?;
+        self.manager = Some(Manager {
+            who: Who::There {
+                remote,
+                sessions: 0,
+            },
+            mailbox,
+            source: config.address.clone(),
+        });
         Ok(())
     }
 
@@ -300,9 +350,19 @@ impl Deciding {
             late,
             busy,
         } = self.counts;
+        let (rules, standing) = match &manager.who {
+            Who::Here { rules, .. } => (Some(*rules), None),
+            Who::There { remote, .. } => (None, Some(remote.standing())),
+        };
+        let connected = standing.as_ref().is_none_or(|s| s.connected);
+        let standing = standing.unwrap_or_default();
         Some(ManagerInfo {
             source: manager.source.clone(),
-            rules: manager.rules,
+            rules,
+            connected,
+            trouble: standing.trouble,
+            unlisted: standing.unlisted,
+            malformed: standing.malformed,
             asked,
             answered,
             undecided,
@@ -352,7 +412,13 @@ impl Control {
         let Some(manager) = &self.deciding.manager else {
             return;
         };
-        if manager.local.ask(question) {
+        let taken = match &manager.who {
+            Who::Here { local, .. } => local.ask(question),
+            // Of somebody who has just come, all that waits will be asked.
+            Who::There { remote, sessions } if remote.sessions() != *sessions => return,
+            Who::There { remote, .. } => remote.ask(question),
+        };
+        if taken {
             self.deciding.counts.asked += 1;
         } else {
             // A person may answer; else `otherwise` does.
@@ -383,10 +449,31 @@ impl Control {
         })
     }
 
-    /// Takes the manager's answers.
+    /// Nobody waits for an answer to this any more.
+    pub(super) fn cancel_at_manager(&self, id: u64) {
+        let manager = self.deciding.manager.as_ref();
+        if let Some(Who::There { remote, .. }) = manager.map(|m| &m.who) {
+            remote.cancel(id);
+        }
+    }
+
+    /// Takes the manager's answers, and asks what waits when it was not there before.
     pub(super) fn take_answers(&mut self, now_ns: u64) {
+        let manager = self.deciding.manager.as_mut();
+        if let Some(Who::There { remote, sessions }) = manager.map(|m| &mut m.who) {
+            let now = remote.sessions();
+            if std::mem::replace(sessions, now) != now {
+                for id in self.asks.ids() {
+                    self.put_to_manager(id, now_ns);
+                }
+            }
+        }
         let Some(manager) = &self.deciding.manager else {
             return;
+        };
+        let who = match manager.who {
+            Who::Here { .. } => "manager".to_owned(),
+            Who::There { .. } => format!("manager {}", manager.source),
         };
         for answer in manager.mailbox.take() {
             let terms = self.asks.pending(answer.id).map(|p| p.asking.terms);
@@ -401,7 +488,7 @@ impl Control {
                 continue;
             };
             self.deciding.counts.answered += 1;
-            self.recorder.by("manager");
+            self.recorder.by(who.as_str());
             let scope = if answer.once {
                 Scope::Connection
             } else {

@@ -1,10 +1,13 @@
 //! In place of `deciding.rs` in a build without the manager: people answer, and a state that wants rules is refused.
 
+use std::sync::Arc;
+
 use super::api::ManagerInfo;
 use super::apply::Control;
-use super::state::Decisions;
+use super::state::{Decisions, SwitchConfig};
 use crate::datapath::verdicts::Topic;
 use crate::policy::{FieldError, FieldPath};
+use crate::sys::eventfd::EventFd;
 
 /// How a question ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +16,13 @@ pub(super) enum Outcome {
     Denied,
     Unanswered,
 }
+
+/// There is no manager in this program.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "[manager]: this program was built without the manager; build it with the feature \"manager\", or remove the table"
+)]
+pub struct ManagerError;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -37,6 +47,17 @@ impl Deciding {
         })
     }
 
+    pub(super) fn connect(
+        &mut self,
+        switch: &SwitchConfig,
+        _: &Arc<EventFd>,
+    ) -> Result<(), ManagerError> {
+        switch
+            .manager
+            .as_ref()
+            .map_or(Ok(()), |_| Err(ManagerError))
+    }
+
     pub(super) fn describe(_: Option<&Decisions>) -> String {
         String::new()
     }
@@ -52,6 +73,8 @@ impl Control {
     pub(super) fn decide_by(&mut self, _: Checked, _: bool) {}
 
     pub(super) fn ask_manager(&mut self, _: u64, _: u64) {}
+
+    pub(super) fn cancel_at_manager(&self, _: u64) {}
 
     pub(super) fn take_answers(&mut self, _: u64) {}
 }

@@ -28,6 +28,7 @@ mod view;
 mod walls;
 
 pub use apply::ApplyError;
+pub use deciding::ManagerError;
 pub use loader::Loader;
 pub use ports::PortError;
 pub use recorder::RecorderError;

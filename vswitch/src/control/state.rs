@@ -44,6 +44,10 @@ pub struct SwitchConfig {
     pub max_ports: usize,
     /// API socket.
     pub socket: PathBuf,
+    /// What managers and their certificates call it.
+    pub name: String,
+    /// `[manager]` with an address; `None`: rules in this process, or nobody, answer questions.
+    pub manager: Option<ManagerConfig>,
     /// `[ledger]`; `None`: nothing is recorded.
     pub ledger: Option<LedgerConfig>,
     /// `[[person]]`: who may use the API beside root and the daemon's own user. Empty: these two may do everything.
@@ -58,6 +62,8 @@ impl Default for SwitchConfig {
             connections: 1_000_000,
             max_ports: 256,
             socket: PathBuf::from("/run/vswitch/vswitch.sock"),
+            name: hostname(),
+            manager: None,
             ledger: None,
             people: Vec::new(),
         }
@@ -108,6 +114,24 @@ impl Role {
         all.find(|(_, role)| *role == self)
             .map_or("", |(name, _)| name)
     }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// `[manager]` with an address: one elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct ManagerConfig {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Certificates of the authority that signed its certificate, in PEM.
+    pub ca: PathBuf,
+    /// Our certificate, in PEM.
+    pub certificate: PathBuf,
+    /// Its key, in PEM.
+    pub key: PathBuf,
 }
 
 /// `[ledger]`.

@@ -11,6 +11,7 @@ use super::api::{
     Status,
 };
 use super::apply::{ApplyError, Control};
+use super::deciding::ManagerError;
 use super::loader::Loader;
 use super::reactor::{Command, Reactor};
 use super::recorder::{Recorder, RecorderError};
@@ -46,6 +47,9 @@ pub enum SwitchError {
     /// The ledger could not be opened.
     #[error(transparent)]
     Ledger(#[from] RecorderError),
+    /// The manager cannot be asked.
+    #[error("[manager]: {0}")]
+    Manager(#[from] ManagerError),
     /// The API socket could not be opened.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -173,7 +177,8 @@ impl SwitchBuilder {
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
         // Before there is anything to be recorded.
         let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;
-        let control = start(&self.desired.switch, &wake)?.recorded_by(recorder);
+        let mut control = start(&self.desired.switch, &wake)?.recorded_by(recorder);
+        control.deciding.connect(&self.desired.switch, &wake)?;
         let (commands, inbox) = channel();
         let reactor = Reactor::new(control, Arc::clone(&wake), inbox, server, self.loader)
             .map_err(SwitchError::Control)?;

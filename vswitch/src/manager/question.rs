@@ -140,7 +140,14 @@ impl Mailbox {
         answers.push(answer);
         let first = answers.len() == 1;
         drop(answers);
-        if let Some(wake) = self.wake.as_ref().filter(|_| first) {
+        if first {
+            self.nudge();
+        }
+    }
+
+    /// Has whoever takes answers look at other things.
+    pub fn nudge(&self) {
+        if let Some(wake) = &self.wake {
             wake.signal();
         }
     }

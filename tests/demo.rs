@@ -1,4 +1,4 @@
-//! `vswitch demo`, as a new user runs it: with and without root, stopped by Ctrl-C, and killed.
+//! `vswitch demo` and `vswitch demo finance`, as a new user runs them: with and without root, stopped by Ctrl-C, and killed.
 
 mod common;
 
@@ -29,6 +29,58 @@ const STEPS: [&str; 11] = [
     "idle",
     "conserved",
 ];
+
+/// The steps of `demo finance`, in order.
+const FINANCE: [&str; 19] = [
+    "attached",
+    "rule-says-yes",
+    "rule-says-no",
+    "person-says-yes",
+    "person-says-no",
+    "health",
+    "bound",
+    "replica",
+    "clone",
+    "other-desk",
+    "laundering",
+    "sanitised",
+    "database",
+    "payment",
+    "around",
+    "killed",
+    "two-people",
+    "ledger",
+    "conserved",
+];
+
+/// The facts a reader of `demo finance` would look for.
+fn check_finance(document: &str, people: bool) {
+    let mode = if people { "people" } else { "one person" };
+    let fact = held(document, &FINANCE, mode);
+    let who = |name| if people { name } else { "you" };
+    assert_eq!(fact("attached", "ports_up"), 18);
+    assert_eq!(fact("rule-says-yes", "by"), "manager");
+    assert_eq!(fact("rule-says-no", "by"), "manager");
+    assert_eq!(fact("person-says-yes", "by"), who("ann"));
+    assert_eq!(fact("person-says-no", "by"), who("ann"));
+    assert_eq!(fact("health", "released"), 2);
+    for (step, refused) in [
+        ("bound", "trader-a1"),
+        ("replica", "trader-a2"),
+        ("clone", "trader-a1-copy"),
+        ("other-desk", "trader-b1"),
+        ("laundering", "trader-b1"),
+        ("database", "seller"),
+        ("payment", "settle"),
+        ("killed", "trader-a1"),
+    ] {
+        assert_eq!(fact(step, "refused"), refused, "{document}");
+    }
+    assert!(fact("killed", "bindings").as_u64() > Some(0), "{document}");
+    assert_eq!(fact("two-people", "approved"), people);
+    assert_eq!(fact("ledger", "intact"), true);
+    assert_eq!(fact("conserved", "difference"), 0);
+}
 
 fn demo(args: &[&str]) -> Command {
     let mut command = process::command(binary());
@@ -80,22 +132,27 @@ fn traces(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// Checks a `--json` document: every step held, with the facts a reader would look for.
-fn check(document: &str, mode: &str) {
+/// Checks a `--json` document: these steps, and every one held. What a step gives as a fact.
+fn held(document: &str, steps: &[&str], mode: &str) -> impl Fn(&str, &str) -> Value + use<> {
     let json: Value =
         serde_json::from_str(document).unwrap_or_else(|e| panic!("not JSON: {e}\n{document}"));
-    let steps = json["steps"].as_array().expect("steps is a list");
-    let ids: Vec<_> = steps.iter().filter_map(|s| s["id"].as_str()).collect();
-    assert_eq!(ids, STEPS, "{document}");
-    for step in steps {
+    let found = json["steps"].as_array().expect("steps is a list").clone();
+    let ids: Vec<_> = found.iter().filter_map(|s| s["id"].as_str()).collect();
+    assert_eq!(ids, steps, "{document}");
+    for step in &found {
         assert_eq!(step["held"], true, "{step:#}");
     }
     assert_eq!(json["held"], true);
     assert_eq!(json["mode"], mode, "{document}");
-    let fact = |id: &str, name: &str| {
-        let step = steps.iter().find(|s| s["id"] == id).expect("checked above");
-        step["facts"][name].clone()
-    };
+    move |id: &str, name: &str| {
+        let step = found.iter().find(|s| s["id"] == id);
+        step.expect("checked above")["facts"][name].clone()
+    }
+}
+
+/// The facts a reader of the demo would look for.
+fn check(document: &str, mode: &str) {
+    let fact = held(document, &STEPS, mode);
     assert_eq!(fact("attached", "ports"), 5);
     assert_eq!(fact("attached", "ports_up"), 5);
     assert_eq!(fact("allowed", "rule"), "web-to-db");
@@ -148,6 +205,83 @@ fn as_root_without_capabilities_it_says_so_and_shows_guests() {
     let document = process::run_ok(command, LIMIT);
     check(&document, "guests");
     assert!(document.contains("lacks CAP_NET_ADMIN"), "{document}");
+}
+
+#[test]
+fn finance_as_root_is_played_by_six_people() {
+    let Some(_lab) = Lab::open(&[Need::Root]) else {
+        return;
+    };
+    check_finance(&process::run_ok(demo(&["finance", "--json"]), LIMIT), true);
+}
+
+#[test]
+fn finance_without_root_is_played_by_one_person() {
+    let Some(lab) = Lab::open(&[Need::Program("setpriv")]) else {
+        return;
+    };
+    let demo = demo_without_root(&lab, &["finance", "--json"]);
+    check_finance(&process::run_ok(demo, LIMIT), false);
+}
+
+/// Somebody looks around in it from another terminal; and no daemon outlives it, also when it is killed.
+#[test]
+fn finance_stays_when_asked_to_and_its_daemon_ends_with_it() {
+    let Some(lab) = Lab::open(&[Need::Program("setpriv")]) else {
+        return;
+    };
+    let start = || {
+        let demo = demo_without_root(&lab, &["finance", "--keep"]);
+        let mut demo = Process::spawn(&lab, "demo", demo);
+        wait_for("the demo to stay", LIMIT, || {
+            assert!(demo.ended().is_none(), "it ended: {}", demo.log());
+            demo.log().contains("Ctrl-C ends it").then_some(())
+        });
+        let dir = std::env::temp_dir().join(format!("vsdemo-{}", demo.id()));
+        (demo, dir)
+    };
+    let ask = |dir: &Path, args: &[&str]| {
+        let mut command = process::command(binary());
+        command
+            .arg("--socket")
+            .arg(dir.join("vswitch.sock"))
+            .args(args);
+        process::run(command, LIMIT)
+    };
+    let (mut first, dir) = start();
+    let text = first.log();
+    for expected in [
+        "$ vswitch ask allow ",
+        "because permit cleared",
+        "wall trading",
+        "- (rule fill-cache) -",
+        "another person must approve it",
+        "intact: every record is as it was written",
+        "Everything shown held",
+        "docs/decisions.md",
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in:\n{text}");
+    }
+    assert!(!text.contains('✗') && !text.contains('\x1b'), "{text}");
+    // There is always somebody who asks.
+    wait_for("a question", LIMIT, || {
+        let asks = ask(&dir, &["ask", "list"]);
+        String::from_utf8_lossy(&asks.stdout)
+            .contains("settle")
+            .then_some(())
+    });
+    first.signal("TERM");
+    assert_eq!(first.wait(LIMIT).code(), Some(0), "{}", first.log());
+    assert_eq!(traces(first.id()), [""; 0]);
+
+    let (mut second, dir) = start();
+    second.kill();
+    wait_for("the daemon to end with it", LIMIT, || {
+        let status = ask(&dir, &["status"]);
+        (status.status.code() == Some(3)).then_some(())
+    });
+    // What is left is what the next one removes.
+    fs::remove_dir_all(&dir).expect("it was left");
 }
 
 /// As people see it: numbered steps, the evidence, what to do next; and `--keep`, which another

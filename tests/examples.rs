@@ -6,6 +6,7 @@ use common::process;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use vswitch::policy::model::Record;
 
 /// Building one, and running it.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -41,6 +42,34 @@ fn the_connection_table_works_alone() {
     run("flowtable_alone");
 }
 
+/// `vswitch demo finance` plays them; this is what they are for.
+#[test]
+fn the_finance_files_are_valid_and_have_what_they_shall_show() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/finance");
+    let desired = vswitch::config::load(&dir.join("switch.toml")).expect("they are valid");
+    assert!(desired.decisions.is_some() && desired.switch.ledger.is_some());
+    let mut roles: Vec<_> = desired.switch.people.iter().map(|p| &p.roles).collect();
+    roles.dedup();
+    assert_eq!(roles.len(), 4, "operator, approver, orchestrator, security");
+    let ports = desired.ports.iter();
+    let owned = ports
+        .flat_map(|p| &p.workloads)
+        .filter(|w| !w.owners.is_empty());
+    assert_eq!(owned.count(), 1);
+    let policy = &desired.policy;
+    let walls: Vec<_> = policy.walls.iter().map(|w| &*w.name).collect();
+    assert_eq!(
+        walls,
+        ["trading", "trading-copies", "order-book", "payments"]
+    );
+    assert_eq!(policy.sanitised.len(), 1);
+    let recorded = policy
+        .rules
+        .iter()
+        .filter(|r| r.require_record != Record::No);
+    assert_eq!(recorded.count(), 1);
+}
+
 #[test]
 fn no_example_is_forgotten() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -51,7 +80,13 @@ fn no_example_is_forgotten() {
     names.sort();
     assert_eq!(
         names,
-        ["embed_mem", "flowtable_alone", "manager", "vhost_port"],
+        [
+            "embed_mem",
+            "finance",
+            "flowtable_alone",
+            "manager",
+            "vhost_port"
+        ],
         "run it here, too; tests/manager.rs runs manager.py"
     );
 }

@@ -56,10 +56,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what the switch does, on this machine, without configuration: containers (as root) and
-    /// guests on one switch. Exit code 0: everything it showed held.
+    /// Show what the switch does, on this machine, without configuration: guests and, as root, containers on one switch;
+    /// or `finance`, decisions and Chinese walls. Exit code 0: everything it showed held.
     #[cfg(feature = "demo")]
     Demo {
+        /// What to show.
+        #[arg(value_enum, default_value_t)]
+        topic: demo::Topic,
         /// Stay until Ctrl-C, to look around.
         #[arg(long)]
         keep: bool,
@@ -382,9 +385,13 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
     };
     match cli.command {
         #[cfg(feature = "demo")]
-        Command::Demo { keep } => {
-            let json = cli.json;
-            let held = demo::run(demo::Options { keep, json });
+        Command::Demo { topic, keep } => {
+            let options = demo::Options {
+                topic,
+                keep,
+                json: cli.json,
+            };
+            let held = demo::run(options);
             Ok(if held { Answer::Done } else { Answer::No })
         }
         Command::Bench(command) => bench::bench(command, out),

@@ -1,12 +1,14 @@
 //! `vswitch demo`: the main job on this machine, without configuration. A switch in this process,
 //! containers and guests attached to it, and a look at what the firewall lets through. Start at
-//! [`run`].
+//! [`run`]. `finance` is another one, about decisions and walls, with a daemon as its switch.
 //!
 //! Everything made is named after this process ([`place`]) and goes with it; what a killed run
 //! left behind, the next one removes. A running daemon is not touched: sockets, namespaces and
 //! interfaces are the demo's own.
 
 mod container;
+#[cfg(feature = "manager")]
+mod finance;
 mod guest;
 mod host;
 mod loader;
@@ -14,6 +16,7 @@ mod place;
 mod report;
 mod scene;
 mod speed;
+mod stacks;
 mod steps;
 
 use std::path::PathBuf;
@@ -25,9 +28,8 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use place::Place;
-use report::Report;
+use report::{Report, Shown};
 use scene::Scene;
-use steps::Shown;
 
 /// Shows something.
 type Step = fn(&mut Scene) -> Shown;
@@ -82,9 +84,22 @@ const STEPS: [(&str, &str, Step); 10] = [
     ),
 ];
 
+/// What is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Topic {
+    /// The main job: a firewall between any two workloads.
+    #[default]
+    Firewall,
+    /// Decisions and walls, as `examples/finance` has them.
+    #[cfg(feature = "manager")]
+    Finance,
+}
+
 /// What the demo is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
+    /// What is shown.
+    pub topic: Topic,
     /// Stay until Ctrl-C.
     pub keep: bool,
     /// One JSON document instead of text.
@@ -147,6 +162,14 @@ impl<E: std::error::Error> From<E> for Halt {
     }
 }
 
+fn require(held: bool, otherwise: impl FnOnce() -> String) -> Result<(), Halt> {
+    if held {
+        Ok(())
+    } else {
+        Err(Halt::failed(otherwise()))
+    }
+}
+
 /// Set by the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 #[derive(Clone, Debug)]
 struct Stop(Arc<AtomicBool>);
@@ -179,7 +202,12 @@ impl Stop {
 #[must_use]
 pub fn run(options: Options) -> bool {
     let mut report = Report::new(options.json);
-    match show(options, &mut report) {
+    let shown = match options.topic {
+        Topic::Firewall => show(options, &mut report),
+        #[cfg(feature = "manager")]
+        Topic::Finance => finance::show(options, &mut report),
+    };
+    match shown {
         Ok(()) => report.held(),
         Err(Halt::Stopped) => {
             eprintln!("vswitch demo: stopped before its end; everything it made is gone");
@@ -195,14 +223,7 @@ pub fn run(options: Options) -> bool {
 fn show(options: Options, report: &mut Report) -> Result<(), Halt> {
     let stop = Stop::on_signals()?;
     report.say("vswitch demo: a switch in this process, and workloads attached to it\n");
-    let swept = place::sweep();
-    if !swept.is_empty() {
-        report.note(format!(
-            "removed what an earlier run that was killed left behind: {}",
-            swept.join(", ")
-        ));
-    }
-    let place = Place::new()?;
+    let place = swept(report)?;
     let missing = no_containers();
     if let Some(why) = &missing {
         report.note(format!("guests only, no containers: {why}"));
@@ -234,16 +255,26 @@ fn show(options: Options, report: &mut Report) -> Result<(), Halt> {
     end(options, report, Some(scene), &place)
 }
 
+/// A place of our own; what a killed run left behind is gone.
+fn swept(report: &mut Report) -> Result<Place, Halt> {
+    let swept = place::sweep();
+    if !swept.is_empty() {
+        report.note(format!(
+            "removed what an earlier run that was killed left behind: {}",
+            swept.join(", ")
+        ));
+    }
+    Ok(Place::new()?)
+}
+
 fn end(
     options: Options,
     report: &mut Report,
     scene: Option<Scene>,
     place: &Place,
 ) -> Result<(), Halt> {
-    let name = not_in_path().map_or("vswitch".to_owned(), |dir| {
-        dir.join("vswitch").display().to_string()
-    });
-    let next = [
+    let name = command_name();
+    let mut next = vec![
         (
             "your own VMs",
             "docs/attach-qemu.md, docs/attach-libvirt.md,".to_owned(),
@@ -256,6 +287,9 @@ fn end(
         ),
         ("look around in this one", format!("{name} demo --keep")),
     ];
+    if cfg!(feature = "manager") {
+        next.push(("decisions and walls", format!("{name} demo finance")));
+    }
     let mode = match &scene {
         Some(s) if !s.wirings.is_empty() => "containers and guests",
         Some(_) => "guests",
@@ -296,8 +330,8 @@ fn keep(report: &mut Report, scene: &mut Scene, place: &Place) -> Result<(), Hal
     report.check()?;
     let mut pair = None;
     loop {
-        let round =
-            steps::keep_going(scene, &mut pair).and_then(|()| scene.pump(Duration::from_secs(1)));
+        let round = steps::keep_going(scene, &mut pair)
+            .and_then(|()| scene.stacks.pump(Duration::from_secs(1)));
         match round {
             Ok(()) => {}
             // What was asked for.
@@ -305,6 +339,13 @@ fn keep(report: &mut Report, scene: &mut Scene, place: &Place) -> Result<(), Hal
             Err(failed @ Halt::Failed { .. }) => return Err(failed),
         }
     }
+}
+
+/// What to type to run us.
+fn command_name() -> String {
+    not_in_path().map_or("vswitch".to_owned(), |dir| {
+        dir.join("vswitch").display().to_string()
+    })
 }
 
 /// Our binary's directory, when a shell does not look for commands there: `cargo run` leaves it in

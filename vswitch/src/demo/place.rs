@@ -36,6 +36,12 @@ impl Place {
         Ok(Place { dir, pid })
     }
 
+    /// The directory.
+    #[cfg(feature = "manager")]
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A path in the directory.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

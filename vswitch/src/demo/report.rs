@@ -26,11 +26,34 @@ impl Evidence {
         self
     }
 
+    /// Lines for people.
+    #[cfg(feature = "manager")]
+    pub(super) fn lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.lines.extend(lines);
+        self
+    }
+
+    /// And what something else showed.
+    #[cfg(feature = "manager")]
+    pub(super) fn and(mut self, more: Evidence) -> Self {
+        self.lines.extend(more.lines);
+        self.facts.extend(more.facts);
+        self
+    }
+
     /// A fact for programs.
     pub(super) fn fact(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.facts.insert(name.to_owned(), value.into());
         self
     }
+}
+
+/// What a step comes to.
+pub(super) type Shown = Result<(Evidence, ()), Halt>;
+
+/// A step that held.
+pub(super) fn ok(evidence: Evidence) -> Shown {
+    Ok((evidence, ()))
 }
 
 /// The report as it grows.

@@ -1,14 +1,15 @@
 //! The switch of the demo and who is attached to it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::container::{Container, Wiring};
 use super::guest::{self, GuestHost};
-use super::host::{Host, Sock, State};
+use super::host::Host;
 use super::loader::PolicyFile;
 use super::place::Place;
+use super::stacks::{LIMIT, Resident, Stacks, Who};
 use super::{Halt, Stop};
 use crate::config;
 use crate::control::Switch;
@@ -25,10 +26,6 @@ const POLICY: &str = include_str!("policy.toml");
 const CONNECTIONS: usize = 100_000;
 /// Entries of the rings of the two guests that measure: the most that QEMU offers too.
 const LOAD_RING_SIZE: u16 = 1024;
-/// How long a condition that normally takes milliseconds is waited for.
-pub(super) const LIMIT: Duration = Duration::from_secs(5);
-/// With nothing to do for so long, pumping starts to sleep between looks.
-const SPIN: Duration = Duration::from_micros(200);
 
 /// Who takes part.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +62,7 @@ const fn member(name: &'static str, tag: &'static str, number: u8) -> Member {
     Member { name, tag, number }
 }
 
-/// Those with a TCP stack, in the order of [`Scene::hosts`].
+/// Those with a TCP stack, in the order of [`Scene::stacks`].
 pub(super) const MEMBERS: [Member; 3] = [
     member("web", "tier:web", 1),
     member("db", "tier:db", 2),
@@ -77,9 +74,6 @@ pub(super) const LOAD: [Member; 2] = [
     member("sink", "load:sink", 5),
 ];
 
-/// Index of a host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Who(usize);
 /// Always a guest.
 pub(super) const WEB: Who = Who(0);
 /// A container, when there can be some.
@@ -96,7 +90,7 @@ impl Who {
 
 /// Everything that runs. Fields are dropped in this order: traffic, switch, network.
 pub(super) struct Scene {
-    hosts: Vec<Box<dyn Host>>,
+    pub(super) stacks: Stacks,
     pub(super) generator: Guest,
     pub(super) sink: Guest,
     pub(super) switch: Switch,
@@ -106,21 +100,6 @@ pub(super) struct Scene {
     /// Cores this process may use; the last one is the worker's, when there are two or more.
     pub(super) cores: Vec<usize>,
     pub(super) stop: Stop,
-}
-
-/// The connection of an initiator and an acceptor, both ends in hand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pair {
-    pub(super) client: (Who, Sock),
-    pub(super) server: (Who, Sock),
-}
-
-/// What became of an attempt to connect.
-pub(super) enum Attempt {
-    Open(Pair),
-    Refused(String),
-    /// Nobody answered in time.
-    Silent,
 }
 
 impl Scene {
@@ -175,20 +154,25 @@ impl Scene {
             .api(&api)
             .loader(Box::new(loader))
             .spawn()?;
-        let mut hosts: Vec<Box<dyn Host>> = Vec::new();
+        let mut residents = Vec::new();
         for (m, container) in MEMBERS.into_iter().zip(inside) {
-            hosts.push(match container {
+            let host: Box<dyn Host> = match container {
                 Some(container) => Box::new(container),
                 None => {
                     let path = socket(m);
                     Box::new(GuestHost::connect(&path, m.mac(), m.ip(), m.number.into())?)
                 }
+            };
+            residents.push(Resident {
+                name: m.name.to_owned(),
+                ip: m.ip(),
+                host,
             });
         }
         let [generator, sink] =
             LOAD.map(|m| Guest::connect(&socket(m), guest::config(LOAD_RING_SIZE)));
         let mut scene = Scene {
-            hosts,
+            stacks: Stacks::new(residents, stop),
             generator: generator?,
             sink: sink?,
             switch,
@@ -217,7 +201,7 @@ impl Scene {
                     names.join(", ")
                 )));
             }
-            self.pump(Duration::from_millis(5))?;
+            self.stacks.pump(Duration::from_millis(5))?;
         }
     }
 
@@ -233,87 +217,6 @@ impl Scene {
         } else {
             "the guest's own TCP"
         }
-    }
-
-    pub(super) fn host(&mut self, who: Who) -> Result<&mut dyn Host, Halt> {
-        match self.hosts.get_mut(who.0) {
-            Some(host) => Ok(host.as_mut()),
-            None => Err(Halt::failed("no such host".to_owned())),
-        }
-    }
-
-    /// Lets every stack work until `probe` yields a value or `limit` is over.
-    pub(super) fn until<T>(
-        &mut self,
-        limit: Duration,
-        mut probe: impl FnMut(&mut Self) -> Result<Option<T>, Halt>,
-    ) -> Result<Option<T>, Halt> {
-        let start = Instant::now();
-        let mut last_work = start;
-        loop {
-            self.stop.check()?;
-            let mut busy = false;
-            for host in &mut self.hosts {
-                busy |= host.poll();
-            }
-            if let Some(value) = probe(self)? {
-                return Ok(Some(value));
-            }
-            let now = Instant::now();
-            if now - start > limit {
-                return Ok(None);
-            }
-            if busy {
-                last_work = now;
-            } else if now - last_work > SPIN {
-                std::thread::sleep(Duration::from_micros(50));
-            } else {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    /// Lets every stack work for that long.
-    pub(super) fn pump(&mut self, time: Duration) -> Result<(), Halt> {
-        self.until(time, |_| Ok(None::<()>)).map(|_| ())
-    }
-
-    /// Tries to open a TCP connection and waits for the outcome.
-    pub(super) fn connect(
-        &mut self,
-        from: Who,
-        to: Who,
-        port: u16,
-        limit: Duration,
-    ) -> Result<Attempt, Halt> {
-        let server = self.host(to)?.listen(port)?;
-        let target = SocketAddrV4::new(to.member().ip(), port);
-        let client = self.host(from)?.dial(target)?;
-        let outcome = self.until(limit, |s| {
-            let (here, there) = (s.host(from)?.state(client), s.host(to)?.state(server));
-            Ok(match (here, there) {
-                (State::Open, State::Open) => Some(Attempt::Open(Pair {
-                    client: (from, client),
-                    server: (to, server),
-                })),
-                (State::Refused(why), _) => Some(Attempt::Refused(why)),
-                _ => None,
-            })
-        })?;
-        let outcome = outcome.unwrap_or(Attempt::Silent);
-        if !matches!(outcome, Attempt::Open(_)) {
-            self.host(from)?.close(client);
-            self.host(to)?.close(server);
-        }
-        Ok(outcome)
-    }
-
-    /// Forgets both ends.
-    pub(super) fn close(&mut self, pair: Pair) -> Result<(), Halt> {
-        for (who, sock) in [pair.client, pair.server] {
-            self.host(who)?.close(sock);
-        }
-        Ok(())
     }
 
     /// What the switch says would happen to a new connection.
@@ -347,7 +250,7 @@ impl Scene {
                     "the counter {reason} did not move in {LIMIT:?}"
                 )));
             }
-            self.pump(Duration::from_millis(5))?;
+            self.stacks.pump(Duration::from_millis(5))?;
         }
     }
 

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
 use std::time::{Duration, Instant};
 
-use super::Halt;
-use super::host::{Sock, State};
-use super::report::Evidence;
-use super::scene::{Attempt, BATCH, DB, LIMIT, LOAD, MEMBERS, Pair, Scene, WEB, Who};
+use super::report::{Evidence, Shown, ok};
+use super::scene::{BATCH, DB, LOAD, MEMBERS, Scene, WEB};
 use super::speed::{self, FLOWS};
+use super::stacks::{Attempt, LIMIT, Pair, Stacks, Who};
+use super::{Halt, require};
 use crate::control::api::{Stats, WorkerInfo};
 use crate::policy::model::Policy;
 
@@ -36,16 +35,6 @@ const IDLE: Duration = Duration::from_secs(1);
 const IDLE_LIMIT: f64 = 0.03;
 /// Requests to find the usual time of one.
 const REQUESTS: usize = 50;
-/// A request, and its answer.
-const REQUEST_BYTES: usize = 64;
-
-/// What a step comes to.
-pub(super) type Shown = Result<(Evidence, ()), Halt>;
-
-fn ok(evidence: Evidence) -> Shown {
-    Ok((evidence, ()))
-}
-
 /// Who is attached, and how.
 pub(super) fn attached(scene: &Scene) -> Result<Evidence, Halt> {
     let status = scene.switch.status()?;
@@ -93,7 +82,7 @@ fn transfer(scene: &mut Scene, from: Who, port: u16, rule: &str) -> Shown {
     let hits = scene.hits(rule)?;
     let (pair, sport) = open_known(scene, from, port)?;
     let start = Instant::now();
-    echo(scene, pair)?;
+    echo(&mut scene.stacks, pair)?;
     let seconds = start.elapsed().as_secs_f64();
     let answer = scene.explain(from, DB, &format!("tcp/{port}"))?;
     let live = answer.live.iter().find(|c| c.sport == sport).cloned();
@@ -101,7 +90,7 @@ fn transfer(scene: &mut Scene, from: Who, port: u16, rule: &str) -> Shown {
         Halt::failed("`explain` does not show the connection any more".to_owned())
     })?;
     let hits = scene.hits(rule)? - hits;
-    scene.close(pair)?;
+    scene.stacks.close(pair)?;
     require(answer.verdict == "allow", || {
         format!("`explain` says {}: {}", answer.verdict, answer.why)
     })?;
@@ -138,7 +127,7 @@ pub(super) fn denied_by_rule(scene: &mut Scene) -> Shown {
     let before = scene.dropped(REASON)?;
     let hits = scene.hits(DENY_RULE)?;
     let start = Instant::now();
-    let why = match scene.connect(BATCH, DB, POSTGRES, LIMIT)? {
+    let why = match scene.stacks.connect(BATCH, DB, POSTGRES, LIMIT)? {
         Attempt::Refused(why) => why,
         Attempt::Open(_) => return Err(Halt::failed("batch got through to db".to_owned())),
         Attempt::Silent => {
@@ -178,7 +167,7 @@ pub(super) fn denied_by_rule(scene: &mut Scene) -> Shown {
 pub(super) fn denied_by_default(scene: &mut Scene) -> Shown {
     const REASON: &str = "policy_default_deny";
     let before = scene.dropped(REASON)?;
-    let attempt = scene.connect(WEB, DB, SSH, SILENCE)?;
+    let attempt = scene.stacks.connect(WEB, DB, SSH, SILENCE)?;
     require(matches!(attempt, Attempt::Silent), || match attempt {
         Attempt::Refused(why) => format!("web got an answer: {why}"),
         _ => "web got through to db's port 22".to_owned(),
@@ -203,12 +192,12 @@ pub(super) fn spoofed(scene: &mut Scene) -> Shown {
     let (web, db, batch) = (WEB.member(), DB.member(), BATCH.member());
     let before = scene.dropped(ADDRESS)?;
     let frame = speed::udp_frame(web, db, batch, 64);
-    scene.host(WEB)?.send_raw(&frame)?;
+    scene.stacks.host(WEB)?.send_raw(&frame)?;
     let addresses = scene.wait_dropped(ADDRESS, before)?;
     let macs = {
         let before = mac_spoofs(scene)?;
         let frame = speed::udp_frame(batch, db, batch, 64);
-        scene.host(WEB)?.send_raw(&frame)?;
+        scene.stacks.host(WEB)?.send_raw(&frame)?;
         let start = Instant::now();
         loop {
             let now = mac_spoofs(scene)?;
@@ -218,7 +207,7 @@ pub(super) fn spoofed(scene: &mut Scene) -> Shown {
             require(start.elapsed() < LIMIT, || {
                 format!("neither spoofed_mac nor {MAC} moved in {LIMIT:?}")
             })?;
-            scene.pump(Duration::from_millis(5))?;
+            scene.stacks.pump(Duration::from_millis(5))?;
         }
     };
     ok(Evidence::new()
@@ -259,8 +248,8 @@ pub(super) fn cut(scene: &mut Scene) -> Shown {
         client: pair.server,
         server: pair.client,
     };
-    request(scene, pair)?;
-    request(scene, back)?;
+    scene.stacks.request(pair)?;
+    scene.stacks.request(back)?;
     let before = scene.dropped(REASON)?;
     let without = Policy {
         rules: scene
@@ -275,10 +264,10 @@ pub(super) fn cut(scene: &mut Scene) -> Shown {
     let applied = scene.switch.apply_policy(without)?;
     // From here on not a byte may pass, in either direction.
     for (who, sock) in [pair.client, pair.server] {
-        scene.host(who)?.write(sock, b"too late")?;
+        scene.stacks.host(who)?.write(sock, b"too late")?;
     }
     scene.wait_dropped(REASON, before)?;
-    let leaked = scene.until(SILENCE, |s| {
+    let leaked = scene.stacks.until(SILENCE, |s| {
         for (who, sock) in [pair.client, pair.server] {
             let mut buffer = [0; 16];
             if matches!(s.host(who)?.read(sock, &mut buffer), Ok(n) if n > 0) {
@@ -292,7 +281,7 @@ pub(super) fn cut(scene: &mut Scene) -> Shown {
     let live = scene.explain(WEB, DB, POSTGRES_SERVICE)?.live;
     let lives = live.iter().any(|c| c.sport == sport);
     let restored = scene.switch.apply_policy(scene.policy.clone())?;
-    scene.close(pair)?;
+    scene.stacks.close(pair)?;
     if let Some(name) = leaked {
         return Err(Halt::failed(format!(
             "{name} still received data after the rule was gone"
@@ -302,8 +291,8 @@ pub(super) fn cut(scene: &mut Scene) -> Shown {
         "the connection that the policy denies is still in the table".to_owned()
     })?;
     let again = open(scene, WEB, DB, POSTGRES)?;
-    request(scene, again)?;
-    scene.close(again)?;
+    scene.stacks.request(again)?;
+    scene.stacks.close(again)?;
     ok(Evidence::new()
         .line(format!(
             "{ALLOW_RULE} removed: generation {} at every worker after {} µs",
@@ -408,7 +397,7 @@ pub(super) fn idle(scene: &mut Scene) -> Shown {
     let pair = open(scene, WEB, DB, POSTGRES)?;
     let mut times = Vec::with_capacity(REQUESTS);
     for _ in 0..REQUESTS {
-        times.push(request(scene, pair)?);
+        times.push(scene.stacks.request(pair)?);
     }
     times.sort_unstable();
     let usual = times.get(REQUESTS / 2).copied().unwrap_or_default();
@@ -419,8 +408,8 @@ pub(super) fn idle(scene: &mut Scene) -> Shown {
         std::thread::sleep(Duration::from_millis(20));
     }
     let end = (start.0.elapsed(), threads_cpu());
-    let first = request(scene, pair)?;
-    scene.close(pair)?;
+    let first = scene.stacks.request(pair)?;
+    scene.stacks.close(pair)?;
     let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let evidence = Evidence::new();
     let evidence = match (start.1, end.1) {
@@ -482,7 +471,7 @@ pub(super) fn conserved(scene: &mut Scene) -> Shown {
     let start = Instant::now();
     // A container's kernel may say something at any time; the numbers are not read in one instant.
     while sum.difference != 0 && start.elapsed() < LIMIT {
-        scene.pump(Duration::from_millis(20))?;
+        scene.stacks.pump(Duration::from_millis(20))?;
         sum = scene.switch.stats()?.conservation;
     }
     require(sum.difference == 0, || {
@@ -507,26 +496,18 @@ pub(super) fn conserved(scene: &mut Scene) -> Shown {
 pub(super) fn keep_going(scene: &mut Scene, pair: &mut Option<Pair>) -> Result<(), Halt> {
     if let Some(open) = *pair {
         // A policy that was changed meanwhile may well have cut it.
-        if request(scene, open).is_err() {
+        if scene.stacks.request(open).is_err() {
             scene.stop.check()?;
-            scene.close(open)?;
+            scene.stacks.close(open)?;
             *pair = None;
         }
-    } else if let Attempt::Open(open) = scene.connect(WEB, DB, POSTGRES, SILENCE)? {
+    } else if let Attempt::Open(open) = scene.stacks.connect(WEB, DB, POSTGRES, SILENCE)? {
         *pair = Some(open);
     }
-    if let Attempt::Open(open) = scene.connect(BATCH, DB, POSTGRES, SILENCE)? {
-        scene.close(open)?;
+    if let Attempt::Open(open) = scene.stacks.connect(BATCH, DB, POSTGRES, SILENCE)? {
+        scene.stacks.close(open)?;
     }
     Ok(())
-}
-
-fn require(held: bool, otherwise: impl FnOnce() -> String) -> Result<(), Halt> {
-    if held {
-        Ok(())
-    } else {
-        Err(Halt::failed(otherwise()))
-    }
 }
 
 /// How many connections a change of policy has cut.
@@ -558,7 +539,7 @@ fn open_known(scene: &mut Scene, from: Who, port: u16) -> Result<(Pair, u16), Ha
 fn open(scene: &mut Scene, from: Who, to: Who, port: u16) -> Result<Pair, Halt> {
     let (a, b) = (from.member().name, to.member().name);
     let before = scene.switch.drops()?;
-    let why = match scene.connect(from, to, port, LIMIT)? {
+    let why = match scene.stacks.connect(from, to, port, LIMIT)? {
         Attempt::Open(pair) => return Ok(pair),
         Attempt::Refused(why) => why,
         Attempt::Silent => format!("no answer in {LIMIT:?}"),
@@ -586,53 +567,27 @@ fn pattern(at: usize) -> u8 {
     (at % 251) as u8
 }
 
-/// Writes without waiting; nothing taken is no error.
-fn write(scene: &mut Scene, (who, sock): (Who, Sock), bytes: &[u8]) -> Result<usize, Halt> {
-    match scene.host(who)?.write(sock, bytes) {
-        Ok(n) => Ok(n),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        Err(e) => Err(broke(scene, who, sock, &e)),
-    }
-}
-
-/// Reads without waiting; nothing there is no error.
-fn read(scene: &mut Scene, (who, sock): (Who, Sock), to: &mut [u8]) -> Result<usize, Halt> {
-    match scene.host(who)?.read(sock, to) {
-        Ok(n) => Ok(n),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        Err(e) => Err(broke(scene, who, sock, &e)),
-    }
-}
-
-fn broke(scene: &mut Scene, who: Who, sock: Sock, e: &io::Error) -> Halt {
-    let why = match scene.host(who).map(|h| h.state(sock)) {
-        Ok(State::Refused(why)) => why,
-        _ => e.to_string(),
-    };
-    Halt::failed(format!("{}'s connection broke: {why}", who.member().name))
-}
-
 /// Sends [`TRANSFER_BYTES`], has them sent back, and compares.
-fn echo(scene: &mut Scene, pair: Pair) -> Result<(), Halt> {
+fn echo(stacks: &mut Stacks, pair: Pair) -> Result<(), Halt> {
     let pattern: Vec<u8> = (0..TRANSFER_BYTES).map(pattern).collect();
     let (mut sent, mut back) = (0, 0);
     // What the server has read and not sent back yet.
     let mut pending = Vec::new();
     let mut buffer = vec![0; 64 << 10];
-    let done = scene.until(TRANSFER_LIMIT, |s| {
+    let done = stacks.until(TRANSFER_LIMIT, |s| {
         let rest = pattern.get(sent..).unwrap_or_default();
         if !rest.is_empty() {
-            sent += write(s, pair.client, rest)?;
+            sent += s.write(pair.client, rest)?;
         }
         if pending.is_empty() {
-            let n = read(s, pair.server, &mut buffer)?;
+            let n = s.read(pair.server, &mut buffer)?;
             pending.extend_from_slice(buffer.get(..n).unwrap_or_default());
         }
         if !pending.is_empty() {
-            let n = write(s, pair.server, &pending)?;
+            let n = s.write(pair.server, &pending)?;
             pending.drain(..n);
         }
-        let n = read(s, pair.client, &mut buffer)?;
+        let n = s.read(pair.client, &mut buffer)?;
         if buffer.get(..n) != pattern.get(back..back + n) {
             return Err(Halt::failed(format!(
                 "what came back differs from what was sent, after {back} bytes"
@@ -646,25 +601,4 @@ fn echo(scene: &mut Scene, pair: Pair) -> Result<(), Halt> {
             "{back} of {TRANSFER_BYTES} bytes came back in {TRANSFER_LIMIT:?}"
         ))
     })
-}
-
-/// One request and its answer; how long both took.
-fn request(scene: &mut Scene, pair: Pair) -> Result<Duration, Halt> {
-    let start = Instant::now();
-    for (from, to) in [(pair.client, pair.server), (pair.server, pair.client)] {
-        write(scene, from, &[0x55; REQUEST_BYTES])?;
-        let mut got = 0;
-        let arrived = scene.until(LIMIT, |s| {
-            let mut buffer = [0; REQUEST_BYTES];
-            got += read(s, to, &mut buffer)?;
-            Ok((got >= REQUEST_BYTES).then_some(()))
-        })?;
-        if arrived.is_none() {
-            return Err(Halt::failed(format!(
-                "{got} of {REQUEST_BYTES} bytes reached {} in {LIMIT:?}",
-                to.0.member().name
-            )));
-        }
-    }
-    Ok(start.elapsed())
 }

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod aio;
+pub mod child;
 pub mod closer;
 pub mod disk;
 pub mod epoll;

@@ -241,3 +241,43 @@ fn every_fault_is_found_at_once() {
                  @ttl(\"x\") permit(principal, action, resource);";
     assert_eq!(Rules::parse(rules).expect_err("two").len(), 2);
 }
+
+#[test]
+fn the_rules_of_the_example_know_the_hours_and_who_is_who() {
+    const RULES: &str = include_str!("../../../../examples/finance/decisions.cedar");
+    const HOUR: u64 = 3600;
+    let rules = Rules::parse(RULES).unwrap();
+    let said = |tags: &[&str], hours_later: u64| {
+        let asked = Question {
+            rule: "reports".to_owned(),
+            from: workload("analyst", tags, &["analyst"]),
+            to: workload("payments-db", &[], &["payments-db"]),
+            ..question()
+        };
+        let at = UNIX_EPOCH + Duration::from_secs(NOON + hours_later * HOUR);
+        rules.decide(&asked, &Moment::of(at)).reason
+    };
+    // Thursday 13:05, 18:05, 19:05, and Sunday 13:05.
+    for (hours_later, reason) in [
+        (0, "permit office-hours"),
+        (5, "permit office-hours"),
+        (6, "no rule matches"),
+        (72, "no rule matches"),
+    ] {
+        assert_eq!(said(&["role:analyst"], hours_later), reason);
+    }
+    assert_eq!(said(&["cleared:payments"], 72), "permit cleared");
+    assert_eq!(
+        said(&["cleared:payments", "in-training"], 0),
+        "forbid in-training"
+    );
+    // Of money, people decide.
+    let wire = Question {
+        rule: "wire".to_owned(),
+        from: workload("settle", &["stage:settle"], &["settle"]),
+        to: workload("bank", &[], &["bank"]),
+        ..question()
+    };
+    let at = UNIX_EPOCH + Duration::from_secs(NOON);
+    assert_eq!(rules.decide(&wire, &Moment::of(at)).yes, None);
+}

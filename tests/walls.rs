@@ -54,11 +54,16 @@ struct Net<'a> {
     sent: u16,
 }
 
+/// The tables of the port of [`WHO`]'s `at`-th, with the address 10.0.0.`ip`.
+fn tables(lab: &Lab, at: usize, tag: &str, ip: u8) -> String {
+    let (name, n) = (WHO[at].0, u8::try_from(at + 1).expect("few"));
+    let keys = format!("tags = [\"{tag}\"]\nvolumes = [\"vol-{name}\"]");
+    port(lab, name, "") + &workload(name, n, &format!("10.0.0.{ip}"), &keys)
+}
+
 fn machine(lab: &Lab, ips: [u8; 4]) -> String {
-    let ports = WHO.iter().zip(1..).zip(ips).map(|(((name, tag), n), ip)| {
-        let keys = format!("tags = [\"{tag}\"]\nvolumes = [\"vol-{name}\"]");
-        port(lab, name, "") + &workload(name, n, &format!("10.0.0.{ip}"), &keys)
-    });
+    let ports = WHO.iter().zip(ips).enumerate();
+    let ports = ports.map(|(at, ((_, tag), ip))| tables(lab, at, tag, ip));
     format!(
         "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n{}",
         lab.path_str("ledger.db"),
@@ -217,6 +222,38 @@ fn a_database_serves_buyers_or_sellers_and_remembers_which() {
         !denied.is_empty() && denied.iter().all(|r| r["body"]["wall"] == "trading"),
         "{denied:?}"
     );
+    net.switch.wait_conserved();
+}
+
+#[test]
+fn a_workload_that_goes_and_comes_back_is_still_bound() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let mut net = Net::start(&lab, POLICY);
+    net.reaches("buyer", "middle");
+    let at = Net::at("middle");
+    net.switch.cli_ok(&["port", "del", "middle"]);
+    let add = |net: &Net<'_>, tag: &str, ip: u8| {
+        net.lab.file("again.toml", tables(net.lab, at, tag, ip));
+        let file = net.lab.path_str("again.toml");
+        net.switch.cli(&["port", "add", "--file", &file])
+    };
+    // As somebody whom the wall does not mean: that would be a way out.
+    let other = add(&net, "role:other", 1);
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert_eq!(other.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("middle comes back as no subject, and is bound to buy"),
+        "{said}"
+    );
+    // With another address, as what it was.
+    let again = add(&net, "role:middle", 78);
+    assert!(again.status.success(), "{again:?}");
+    net.ips[at] = 78;
+    net.attach();
+    net.is_kept("seller", "middle");
+    net.is_kept("middle", "seller");
+    net.reaches("buyer", "middle");
+    assert_eq!(net.bindings().len(), 1);
     net.switch.wait_conserved();
 }
 

@@ -28,7 +28,12 @@ impl Disk {
 
     /// Writes until nothing more fits.
     fn fill(&self) {
-        let mut filler = File::create(self.0.join("filler")).expect("there is room for a name");
+        let mut options = File::options();
+        let filler = options
+            .create(true)
+            .append(true)
+            .open(self.0.join("filler"));
+        let mut filler = filler.expect("there is room for a name");
         for size in [1 << 16, 1 << 12, 1] {
             while filler.write_all(&vec![1; size]).is_ok() {}
         }
@@ -130,6 +135,85 @@ fn nothing_is_admitted_that_is_not_recorded() {
         (admitted(&switch, &ledger).contains(&of(3000, 1))).then_some(())
     });
     assert!(!admitted(&switch, &ledger).contains(&of(2000, 1)));
+    switch.cli_ok(&["ledger", "verify", "--file", file]);
+    switch.wait_conserved();
+}
+
+/// A wall's records have room of their own on a full disk. When that is used up, too, nobody is bound, so nobody gets through.
+#[test]
+fn who_cannot_be_bound_on_record_is_kept_out() {
+    const SUBJECTS: u8 = 8;
+    let Some(lab) = Lab::open(&[Need::Root]) else {
+        return;
+    };
+    let disk = Disk::mount(lab.path("disk"));
+    let ledger = disk.0.join("ledger.db");
+    let name = |n: u8| format!("m{n}");
+    let mut toml = format!(
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = {ledger:?}\n"
+    );
+    toml += &port(&lab, "one", "");
+    toml += &workload("one", 100, "10.0.0.100", "tags = [\"one\"]");
+    for n in 1..=SUBJECTS {
+        toml += &port(&lab, &name(n), "");
+        toml += &workload(&name(n), n, &format!("10.0.0.{n}"), "tags = [\"subject\"]");
+    }
+    let segments = ["one", "two", "subject"];
+    let segments = segments.map(|s| format!("[[segment]]\nname = \"{s}\"\ntags = [\"{s}\"]\n"));
+    let policy = segments.concat()
+        + "[[rule]]\nname = \"ask\"\nfrom = [\"one\", \"two\"]\nto = \"subject\"\naction = \"allow\"\n\
+           [[wall]]\nname = \"wall\"\nsubjects = \"subject\"\ndatasets = [\"one\", \"two\"]\n";
+    let switch = SwitchConfig::new(&lab, "switch", &toml, &policy).start();
+    let mut one = Station::attach(&lab, "one");
+    let subjects = (1..=SUBJECTS).map(|n| Station::attach(&lab, &name(n)));
+    let mut subjects: Vec<_> = subjects.collect();
+    switch.wait_ports_up(u64::from(SUBJECTS) + 1);
+    let frame = |n: u8, sport: u16| {
+        let ips = ([10, 0, 0, 100], [10, 0, 0, n]);
+        udp((mac(100), mac(n)), ips, (sport, 7), b"payload")
+    };
+    let is_bound = |n: u8| {
+        let walls = switch.cli_json(&["wall", "list"]);
+        let mut bindings = walls[0]["bindings"].as_array().expect("a list").iter();
+        let subject = format!("workload {}", name(n));
+        bindings.any(|b| b["subject"] == subject.as_str() && b["committed"] == true)
+    };
+    one.send(&frame(1, 1000));
+    subjects[0].recv(&frame(1, 1000));
+
+    // What is given up for the first record is filled, too, before the next one.
+    let mut tried = 2..=SUBJECTS;
+    let kept_out = loop {
+        let n = tried.next().expect("the disk is full long before");
+        disk.fill();
+        let before = switch.dropped("wall");
+        one.send(&frame(n, 1000));
+        let denied = wait_for("a decision", LIMIT, || {
+            let denied = switch.dropped("wall") > before;
+            (denied || is_bound(n)).then_some(denied)
+        });
+        if denied {
+            break n;
+        }
+    };
+    assert!(!is_bound(kept_out));
+    // Who is bound already goes on.
+    one.send(&frame(1, 1001));
+    subjects[0].recv(&frame(1, 1001));
+
+    disk.empty();
+    let file = ledger.to_str().expect("our path");
+    wait_for("the repair", LIMIT, || {
+        let show = ["ledger", "show", "--file", file, "--kind", "repaired"];
+        (!switch.cli_json(&show).as_array()?.is_empty()).then_some(())
+    });
+    wait_for("it to be bound", LIMIT, || {
+        one.send(&frame(kept_out, 1001));
+        is_bound(kept_out).then_some(())
+    });
+    one.send(&frame(kept_out, 1002));
+    let got = subjects[usize::from(kept_out) - 1].recv_until(&frame(kept_out, 1002));
+    assert!(!got.contains(&frame(kept_out, 1000)), "it was denied");
     switch.cli_ok(&["ledger", "verify", "--file", file]);
     switch.wait_conserved();
 }

@@ -5,6 +5,7 @@ mod common;
 use common::process::{Process, command, run, run_ok};
 use common::station::{Station, mac, port, udp, workload};
 use common::switch::{Switch, SwitchConfig, binary};
+use common::vm::VmConfig;
 use common::{Lab, Need, skip, wait_for};
 use serde_json::Value;
 use std::time::Duration;
@@ -38,6 +39,14 @@ fn start<'a>(lab: &'a Lab, manager: &str) -> (Switch<'a>, [Station; 2]) {
 }
 
 fn start_with<'a>(lab: &'a Lab, manager: &str, deadline_ms: u32) -> (Switch<'a>, [Station; 2]) {
+    let switch = start_alone(lab, manager, deadline_ms);
+    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
+    switch.wait_ports_up(2);
+    (switch, stations)
+}
+
+/// The same with nobody attached.
+fn start_alone<'a>(lab: &'a Lab, manager: &str, deadline_ms: u32) -> Switch<'a> {
     let ports = [
         port(lab, "a", ""),
         workload("a", 1, "10.0.0.1", "tags = [\"tier:web\"]"),
@@ -50,10 +59,7 @@ fn start_with<'a>(lab: &'a Lab, manager: &str, deadline_ms: u32) -> (Switch<'a>,
         ports.concat()
     );
     let policy = POLICY.replace("60000", &deadline_ms.to_string());
-    let switch = SwitchConfig::new(lab, "switch", &toml, &policy).start();
-    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
-    switch.wait_ports_up(2);
-    (switch, stations)
+    SwitchConfig::new(lab, "switch", &toml, &policy).start()
 }
 
 /// A datagram from `a` to `b`.
@@ -256,22 +262,77 @@ fn a_manager_elsewhere_answers_and_comes_back() {
     let Some(lab) = Lab::open(&[]) else { return };
     let address = free_address();
     let (files, table) = certificates(&lab, &address);
-    lab.file("rules.cedar", RULES);
-    let mut restart = || {
-        let mut command = command(binary());
-        command.args([
-            "manager",
-            "--listen",
-            &address,
-            "--rules",
-            &lab.path_str("rules.cedar"),
-        ]);
-        command.arg("--ca").arg(&files.ca);
-        command.arg("--certificate").arg(&files.certificate);
-        command.arg("--key").arg(&files.key);
-        Process::spawn(&lab, "manager", command)
-    };
+    let mut restart = || manager(&lab, &address, &files);
     is_asked_is_gone_and_comes_back(&lab, &address, &table, &mut restart);
+}
+
+/// `vswitch manager` with [`RULES`].
+fn manager(lab: &Lab, address: &str, files: &Credentials) -> Process {
+    lab.file("rules.cedar", RULES);
+    let mut command = command(binary());
+    let rules = lab.path_str("rules.cedar");
+    command.args(["manager", "--listen", address, "--rules", &rules]);
+    command.arg("--ca").arg(&files.ca);
+    command.arg("--certificate").arg(&files.certificate);
+    command.arg("--key").arg(&files.key);
+    Process::spawn(lab, "manager", command)
+}
+
+/// A machine sees only connections that open, are refused, or take a while.
+#[test]
+fn a_machine_is_answered_by_a_manager_and_by_otherwise_while_that_is_dead() {
+    /// Booting and answering, where emulated processors share two real ones.
+    const PATIENCE: Duration = Duration::from_secs(90);
+    let Some(lab) = Lab::open(&[Need::Vm]) else {
+        return;
+    };
+    let address = free_address();
+    let (files, table) = certificates(&lab, &address);
+    let mut alive = manager(&lab, &address, &files);
+    let switch = start_alone(&lab, &table, 5000);
+    let [mut a, mut b] = [("a", 1), ("b", 2)].map(|(name, n)| {
+        let socket = lab.path(format!("{name}.sock"));
+        let vm = VmConfig::new(name, socket, &format!("52:54:00:00:00:0{n}")).start(&lab);
+        (vm, n)
+    });
+    for (vm, n) in [&mut a, &mut b] {
+        vm.booted();
+        vm.address(&[&format!("10.0.0.{n}/24")]);
+    }
+    switch.wait_ports_up(2);
+    wait_connected(&switch, true);
+    let (mut a, mut b) = (a.0, b.0);
+    let _echoes = [1, 2, 3].map(|port| b.serve(None, port, &format!("nc -ll -p {port} -e cat")));
+    let mut attempt = |port: u16| {
+        let pending = a.start(&format!("echo hello | nc -w 60 10.0.0.2 {port}"));
+        let done = a.finish(pending, PATIENCE);
+        (done.code == 0 && done.output.trim() == "hello", done.output)
+    };
+    let (yes, said) = attempt(1);
+    assert!(yes, "{said}");
+    let (yes, said) = attempt(2);
+    assert!(!yes && said.contains("refused"), "{said}");
+
+    // `otherwise` is no, it comes at the deadline, and it is on record.
+    alive.kill();
+    wait_connected(&switch, false);
+    let (yes, said) = attempt(3);
+    assert!(!yes && said.contains("refused"), "{said}");
+    let verdicts = recorded(&switch, &lab, "verdict", 3);
+    let who: Vec<_> = verdicts.iter().map(|r| r["who"].clone()).collect();
+    let remote = Value::from(format!("manager {address}"));
+    assert_eq!(who, [remote.clone(), remote.clone(), "timer".into()]);
+    assert_eq!(verdicts[2]["body"]["verdict"], "deny");
+
+    let _alive = manager(&lab, &address, &files);
+    wait_connected(&switch, true);
+    // What was answered is void with this, and asked again.
+    switch.cli_json(&["workload", "tag", "a", "changed:yes"]);
+    let (yes, said) = attempt(1);
+    assert!(yes, "{said}");
+    let verdicts = recorded(&switch, &lab, "verdict", 4);
+    assert_eq!(verdicts[3]["who"], remote, "{verdicts:?}");
+    switch.wait_conserved();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use vswitch::manager::question::{History, Party, Question, Workload};
-use vswitch::manager::rules::{Moment, Rules};
+use vswitch::manager::rules::{Common, Rules};
 use vswitch::policy::model::Scope;
 
 /// Longer inputs find nothing shorter ones don't, slowly.
@@ -48,8 +48,8 @@ pub fn run(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match Rules::parse(text) {
         Ok(rules) => {
-            let moment = Moment::of(UNIX_EPOCH + Duration::from_secs(1_795_698_300));
-            let said = rules.decide(&question(), &moment);
+            let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(1_795_698_300));
+            let said = rules.decide(&question(), &mut common);
             assert!(!said.reason.is_empty());
             assert!(said.yes != Some(true) || !rules.is_empty());
         }

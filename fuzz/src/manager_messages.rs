@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, UNIX_EPOCH};
 
 use prost::Message;
-use vswitch::manager::rules::{Moment, Rules};
+use vswitch::manager::rules::{Common, Rules};
 use vswitch::manager::wire::v1::{FromManager, FromSwitch, from_manager, from_switch};
 use vswitch::manager::wire::{answer, ask, question, reply};
 
@@ -21,8 +21,8 @@ pub fn run(input: &[u8]) {
     }) = FromSwitch::decode(input)
         && let Ok(asked) = question(received)
     {
-        let moment = Moment::of(UNIX_EPOCH + Duration::from_secs(1_795_698_300));
-        let said = RULES.decide(&asked, &moment);
+        let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(1_795_698_300));
+        let said = RULES.decide(&asked, &mut common);
         assert!(!said.reason.is_empty());
         let Some(from_switch::Message::Ask(again)) = ask(&asked).message else {
             panic!("a question is an Ask")

@@ -17,8 +17,14 @@ use super::rig::{RigConfig, attach, port, switch};
 use super::stats::{Histogram, Summary};
 use super::{Bench, BenchError, Cores, Progress};
 use crate::control::Switch;
-use crate::control::state::{Decisions, LedgerConfig, Poll, PortConfig, PortKind, WorkloadConfig};
+use crate::control::state::{
+    Decisions, LedgerConfig, ManagerConfig, Poll, PortConfig, PortKind, SwitchConfig, TlsConfig,
+    WorkloadConfig,
+};
 use crate::manager::ledger::verify;
+use crate::manager::rules::Rules;
+use crate::manager::server::{Current, serve};
+use crate::manager::trial::Authority;
 use crate::packet::{Mac, proto};
 use crate::policy::model::{Action, Ask as Terms, OnExpiry, Otherwise, Policy, Rule, Scope};
 use crate::port::mem::MemEnd;
@@ -36,6 +42,8 @@ const SENT_AT: usize = 42;
 const BYTES: u16 = 64;
 /// How long what is under way may take at the end.
 const SILENCE_NS: u64 = 5_000_000_000;
+/// Certificates are good to the end of it.
+const YEAR: i32 = 2999;
 /// Longest sleep of a generator that waits: it hears what arrives, and looks so often whether it is over.
 const NAP: Duration = Duration::from_millis(20);
 
@@ -43,8 +51,9 @@ const NAP: Duration = Duration::from_millis(20);
 ///
 /// Every datagram is for another service, so that each is a question of its own: held by the worker, taken up by the control
 /// thread, decided by Cedar rules on the manager's thread, recorded in a ledger (the question and its answer), and let go by
-/// the worker. First at a stated rate, then as many as there can be with eight under way at each port. At last two other guests
-/// exchange frames on established connections, with questions asked meanwhile and without, by turns.
+/// the worker. First at a stated rate, then as many as there can be with eight under way at each port. Then at the stated rate
+/// once more, decided by a manager that is asked over loopback, with mutual TLS. At last two other guests exchange frames on
+/// established connections, with questions asked meanwhile and without, by turns.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Asking {
     /// Where the ledger is made, and removed: its file system is part of what is measured.
@@ -84,6 +93,8 @@ pub struct Held {
 pub struct AskingFigures {
     /// At the stated rate.
     pub paced: Held,
+    /// The same, by a manager over loopback, with mutual TLS.
+    pub remote: Held,
     /// Decisions a second, each recorded twice: as many as there can be.
     pub decided_per_s: Summary,
     /// Meanwhile.
@@ -124,7 +135,8 @@ impl Bench for Asking {
         let (mut paced, mut flat_out) = (Seen::default(), Seen::default());
         let (mut decided, mut ratio) = (Vec::new(), Vec::new());
         progress("starting the switch");
-        let quiet = self.start(cores, &ledger, Poll::Adaptive)?;
+        let here = Who::Here(self.decisions());
+        let quiet = self.start(cores, &ledger, Poll::Adaptive, here)?;
         let mut asking = Asker::attach(&quiet, self.ports)?;
         cores.pin_generator()?;
         let time = self.repeats.time();
@@ -139,9 +151,30 @@ impl Bench for Asking {
         quiet.shutdown();
         recorded(&ledger, decisions)?;
 
+        progress("starting a manager elsewhere");
+        let ledger = dir.path().join("remote.db");
+        let elsewhere = Who::Elsewhere(self.manager(dir.path())?);
+        let quiet = self.start(cores, &ledger, Poll::Adaptive, elsewhere)?;
+        let mut asking = Asker::attach(&quiet, self.ports)?;
+        connected(&quiet)?;
+        let mut remote = Seen::default();
+        for n in 0..self.repeats.repeats {
+            progress(&format!(
+                "by a manager elsewhere, repetition {} of {}",
+                n + 1,
+                self.repeats.repeats
+            ));
+            remote.add(&asking.run(Some(self.rate), time, &|| false)?.1);
+        }
+        decisions += asking.received;
+        let asked = asking.received;
+        quiet.shutdown();
+        recorded(&ledger, asked)?;
+
         progress("opening connections");
         let ledger = dir.path().join("beside.db");
-        let busy = self.start(cores, &ledger, Poll::Busy)?;
+        let here = Who::Here(self.decisions());
+        let busy = self.start(cores, &ledger, Poll::Busy, here)?;
         let traffic = Traffic {
             rings: Rings {
                 ring: 1024,
@@ -182,6 +215,7 @@ impl Bench for Asking {
         recorded(&ledger, asked)?;
         Ok(AskingFigures {
             paced: paced.held(),
+            remote: remote.held(),
             decided_per_s: Summary::of(decided),
             flat_out: flat_out.held(),
             forwarded_ratio: Summary::of(ratio),
@@ -201,8 +235,61 @@ fn recorded(ledger: &Path, decisions: u64) -> Result<(), BenchError> {
 }
 
 impl Asking {
+    /// What is decided by, here and elsewhere.
+    fn decisions(&self) -> Decisions {
+        let never = (0..self.rules).map(|n| {
+            format!(
+                "@id(\"never-{n}\") forbid(principal == Workload::\"nobody-{n}\", action, resource) \
+                 when {{ context.hour >= 0 }};\n"
+            )
+        });
+        let yes = "@id(\"office\") @ttl(\"30\") permit(principal, action == Action::\"connect\", resource)\n\
+                   when { context.service.protocol == \"udp\" && context.rule == \"asks\" };\n";
+        Decisions {
+            name: "bench".to_owned(),
+            text: never.chain([yes.to_owned()]).collect(),
+        }
+    }
+
+    /// Serves as a manager until the process ends, with certificates in `dir`; how it is connected to.
+    fn manager(&self, dir: &Path) -> Result<ManagerConfig, BenchError> {
+        let lost = |what| move || std::io::Error::other(what);
+        let rules = Rules::parse(&self.decisions().text).ok();
+        let rules = Current::new(rules.ok_or_else(lost("the rules are good"))?);
+        let authority = Authority::new()?;
+        let own = format!("vswitch://switch/{}", SwitchConfig::default().name);
+        let all = ["vswitch://switch/*", "vswitch://rule/*"];
+        let ours = authority.issue(dir, "switch", "127.0.0.1", &[&own], YEAR)?;
+        let theirs = authority.issue(dir, "manager", "127.0.0.1", &all, YEAR)?;
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let (ready, listening) = std::sync::mpsc::channel();
+        std::thread::Builder::new()
+            .name("server".to_owned())
+            // An end of it, too, is heard: nobody is connected then.
+            .spawn(move || {
+                serve(any, &theirs, rules, move |at| {
+                    let _ = ready.send(at);
+                })
+            })?;
+        let address = listening.recv().map_err(|_ended| lost("it serves")())?;
+        Ok(ManagerConfig {
+            address: address.to_string(),
+            tls: TlsConfig {
+                ca: ours.ca,
+                certificate: ours.certificate,
+                key: ours.key,
+            },
+        })
+    }
+
     /// A switch whose rules allow the load of others, and ask about all else.
-    fn start(&self, cores: Cores, ledger: &Path, poll: Poll) -> Result<Switch, BenchError> {
+    fn start(
+        &self,
+        cores: Cores,
+        ledger: &Path,
+        poll: Poll,
+        who: Who,
+    ) -> Result<Switch, BenchError> {
         let asks = Action::Ask(Terms {
             otherwise: Otherwise::Deny,
             deadline_ms: 10_000,
@@ -218,14 +305,10 @@ impl Asking {
             rules: vec![load, Rule::new("asks", &["any"], &["any"], asks)],
             ..Policy::default()
         };
-        let never = (0..self.rules).map(|n| {
-            format!(
-                "@id(\"never-{n}\") forbid(principal == Workload::\"nobody-{n}\", action, resource) \
-                 when {{ context.hour >= 0 }};\n"
-            )
-        });
-        let yes = "@id(\"office\") @ttl(\"30\") permit(principal, action == Action::\"connect\", resource)\n\
-                   when { context.service.protocol == \"udp\" && context.rule == \"asks\" };\n";
+        let (decisions, manager) = match who {
+            Who::Here(decisions) => (Some(decisions), None),
+            Who::Elsewhere(manager) => (None, Some(manager)),
+        };
         let config = RigConfig {
             poll,
             max_ports: 256,
@@ -234,14 +317,32 @@ impl Asking {
                 max_bytes: u64::MAX >> 1,
                 ..LedgerConfig::default()
             }),
-            decisions: Some(Decisions {
-                name: "bench".to_owned(),
-                text: never.chain([yes.to_owned()]).collect(),
-            }),
+            decisions,
+            manager,
             ..RigConfig::new(policy, 1 << 18)
         };
         switch(cores, config)
     }
+}
+
+/// Waits until the manager elsewhere is there.
+fn connected(switch: &Switch) -> Result<(), BenchError> {
+    let start = monotonic_ns();
+    while !switch.status()?.manager.is_some_and(|m| m.connected) {
+        if monotonic_ns() - start > SILENCE_NS {
+            return Err(BenchError::Silent);
+        }
+        std::thread::sleep(NAP);
+    }
+    Ok(())
+}
+
+/// Who decides.
+enum Who {
+    /// Rules in this process.
+    Here(Decisions),
+    /// Somebody who is asked over the network.
+    Elsewhere(ManagerConfig),
 }
 
 /// A port that asks.

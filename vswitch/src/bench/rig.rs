@@ -8,7 +8,9 @@ use super::load::Load;
 use super::options::Traffic;
 use super::{BenchError, Cores, Progress};
 use crate::control::Switch;
-use crate::control::state::{Decisions, LedgerConfig, Poll, PortConfig, PortKind, WorkloadConfig};
+use crate::control::state::{
+    Decisions, LedgerConfig, ManagerConfig, Poll, PortConfig, PortKind, WorkloadConfig,
+};
 use crate::policy::model::{Action, Policy, Rule};
 
 /// How long the guests may take to be attached: it takes milliseconds.
@@ -24,6 +26,7 @@ pub(super) struct RigConfig {
     pub(super) max_ports: usize,
     pub(super) ledger: Option<LedgerConfig>,
     pub(super) decisions: Option<Decisions>,
+    pub(super) manager: Option<ManagerConfig>,
 }
 
 impl RigConfig {
@@ -37,6 +40,7 @@ impl RigConfig {
             max_ports: 8,
             ledger: None,
             decisions: None,
+            manager: None,
         }
     }
 }
@@ -105,6 +109,9 @@ pub(super) fn switch(cores: Cores, config: RigConfig) -> Result<Switch, BenchErr
     }
     if let Some(decisions) = config.decisions {
         builder = builder.decisions(decisions);
+    }
+    if let Some(manager) = config.manager {
+        builder = builder.manager(manager);
     }
     Ok(builder.spawn()?)
 }

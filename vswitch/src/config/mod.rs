@@ -66,8 +66,10 @@ fn load_and(
     }
     let beside = path.parent().unwrap_or(Path::new(""));
     let policy_path = beside.join(&machine.policy);
-    if let Some(manager) = &mut machine.switch.manager {
-        for file in [&mut manager.ca, &mut manager.certificate, &mut manager.key] {
+    let manager = machine.switch.manager.as_mut().map(|m| &mut m.tls);
+    let api = machine.switch.api.as_mut().map(|a| &mut a.tls);
+    for tls in manager.into_iter().chain(api) {
+        for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key] {
             *file = beside.join(&*file);
         }
     }

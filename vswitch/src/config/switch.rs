@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::policy::texts;
 use super::read::Section;
 use crate::control::state::{
-    LedgerConfig, ManagerConfig, PersonConfig, Poll, PortConfig, PortKind, Role, SwitchConfig,
-    WorkloadConfig,
+    ApiConfig, LedgerConfig, ManagerConfig, PersonConfig, Poll, PortConfig, PortKind, Role,
+    SwitchConfig, TlsConfig, WorkloadConfig,
 };
 use crate::packet::{Cidr, Mac};
 
@@ -33,6 +33,7 @@ pub(super) fn read(mut root: Section<'_>) -> Machine {
         policy: root.required("policy", todo).into(),
         rules,
         switch: SwitchConfig {
+            api: root.table("api").and_then(api),
             manager,
             ledger: root.table("ledger").map(ledger),
             people: root.tables("person").into_iter().map(person).collect(),
@@ -75,6 +76,7 @@ fn switch(mut table: Section<'_>) -> SwitchConfig {
         name: table
             .string("name")
             .map_or(default.name, |text| text.value.to_owned()),
+        api: None,
         manager: None,
         ledger: None,
         people: Vec::new(),
@@ -85,15 +87,9 @@ fn switch(mut table: Section<'_>) -> SwitchConfig {
 
 fn person(mut table: Section<'_>) -> PersonConfig {
     let roles = table.strings("roles");
-    let uid = table.integer("uid", 0, u64::from(u32::MAX));
-    if !table.has("uid") {
-        let todo = "give the user's number; `id -u NAME` shows it";
-        table.error("uid", "missing key \"uid\"", todo);
-    }
     let person = PersonConfig {
         name: table.required("name", "give the person a name"),
-        // Without one the file was refused.
-        uid: uid.unwrap_or_default(),
+        uid: table.integer("uid", 0, u64::from(u32::MAX)),
         roles: roles
             .iter()
             .filter_map(|role| role.word(&Role::ALL))
@@ -139,13 +135,7 @@ fn manager(mut table: Section<'_>) -> (Option<PathBuf>, Option<ManagerConfig>) {
         );
         let manager = ManagerConfig {
             address: table.required("address", "write HOST:PORT"),
-            ca: table
-                .required("ca", "name the authority's certificate, in PEM")
-                .into(),
-            certificate: table
-                .required("certificate", "name the switch's certificate, in PEM")
-                .into(),
-            key: table.required("key", "name its private key, in PEM").into(),
+            tls: tls(&mut table),
         };
         table.finish();
         return (None, Some(manager));
@@ -160,6 +150,35 @@ fn manager(mut table: Section<'_>) -> (Option<PathBuf>, Option<ManagerConfig>) {
     );
     table.finish();
     ((!rules.is_empty()).then(|| rules.into()), None)
+}
+
+/// The API over HTTPS.
+fn api(mut table: Section<'_>) -> Option<ApiConfig> {
+    let todo = "write ADDRESS:PORT, such as \"127.0.0.1:7480\"";
+    let listen = table.string("listen");
+    if listen.is_none() && !table.has("listen") {
+        table.error("listen", "missing key \"listen\"", todo);
+    }
+    if cfg!(not(feature = "manager")) {
+        let todo = "build it with the feature \"manager\", or remove the table";
+        table.error("listen", "this program was built without it", todo);
+    }
+    let tls = tls(&mut table);
+    table.finish();
+    let listen = listen?.parse(todo)?;
+    Some(ApiConfig { listen, tls })
+}
+
+fn tls(table: &mut Section<'_>) -> TlsConfig {
+    TlsConfig {
+        ca: table
+            .required("ca", "name the authority's certificate, in PEM")
+            .into(),
+        certificate: table
+            .required("certificate", "name the switch's certificate, in PEM")
+            .into(),
+        key: table.required("key", "name its private key, in PEM").into(),
+    }
 }
 
 fn path(table: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {

@@ -270,13 +270,14 @@ impl Control {
     pub(crate) fn apply(&mut self, desired: Desired, source: &str) -> Result<Applied, ApplyError> {
         if desired.switch != self.desired.switch {
             let (new, old) = (&desired.switch, &self.desired.switch);
-            let table = if new.people != old.people {
-                "person"
-            } else if new.ledger != old.ledger {
-                "ledger"
-            } else {
-                "switch"
-            };
+            let tables = [
+                ("person", new.people != old.people),
+                ("ledger", new.ledger != old.ledger),
+                ("api", new.api != old.api),
+                ("manager", new.manager != old.manager),
+            ];
+            let changed = tables.iter().find(|(_, changed)| *changed);
+            let table = changed.map_or("switch", |(table, _)| *table);
             return Err(ApplyError::Invalid(vec![FieldError::new(
                 FieldPath::root().key(table),
                 format!("[{table}] cannot change while the switch runs"),
@@ -717,13 +718,18 @@ impl Control {
 
     /// When [`Control::tick`] has something to do next.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
+        let decisions = [self.asks.next_deadline_ns(), self.walls.next_deadline_ns()];
+        let all = decisions.into_iter().chain([self.ports_deadline_ns()]);
+        all.flatten().min()
+    }
+
+    /// When it may open, close or renew a port.
+    pub(super) fn ports_deadline_ns(&self) -> Option<u64> {
         let ports = self.ports.iter().filter_map(OpenPort::next_deadline_ns);
         let renewal = self.ports.iter().any(|p| p.orphaned);
         ports
             .chain(self.probation.as_ref().map(|p| p.deadline_ns))
             .chain(renewal.then_some(self.renew_at_ns))
-            .chain(self.asks.next_deadline_ns())
-            .chain(self.walls.next_deadline_ns())
             .min()
     }
 

@@ -308,7 +308,7 @@ mod tests {
     fn person(name: &str, uid: u32, roles: &[Role]) -> PersonConfig {
         PersonConfig {
             name: name.to_owned(),
-            uid,
+            uid: Some(uid),
             roles: roles.to_vec(),
         }
     }

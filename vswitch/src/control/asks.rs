@@ -7,7 +7,7 @@
 
 mod kept;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -56,13 +56,33 @@ pub(super) struct Pending {
     /// The connection that was asked about first.
     pub(super) first: AskEvent,
     pub(super) asking: Asking,
-    /// The rule that asks, by its name.
-    pub(super) rule: String,
+    /// As it is shown and recorded; how long it has waited, and may, is told when that is asked.
+    shown: AskInfo,
+    /// The port it came by.
+    port: String,
     deadline_ns: u64,
     /// What its port had dropped for asking too much when it asked.
     over_budget: u64,
     /// Workers that asked, and whose frames have not gone since.
     askers: u32,
+}
+
+impl Pending {
+    /// The rule that asks, by its name.
+    #[cfg(feature = "manager")]
+    pub(super) fn rule(&self) -> &str {
+        &self.shown.rule
+    }
+
+    /// It, now.
+    fn at(&self, now_ns: u64) -> AskInfo {
+        let ms = |ns: u64| ns / MS_NS;
+        AskInfo {
+            waited_ms: ms(now_ns.saturating_sub(self.first.time_ns)),
+            left_ms: ms(self.deadline_ns.saturating_sub(now_ns)),
+            ..self.shown.clone()
+        }
+    }
 }
 
 /// What somebody answers, within what the rule admits.
@@ -75,11 +95,13 @@ pub(super) struct Given {
 
 /// An answer, as it is recorded.
 #[derive(Debug)]
-pub(super) struct Answered {
+// Without a ledger nobody reads it.
+#[cfg_attr(not(feature = "manager"), allow(dead_code))]
+pub(super) struct Answered<'a> {
     /// To this.
-    pub(super) ask: AskInfo,
+    pub(super) ask: &'a AskInfo,
     /// Whose port asked.
-    pub(super) port: String,
+    pub(super) port: &'a str,
     /// Under which rules.
     pub(super) generation: u64,
     /// Somebody was asked; if not, only the record was waited for.
@@ -87,7 +109,7 @@ pub(super) struct Answered {
     /// Yes or no.
     pub(super) yes: bool,
     /// Why.
-    pub(super) why: String,
+    pub(super) why: &'a str,
     /// What it is about.
     pub(super) scope: Scope,
     /// For how long.
@@ -135,7 +157,7 @@ impl Standing {
 pub(super) struct Asks {
     rings: Vec<Consumer<AskEvent>>,
     access: Participant,
-    pending: BTreeMap<u64, Pending>,
+    pending: HashMap<u64, Box<Pending>>,
     by_question: HashMap<FlowKey, u64>,
     /// Of those that wait: for their record.
     recording: HashMap<u64, Concluded>,
@@ -147,6 +169,8 @@ pub(super) struct Asks {
     /// By port number, what was dropped for asking too much and is recorded.
     excess: HashMap<u16, u64>,
     excess_at_ns: u64,
+    /// Answers were given that workers have not been woken for.
+    given: bool,
     ids: Ids,
 }
 
@@ -155,7 +179,7 @@ impl Asks {
         Asks {
             rings,
             access,
-            pending: BTreeMap::new(),
+            pending: HashMap::new(),
             by_question: HashMap::new(),
             recording: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -163,6 +187,7 @@ impl Asks {
             incarnations: HashMap::new(),
             excess: HashMap::new(),
             excess_at_ns: 0,
+            given: false,
             ids: Ids::default(),
         }
     }
@@ -175,7 +200,7 @@ impl Asks {
     /// A question that waits, for an answer or for its record.
     #[cfg(feature = "manager")]
     pub(super) fn pending(&self, id: u64) -> Option<&Pending> {
-        self.pending.get(&id)
+        self.pending.get(&id).map(|pending| &**pending)
     }
 
     /// All that wait for an answer, the most urgent first.
@@ -188,7 +213,7 @@ impl Asks {
     fn remember(&mut self, id: u64, pending: Pending) {
         self.by_question.insert(pending.question, id);
         self.deadlines.insert((pending.deadline_ns, id));
-        self.pending.insert(id, pending);
+        self.pending.insert(id, Box::new(pending));
     }
 
     fn forget(&mut self, id: u64) -> Option<Pending> {
@@ -196,7 +221,7 @@ impl Asks {
         self.by_question.remove(&pending.question);
         self.recording.remove(&id);
         self.deadlines.remove(&(pending.deadline_ns, id));
-        Some(pending)
+        Some(*pending)
     }
 
     /// Takes one that has waited long enough.
@@ -208,7 +233,7 @@ impl Asks {
 
     /// Those that wait for somebody's answer.
     fn open(&self) -> impl Iterator<Item = (u64, &Pending)> {
-        let pending = self.pending.iter().map(|(id, pending)| (*id, pending));
+        let pending = self.pending.iter().map(|(id, pending)| (*id, &**pending));
         pending.filter(|(id, _)| !self.recording.contains_key(id))
     }
 
@@ -255,6 +280,24 @@ fn asking(classifier: &Classifier, e: &AskEvent) -> Option<Asking> {
         ask: true,
         ..Judgement::default()
     })
+}
+
+/// What is recorded of an answer.
+fn verdict<'a>(pending: &'a Pending, answer: &Answer, why: &'a str, now_ns: u64) -> Answered<'a> {
+    Answered {
+        ask: &pending.shown,
+        port: &pending.port,
+        generation: pending.first.generation,
+        asked: pending.asking.answer,
+        yes: answer.yes,
+        why,
+        scope: if answer.once {
+            Scope::Connection
+        } else {
+            Scope::Service
+        },
+        ttl_s: answer.expires_ns.saturating_sub(now_ns) / SECOND_NS,
+    }
 }
 
 fn log(ask: &AskInfo, what: &str, why: Option<&str>) {
@@ -315,7 +358,7 @@ impl Control {
         let rule = self.rule_of(event.generation, asking.rule);
         if let Some(pending) = known.and_then(|id| self.asks.pending.get_mut(&id)) {
             // Another worker's, or the same again under changed rules, which decide.
-            pending.rule = rule;
+            pending.shown.rule = rule;
             pending.asking = asking;
             pending.askers += 1;
             return;
@@ -324,9 +367,10 @@ impl Control {
         let pending = Pending {
             topic,
             question,
+            shown: self.shown(id, &event, &asking, rule),
+            port: self.port_of(&event),
             first: event,
             asking,
-            rule,
             deadline_ns: event.time_ns + u64::from(asking.terms.deadline_ms) * MS_NS,
             over_budget: self.over_budget(event.port),
             askers: 1,
@@ -342,10 +386,9 @@ impl Control {
             self.decided(question, (id, pending), answer, "its rule", now_ns);
             return;
         }
-        let shown = self.ask_info(id, &pending, now_ns);
-        log(&shown, "ask", None);
-        let port = self.port_of(&pending);
-        self.recorder.asked(event.generation, &shown, &port);
+        log(&pending.shown, "ask", None);
+        let Pending { shown, port, .. } = &pending;
+        self.recorder.asked(event.generation, shown, port);
         self.asks.remember(id, pending);
         self.ask_manager(id, now_ns);
     }
@@ -373,11 +416,11 @@ impl Control {
         }
     }
 
-    /// Answers what has waited long enough, and forgets answers whose time is over.
+    /// Answers what has waited long enough, forgets answers whose time is over, and wakes whoever waits for those of this turn.
     pub(super) fn tick_asks(&mut self, now_ns: u64) {
         while let Some((id, pending, concluded)) = self.asks.take_late(now_ns) {
             if let Some(concluded) = concluded {
-                self.unrecorded((id, &pending), concluded, "not in time", now_ns);
+                self.unrecorded(&pending, concluded, "not in time", now_ns);
                 continue;
             }
             // Whoever asks for more than he may has no claim on what a rule says of a late answer.
@@ -407,6 +450,9 @@ impl Control {
             cut |= standing.answer.yes && standing.on_expiry == OnExpiry::Cut;
         }
         self.asks.access.quiesce();
+        if std::mem::take(&mut self.asks.given) {
+            self.workers.iter().for_each(WorkerHandle::wake);
+        }
         if cut {
             self.judge_again();
         }
@@ -422,10 +468,10 @@ impl Control {
         why: &str,
         now_ns: u64,
     ) {
-        let record = self.verdict((id, &pending), &answer, why, now_ns);
+        let record = verdict(&pending, &answer, why, now_ns);
         if !answer.yes || pending.asking.record == Record::No {
-            self.recorder.answered(record);
-            self.give(about, (id, &pending), answer, why, now_ns);
+            self.recorder.answered(&record);
+            self.give(about, &pending, answer, why, now_ns);
             return;
         }
         let concluded = Concluded {
@@ -433,13 +479,13 @@ impl Control {
             answer,
             why: why.to_owned(),
         };
-        match self.recorder.answer_first(record, id) {
+        match self.recorder.answer_first(&record, id) {
             Ok(()) => {
                 pending.deadline_ns = now_ns + RECORD_NS;
                 self.asks.remember(id, pending);
                 self.asks.recording.insert(id, concluded);
             }
-            Err(refused) => self.unrecorded((id, &pending), concluded, &refused, now_ns),
+            Err(refused) => self.unrecorded(&pending, concluded, &refused, now_ns),
         }
     }
 
@@ -456,9 +502,9 @@ impl Control {
             match result {
                 Ok(()) => {
                     let Concluded { about, answer, why } = concluded;
-                    self.give(about, (id, &pending), answer, &why, now_ns);
+                    self.give(about, &pending, answer, &why, now_ns);
                 }
-                Err(refused) => self.unrecorded((id, &pending), concluded, &refused, now_ns),
+                Err(refused) => self.unrecorded(&pending, concluded, &refused, now_ns),
             }
         }
         let records = self.recorder.records();
@@ -471,13 +517,7 @@ impl Control {
     }
 
     /// What was to be admitted is not: there is no record of it.
-    fn unrecorded(
-        &mut self,
-        (id, pending): (u64, &Pending),
-        concluded: Concluded,
-        refused: &str,
-        now_ns: u64,
-    ) {
+    fn unrecorded(&mut self, pending: &Pending, concluded: Concluded, refused: &str, now_ns: u64) {
         let why = format!("{}, but not recorded: {refused}", concluded.why);
         let answer = Answer {
             yes: false,
@@ -485,41 +525,17 @@ impl Control {
             ..concluded.answer
         };
         if pending.asking.answer {
-            let record = self.verdict((id, pending), &answer, &why, now_ns);
-            self.recorder.answered(record);
+            let record = verdict(pending, &answer, &why, now_ns);
+            self.recorder.answered(&record);
         }
-        self.give(concluded.about, (id, pending), answer, &why, now_ns);
-    }
-
-    /// What is recorded of an answer.
-    fn verdict(
-        &self,
-        (id, pending): (u64, &Pending),
-        answer: &Answer,
-        why: &str,
-        now_ns: u64,
-    ) -> Answered {
-        Answered {
-            ask: self.ask_info(id, pending, now_ns),
-            port: self.port_of(pending),
-            generation: pending.first.generation,
-            asked: pending.asking.answer,
-            yes: answer.yes,
-            why: why.to_owned(),
-            scope: if answer.once {
-                Scope::Connection
-            } else {
-                Scope::Service
-            },
-            ttl_s: answer.expires_ns.saturating_sub(now_ns) / SECOND_NS,
-        }
+        self.give(concluded.about, pending, answer, &why, now_ns);
     }
 
     /// Gives an answer to those who wait, and to whom it concerns later.
     fn give(
         &mut self,
         about: FlowKey,
-        (id, pending): (u64, &Pending),
+        pending: &Pending,
         mut answer: Answer,
         why: &str,
         now_ns: u64,
@@ -551,14 +567,13 @@ impl Control {
             warn!("no room for another answer: it counts as a no");
             return;
         }
-        let shown = self.ask_info(id, pending, now_ns);
         let what = if answer.yes { "allowed" } else { "denied" };
-        log(&shown, what, Some(why));
-        self.workers.iter().for_each(WorkerHandle::wake);
+        log(&pending.shown, what, Some(why));
+        self.asks.given = true;
     }
 
-    fn port_of(&self, pending: &Pending) -> String {
-        let id = PortId(pending.first.port);
+    fn port_of(&self, first: &AskEvent) -> String {
+        let id = PortId(first.port);
         let port = self.ports.iter().find(|p| p.port.id == id);
         port.map_or_else(|| "-".to_owned(), |p| p.config.name.clone())
     }
@@ -568,12 +583,11 @@ impl Control {
         classifier.map_or_else(String::new, |c| c.rule_name(rule).to_owned())
     }
 
-    fn ask_info(&self, id: u64, pending: &Pending, now_ns: u64) -> AskInfo {
-        let (e, terms) = (&pending.first, &pending.asking.terms);
-        let ms = |ns: u64| ns / MS_NS;
+    fn shown(&self, id: u64, e: &AskEvent, asking: &Asking, rule: String) -> AskInfo {
+        let terms = &asking.terms;
         AskInfo {
             id: ids::text(id),
-            rule: pending.rule.clone(),
+            rule,
             from: self.attachments.name(e.src_attachment),
             to: self.attachments.name(e.dst_attachment),
             protocol: protocol_name(e.protocol),
@@ -585,15 +599,15 @@ impl Control {
             otherwise: terms.otherwise,
             scope: terms.scope,
             ttl_s: terms.ttl_s,
-            waited_ms: ms(now_ns.saturating_sub(e.time_ns)),
-            left_ms: ms(pending.deadline_ns.saturating_sub(now_ns)),
+            waited_ms: 0,
+            left_ms: terms.deadline_ms.into(),
         }
     }
 
     /// Questions that wait, the most urgent first.
     pub(super) fn ask_infos(&self, now_ns: u64) -> Vec<AskInfo> {
         let open = self.asks.open();
-        let mut infos: Vec<_> = open.map(|(id, p)| self.ask_info(id, p, now_ns)).collect();
+        let mut infos: Vec<_> = open.map(|(_, pending)| pending.at(now_ns)).collect();
         infos.sort_by_key(|info| info.left_ms);
         infos
     }
@@ -644,7 +658,7 @@ impl Control {
             return None;
         }
         let pending = self.asks.forget(id)?;
-        let info = self.ask_info(id, &pending, now_ns);
+        let info = pending.at(now_ns);
         let answer = Answer {
             yes,
             once: yes && scope == Scope::Connection,

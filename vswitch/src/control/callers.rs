@@ -1,6 +1,7 @@
 //! Who calls, and what he may do: the one list of which role which request needs.
 //!
-//! A caller is who the kernel says is at the other end of the socket (`SO_PEERCRED`, unix(7)). Root and the daemon's own user
+//! A caller is who the kernel says is at the other end of the socket (`SO_PEERCRED`, unix(7)), or whom the certificate names
+//! that he shows over HTTPS. Root and the daemon's own user
 //! may do everything on a switch that names no people. Where there are some (`[[person]]`), these two are operators, so that a
 //! machine can be mended by whoever owns it, and nobody is two people at once.
 
@@ -78,7 +79,7 @@ pub(super) fn name(request: &Request) -> &'static str {
 impl Caller {
     /// Who `uid` is among `people`. A stranger has no role.
     pub(super) fn of(uid: u32, people: &[PersonConfig]) -> Self {
-        if let Some(person) = people.iter().find(|person| person.uid == uid) {
+        if let Some(person) = people.iter().find(|person| person.uid == Some(uid)) {
             return Caller {
                 name: person.name.clone(),
                 roles: person.roles.clone(),
@@ -92,6 +93,22 @@ impl Caller {
         };
         let name = format!("uid {uid}");
         Caller { name, roles }
+    }
+
+    /// The person that a certificate names, among `people`.
+    #[cfg(feature = "manager")]
+    pub(super) fn named(name: &str, people: &[PersonConfig]) -> Self {
+        let person = people.iter().find(|person| person.name == name);
+        person.map_or_else(
+            || Caller {
+                name: format!("certificate {name:?}"),
+                roles: Vec::new(),
+            },
+            |person| Caller {
+                name: person.name.clone(),
+                roles: person.roles.clone(),
+            },
+        )
     }
 
     fn is(&self, role: Role) -> bool {
@@ -336,7 +353,7 @@ mod tests {
         let of = |uid, people: &[PersonConfig]| Caller::of(uid, people);
         let ann = PersonConfig {
             name: "ann".to_owned(),
-            uid: 7,
+            uid: Some(7),
             roles: vec![Role::Approver],
         };
         assert_eq!(of(0, &[]).roles.len(), Role::ALL.len());

@@ -16,7 +16,7 @@ use super::api::ManagerInfo;
 use super::apply::Control;
 use super::asks::{Given, Kept};
 use super::attachments::Attachments;
-use super::state::{Decisions, Desired, SwitchConfig};
+use super::state::{Decisions, Desired, SwitchConfig, TlsConfig};
 use super::validate::facts;
 use super::view::assurance;
 use crate::datapath::snapshot::AttachmentId;
@@ -119,6 +119,16 @@ struct Manager {
     mailbox: Arc<Mailbox>,
     /// The file of its rules, or its address.
     source: String,
+}
+
+impl From<&TlsConfig> for Credentials {
+    fn from(config: &TlsConfig) -> Self {
+        Credentials {
+            ca: config.ca.clone(),
+            certificate: config.certificate.clone(),
+            key: config.key.clone(),
+        }
+    }
 }
 
 /// A manager elsewhere cannot be asked.
@@ -232,11 +242,7 @@ impl Deciding {
         let mailbox = Arc::new(Mailbox::new(Some(Arc::clone(wake))));
         let remote = RemoteConfig {
             address: config.address.clone(),
-            credentials: Credentials {
-                ca: config.ca.clone(),
-                certificate: config.certificate.clone(),
-                key: config.key.clone(),
-            },
+            credentials: Credentials::from(&config.tls),
             switch: switch.name.clone(),
             boot: self.boot,
         };
@@ -435,7 +441,7 @@ impl Control {
         let (tenant, known) = (TenantId(topic.tenant), (&self.desired, &*classifier));
         Some(Question {
             id,
-            rule: pending.rule.clone(),
+            rule: pending.rule().to_owned(),
             from: deciding.party((topic.from, topic.from_addr), tenant, known)?,
             to: deciding.party((topic.to, topic.to_addr), tenant, known)?,
             connection: format!("{}:{} > {}:{}", e.src, e.sport, e.dst, e.dport),

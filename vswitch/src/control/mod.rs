@@ -11,6 +11,8 @@ mod callers;
 mod deciding;
 mod events;
 mod explain;
+#[cfg_attr(not(feature = "manager"), path = "http_none.rs")]
+mod http;
 mod ids;
 mod loader;
 mod path;
@@ -29,6 +31,7 @@ mod walls;
 
 pub use apply::ApplyError;
 pub use deciding::ManagerError;
+pub use http::HttpError;
 pub use loader::Loader;
 pub use ports::PortError;
 pub use recorder::RecorderError;

@@ -15,6 +15,8 @@ use super::callers::Caller;
 use super::events;
 use super::loader::Loader;
 use super::requests;
+#[cfg(feature = "manager")]
+use super::server::Answer;
 use super::server::Server;
 use crate::port::PortId;
 use crate::sys::epoll::{Epoll, Event, Interest};
@@ -28,6 +30,16 @@ pub(super) enum Command {
     Call(Box<dyn FnOnce(&mut Control) + Send>),
     /// Read the files again.
     Reload,
+    /// A person's request, which came over HTTPS.
+    #[cfg(feature = "manager")]
+    Request {
+        /// As his certificate names him.
+        person: String,
+        /// The request line.
+        text: String,
+        /// Where the reply line goes.
+        reply: tokio::sync::oneshot::Sender<String>,
+    },
 }
 
 /// Tokens: what a descriptor is, in the high half; which one, in the low half.
@@ -59,6 +71,9 @@ pub(super) struct Reactor {
     /// When the changed files are read.
     reload_at_ns: Option<u64>,
     events_at_ns: u64,
+    /// A port may have been opened, closed or renewed since their descriptors were registered: questions and answers do not,
+    /// and there may be many.
+    ports_changed: bool,
 }
 
 impl Reactor {
@@ -91,6 +106,7 @@ impl Reactor {
             watched,
             reload_at_ns: None,
             events_at_ns: 0,
+            ports_changed: false,
         })
     }
 
@@ -98,8 +114,8 @@ impl Reactor {
     pub(super) fn run(mut self) {
         let mut ready = [Event::EMPTY; 64];
         let mut runs = self.run_commands();
+        self.register_ports();
         while runs {
-            self.register_ports();
             let timeout = self.timeout_ms(monotonic_ns());
             let n = match self.epoll.wait(&mut ready, timeout) {
                 Ok(n) => n,
@@ -112,9 +128,13 @@ impl Reactor {
             for event in ready.iter().take(n) {
                 self.handle(event, now_ns);
             }
+            self.ports_changed |= ready.iter().take(n).any(|e| e.token() != WAKE);
             runs = self.run_commands();
             if runs {
                 self.timers(monotonic_ns());
+            }
+            if std::mem::take(&mut self.ports_changed) {
+                self.register_ports();
             }
         }
         self.control.shutdown();
@@ -167,10 +187,21 @@ impl Reactor {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Call(f)) => {
+                    self.ports_changed = true;
                     self.control.recorder.by("program");
                     f(&mut self.control);
                 }
                 Ok(Command::Reload) => self.reload_at_ns = Some(0),
+                #[cfg(feature = "manager")]
+                Ok(Command::Request {
+                    person,
+                    text,
+                    reply,
+                }) => {
+                    let caller = Caller::named(&person, &self.control.desired.switch.people);
+                    // Whoever is gone needs no reply.
+                    let _ = reply.send(self.request(&caller, &text));
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -190,12 +221,28 @@ impl Reactor {
         false
     }
 
+    /// The reply to a request that came over HTTPS.
+    #[cfg(feature = "manager")]
+    fn request(&mut self, caller: &Caller, text: &str) -> String {
+        self.ports_changed = true;
+        let control = &mut self.control;
+        control.recorder.by(&caller.name);
+        let loader = self.loader.as_deref();
+        match requests::answer(control, loader, caller, text, monotonic_ns()) {
+            Answer::Reply(line) => line,
+            Answer::Stream(_) => requests::no_stream(),
+        }
+    }
+
     fn timers(&mut self, now_ns: u64) {
         self.control.recorder.by("timer");
+        let due = self.control.ports_deadline_ns();
+        self.ports_changed |= due.is_some_and(|at| at <= now_ns);
         self.control.tick(now_ns);
         if self.reload_at_ns.is_some_and(|at| at <= now_ns) {
             self.reload_at_ns = None;
             let loaded = self.loader.as_ref().map(|loader| loader.load());
+            self.ports_changed = true;
             // What was read while somebody wrote may be half of a policy, or an empty one.
             if let Some(loaded) = loaded
                 && self.look_at_files(now_ns)

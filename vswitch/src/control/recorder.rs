@@ -144,12 +144,12 @@ impl Recorder {
     }
 
     /// Whoever acts now answered.
-    pub(super) fn answered(&self, answered: Answered) {
+    pub(super) fn answered(&self, answered: &Answered<'_>) {
         self.note(self.verdict(answered));
     }
 
     /// The same, and [`Recorder::recorded`] will say of `id` when that is durable.
-    pub(super) fn answer_first(&self, answered: Answered, id: u64) -> Result<(), String> {
+    pub(super) fn answer_first(&self, answered: &Answered<'_>, id: u64) -> Result<(), String> {
         self.submit(self.verdict(answered), id)
     }
 
@@ -171,33 +171,33 @@ impl Recorder {
         self.note(self.entry(generation, Excess { count }).port(port));
     }
 
-    fn verdict(&self, answered: Answered) -> Entry {
-        let Answered { ask, port, .. } = answered;
+    fn verdict(&self, answered: &Answered<'_>) -> Entry {
+        let ask = answered.ask;
         let record: Body = if answered.asked {
             let scope = match answered.scope {
                 Scope::Connection => "connection",
                 Scope::Service => "service",
             };
             let record = Verdict {
-                ask: ask.id,
+                ask: ask.id.clone(),
                 verdict: if answered.yes { "allow" } else { "deny" }.to_owned(),
-                reason: answered.why,
+                reason: answered.why.to_owned(),
                 scope: scope.to_owned(),
                 ttl_s: answered.ttl_s,
             };
             record.into()
         } else {
             let record = Admitted {
-                connection: connection(&ask),
+                connection: connection(ask),
                 from: ask.from.clone(),
-                to: ask.to,
-                service: ask.service,
-                rule: ask.rule,
+                to: ask.to.clone(),
+                service: ask.service.clone(),
+                rule: ask.rule.clone(),
             };
             record.into()
         };
         let entry = self.entry(answered.generation, record);
-        entry.workload(ask.from).port(port)
+        entry.workload(&ask.from).port(answered.port)
     }
 
     /// Whoever acts now wants something that takes this away from walls.

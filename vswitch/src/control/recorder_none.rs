@@ -40,9 +40,9 @@ impl Recorder {
 
     pub(super) fn asked(&self, _: u64, _: &AskInfo, _: &str) {}
 
-    pub(super) fn answered(&self, _: Answered) {}
+    pub(super) fn answered(&self, _: &Answered<'_>) {}
 
-    pub(super) fn answer_first(&self, _: Answered, _: u64) -> Result<(), String> {
+    pub(super) fn answer_first(&self, _: &Answered<'_>, _: u64) -> Result<(), String> {
         Err("there is no ledger".to_owned())
     }
 

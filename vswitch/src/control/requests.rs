@@ -122,6 +122,13 @@ pub(super) fn answer(
     Answer::Reply(r)
 }
 
+/// The reply to whoever wants to watch where nothing can be streamed.
+#[cfg(feature = "manager")]
+pub(super) fn no_stream() -> String {
+    let text = "watch is for the switch's Unix socket; over HTTPS ask for what you need";
+    line::<()>(Err(ApiError::new(ErrorCode::Usage, text)))
+}
+
 fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
     let all = [

@@ -1,7 +1,7 @@
 //! Desired state: what the operator wants, as plain values. `config` makes it from TOML, the
 //! library's builder makes it in code, `apply` makes it true.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -46,6 +46,8 @@ pub struct SwitchConfig {
     pub socket: PathBuf,
     /// What managers and their certificates call it.
     pub name: String,
+    /// `[api]`: the API over HTTPS, too.
+    pub api: Option<ApiConfig>,
     /// `[manager]` with an address; `None`: rules in this process, or nobody, answer questions.
     pub manager: Option<ManagerConfig>,
     /// `[ledger]`; `None`: nothing is recorded.
@@ -63,6 +65,7 @@ impl Default for SwitchConfig {
             max_ports: 256,
             socket: PathBuf::from("/run/vswitch/vswitch.sock"),
             name: hostname(),
+            api: None,
             manager: None,
             ledger: None,
             people: Vec::new(),
@@ -70,13 +73,13 @@ impl Default for SwitchConfig {
     }
 }
 
-/// `[[person]]`: somebody who may use the API, known by his user.
+/// `[[person]]`: somebody who may use the API, known by his user, or over HTTPS by his certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PersonConfig {
     /// What the ledger calls him.
     pub name: String,
-    /// His user id, which the kernel tells (`SO_PEERCRED`, unix(7)).
-    pub uid: u32,
+    /// His user id, which the kernel tells (`SO_PEERCRED`, unix(7)); `None`: he is no user of this machine.
+    pub uid: Option<u32>,
     /// What he may do.
     pub roles: Vec<Role>,
 }
@@ -126,11 +129,27 @@ fn hostname() -> String {
 pub struct ManagerConfig {
     /// `HOST:PORT`.
     pub address: String,
-    /// Certificates of the authority that signed its certificate, in PEM.
+    /// How it and we are known.
+    pub tls: TlsConfig,
+}
+
+/// `[api]`: requests over HTTPS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ApiConfig {
+    /// Where tools connect to.
+    pub listen: SocketAddr,
+    /// How they and we are known.
+    pub tls: TlsConfig,
+}
+
+/// Files in PEM by which two ends know each other.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct TlsConfig {
+    /// Certificates of the authority that signed the other end's.
     pub ca: PathBuf,
-    /// Our certificate, in PEM.
+    /// Our certificate.
     pub certificate: PathBuf,
-    /// Its key, in PEM.
+    /// Its key.
     pub key: PathBuf,
 }
 

@@ -12,11 +12,14 @@ use super::api::{
 };
 use super::apply::{ApplyError, Control};
 use super::deciding::ManagerError;
+use super::http::{HttpError, HttpServer};
 use super::loader::Loader;
 use super::reactor::{Command, Reactor};
 use super::recorder::{Recorder, RecorderError};
 use super::server::{Server, ServerError};
-use super::state::{Decisions, Desired, LedgerConfig, Poll, PortConfig, SwitchConfig};
+use super::state::{
+    Decisions, Desired, LedgerConfig, ManagerConfig, Poll, PortConfig, SwitchConfig,
+};
 use crate::datapath::worker::{self, PollMode, Shared, WorkerConfig, tick};
 use crate::policy::model::Policy;
 use crate::port::mem::MemEnd;
@@ -47,6 +50,9 @@ pub enum SwitchError {
     /// The ledger could not be opened.
     #[error(transparent)]
     Ledger(#[from] RecorderError),
+    /// The API cannot be served over HTTPS.
+    #[error("[api]: {0}")]
+    Http(#[from] HttpError),
     /// The manager cannot be asked.
     #[error("[manager]: {0}")]
     Manager(#[from] ManagerError),
@@ -154,6 +160,13 @@ impl SwitchBuilder {
         self
     }
 
+    /// Has questions of `ask` rules answered by a manager elsewhere.
+    #[must_use]
+    pub fn manager(mut self, manager: ManagerConfig) -> Self {
+        self.desired.switch.manager = Some(manager);
+        self
+    }
+
     /// Takes later changes from files: what the daemon does. The desired state itself is the
     /// caller's to load first.
     #[must_use]
@@ -177,6 +190,7 @@ impl SwitchBuilder {
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
         // Before there is anything to be recorded.
         let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;
+        let http = self.desired.switch.api.clone();
         let mut control = start(&self.desired.switch, &wake)?.recorded_by(recorder);
         control.deciding.connect(&self.desired.switch, &wake)?;
         let (commands, inbox) = channel();
@@ -195,12 +209,16 @@ impl SwitchBuilder {
             .name("control".to_owned())
             .spawn(move || reactor.run())
             .map_err(SwitchError::Control)?;
-        let switch = Switch {
-            commands: Some(commands),
+        let mut switch = Switch {
+            commands: Some(commands.clone()),
             wake,
             thread: Some(thread),
+            http: None,
         };
         applied.recv().map_err(|_gone| SwitchError::Down)??;
+        let http =
+            http.map(|config| HttpServer::start(&config, commands, Arc::clone(&switch.wake)));
+        switch.http = http.transpose()?;
         Ok(switch)
     }
 }
@@ -289,6 +307,7 @@ pub struct Switch {
     commands: Option<Sender<Command>>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    http: Option<HttpServer>,
 }
 
 impl Switch {
@@ -444,6 +463,7 @@ impl Switch {
 
     fn stop(&mut self) {
         // The control thread ends when nobody can send it anything.
+        self.http = None;
         self.commands = None;
         self.wake.signal();
         if let Some(thread) = self.thread.take() {

@@ -206,15 +206,31 @@ impl<'a> Check<'a> {
     }
 
     fn people(&mut self, people: &[PersonConfig]) {
+        if self.desired.switch.api.is_some() && people.is_empty() {
+            self.error(
+                FieldPath::root().key("api"),
+                "nobody may use it",
+                "say who may, with [[person]] tables",
+            );
+        }
         for (n, person) in people.iter().enumerate() {
             let at = FieldPath::root().item("person", n, &person.name);
             self.name(&at, &person.name);
             let others = people.iter().take(n);
-            if let Some(other) = others.clone().find(|other| other.uid == person.uid) {
+            if let Some(uid) = person.uid
+                && let Some(other) = others.clone().find(|other| other.uid == Some(uid))
+            {
                 self.error(
                     at.key("uid"),
-                    format!("user {} is already {:?}", person.uid, other.name),
+                    format!("user {uid} is already {:?}", other.name),
                     "give each person a user of his own",
+                );
+            }
+            if person.uid.is_none() && self.desired.switch.api.is_none() {
+                self.error(
+                    at.clone(),
+                    format!("nobody can be {:?}", person.name),
+                    "give the user's number, `uid`: `id -u NAME` shows it; or serve the API over HTTPS, [api]",
                 );
             }
             if others.clone().any(|other| other.name == person.name) {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::version::TLS13;
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
 const SWITCH: &str = "vswitch://switch/";
 const RULE: &str = "vswitch://rule/";
+const PERSON: &str = "vswitch://person/";
 /// Stands for all of a kind.
 const ALL: &str = "*";
 
@@ -40,6 +42,14 @@ impl Listed {
     #[must_use]
     pub fn has_rule(&self, name: &str) -> bool {
         self.has(RULE, name)
+    }
+
+    /// Whose it is, if it is one person's.
+    #[must_use]
+    pub fn person(&self) -> Option<&str> {
+        let mut people = self.0.iter().filter_map(|uri| uri.strip_prefix(PERSON));
+        let person = people.next()?;
+        people.next().is_none().then_some(person)
     }
 
     fn has(&self, kind: &str, name: &str) -> bool {
@@ -96,11 +106,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Credentials
 }
 
 impl Credentials {
-    /// A client that shows its certificate, and trusts only what this authority signed.
-    ///
-    /// # Errors
-    /// [`CredentialsError`]: which file, and why.
-    pub fn client(&self) -> Result<Arc<ClientConfig>, CredentialsError> {
+    fn roots(&self) -> Result<RootCertStore, CredentialsError> {
         let mut roots = RootCertStore::empty();
         for root in certificates(&self.ca)? {
             roots.add(root).map_err(|e| CredentialsError::File {
@@ -108,23 +114,61 @@ impl Credentials {
                 what: e.to_string(),
             })?;
         }
+        Ok(roots)
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, CredentialsError> {
         let key = PrivateKeyDer::from_pem_file(&self.key);
-        let key = key.map_err(|e| CredentialsError::File {
+        key.map_err(|e| CredentialsError::File {
             path: self.key.clone(),
             what: e.to_string(),
-        })?;
-        let together = |source| CredentialsError::Together {
+        })
+    }
+
+    fn together(&self, source: rustls::Error) -> CredentialsError {
+        CredentialsError::Together {
             path: self.certificate.clone(),
             source,
-        };
+        }
+    }
+
+    /// A client of HTTP/2 that shows its certificate, and trusts only what this authority signed.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]: which file, and why.
+    pub fn client(&self) -> Result<Arc<ClientConfig>, CredentialsError> {
         let provider = Arc::new(ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
-            .map_err(together)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(&self.certificate)?, key)
-            .map_err(together)?;
+            .map_err(|e| self.together(e))?
+            .with_root_certificates(self.roots()?)
+            .with_client_auth_cert(certificates(&self.certificate)?, self.key()?)
+            .map_err(|e| self.together(e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// A server of HTTP/1.1 whose clients must show a certificate that this authority signed.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]: which file, and why.
+    pub fn server(&self) -> Result<Arc<ServerConfig>, CredentialsError> {
+        let provider = Arc::new(ring::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(
+            Arc::new(self.roots()?),
+            Arc::clone(&provider),
+        );
+        let clients = clients.build().map_err(|e| CredentialsError::File {
+            path: self.ca.clone(),
+            what: e.to_string(),
+        })?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| self.together(e))?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(certificates(&self.certificate)?, self.key()?)
+            .map_err(|e| self.together(e))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 }
@@ -145,6 +189,10 @@ mod tests {
         assert!(!some.has_switch("host-10") && !some.has_switch("web") && !some.has_rule("*"));
         let all = listed(&["vswitch://switch/*"]);
         assert!(all.has_switch("any") && !all.has_rule("any"));
+        assert_eq!(all.person(), None);
+        let ann = "vswitch://person/ann";
+        assert_eq!(listed(&["vswitch://rule/web", ann]).person(), Some("ann"));
+        assert_eq!(listed(&[ann, "vswitch://person/bob"]).person(), None);
         assert_eq!(Listed::of(&vec![1, 2, 3].into()), Listed::default());
     }
 }

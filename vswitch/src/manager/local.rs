@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use super::question::{Answer, Mailbox, Question};
-use super::rules::{Moment, Rules};
+use super::rules::{Common, Rules};
 
 /// Questions that wait for the thread: some 100 ms of its work, which is as late as an answer should be.
 const CAPACITY: usize = 4096;
@@ -62,11 +62,11 @@ impl Drop for Local {
 }
 
 fn run(inbox: &Receiver<Question>, rules: &Mutex<Arc<Rules>>, mailbox: &Mailbox, boot: u64) {
-    let mut moment = Moment::of(SystemTime::now());
+    let mut common = Common::at(SystemTime::now());
     while let Ok(question) = inbox.recv() {
-        moment.advance(SystemTime::now());
+        common.advance(SystemTime::now());
         let rules = Arc::clone(&rules.lock().unwrap_or_else(PoisonError::into_inner));
-        let verdict = rules.decide(&question, &moment);
+        let verdict = rules.decide(&question, &mut common);
         mailbox.put(Answer {
             boot,
             id: question.id,

@@ -8,7 +8,7 @@ use crate::policy::model::Scope;
 use crate::sys::eventfd::EventFd;
 
 /// A workload, as rules see it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Workload {
     /// Its qualified name.
     pub id: String,
@@ -25,7 +25,7 @@ pub struct Workload {
 }
 
 /// One end of a connection.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Party {
     /// A workload of this switch.
     Workload(Arc<Workload>),

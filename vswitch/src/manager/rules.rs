@@ -22,6 +22,9 @@ pub const SCHEMA: &str = include_str!("schema.cedarschema");
 /// Rules named in a reason; who has more of them matching has a reason already.
 const NAMED: usize = 8;
 
+/// Pairs that are kept ready, some kilobytes each; when there are more, all are made anew.
+const PAIRS: usize = 1024;
+
 /// Something wrong with a text of rules.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Fault {
@@ -180,8 +183,8 @@ impl Rules {
 
     /// What they say.
     #[must_use]
-    pub fn decide(&self, question: &Question, moment: &Moment) -> Verdict {
-        let Some((request, entities)) = request(question, moment) else {
+    pub fn decide(&self, question: &Question, common: &mut Common) -> Verdict {
+        let Some((request, entities)) = request(question, common) else {
             return Verdict {
                 reason: "the question cannot be put to rules".to_owned(),
                 ..Verdict::default()
@@ -189,7 +192,7 @@ impl Rules {
         };
         let said = self
             .authorizer
-            .is_authorized(&request, &self.policies, &entities);
+            .is_authorized(&request, &self.policies, entities);
         let note = |id: &PolicyId| self.notes.get(id);
         // A rule that cannot be evaluated says nothing. Of one that forbids, that must not become a yes.
         let mut failed = said.diagnostics().errors().map(|e| {
@@ -292,32 +295,57 @@ fn annotation_at(text: &str, key: &str, value: &str, nth: usize) -> usize {
     found.or_else(|| text.find(&start)).unwrap_or(0)
 }
 
-/// A second, as rules see it: made once for all questions in it.
-#[derive(Clone, Debug)]
-pub struct Moment {
+/// What many questions have in common, made once for all of them: the second they are asked in, and who asks about whom.
+#[derive(Debug)]
+pub struct Common {
     second: u64,
-    fields: Vec<(String, Expression)>,
+    time: Option<Context>,
+    pairs: HashMap<Party, HashMap<Party, Entities>>,
+    known: usize,
 }
 
-impl Moment {
-    /// The second that this time is in.
+impl Common {
+    /// For questions at this time.
     #[must_use]
-    pub fn of(time: SystemTime) -> Self {
-        // A clock before 1970 is one that nobody has set.
-        let second = time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        Moment {
+    pub fn at(time: SystemTime) -> Self {
+        let second = second(time);
+        Common {
             second,
-            fields: fields(second),
+            time: Context::from_pairs(fields(second)).ok(),
+            pairs: HashMap::new(),
+            known: 0,
         }
     }
 
     /// Goes on to this time.
     pub fn advance(&mut self, time: SystemTime) {
-        let second = time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let second = second(time);
         if second != self.second {
-            *self = Moment::of(time);
+            self.second = second;
+            self.time = Context::from_pairs(fields(second)).ok();
         }
     }
+
+    fn entities(&mut self, names: &Names, from: &Party, to: &Party) -> Option<&Entities> {
+        let known = self.pairs.get(from).is_some_and(|of| of.contains_key(to));
+        if !known {
+            if self.known == PAIRS {
+                self.pairs.clear();
+                self.known = 0;
+            }
+            let both = [entity(names, from)?, entity(names, to)?];
+            let both = Entities::from_entities(both, None).ok()?;
+            let of = self.pairs.entry(from.clone()).or_default();
+            of.insert(to.clone(), both);
+            self.known += 1;
+        }
+        self.pairs.get(from)?.get(to)
+    }
+}
+
+fn second(time: SystemTime) -> u64 {
+    // A clock before 1970 is one that nobody has set.
+    time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
 fn fields(second: u64) -> Vec<(String, Expression)> {
@@ -337,17 +365,17 @@ fn fields(second: u64) -> Vec<(String, Expression)> {
 }
 
 /// A question, as Cedar is asked. `None`: with such names or numbers it can't be.
-fn request(question: &Question, moment: &Moment) -> Option<(Request, Entities)> {
+fn request<'a>(question: &Question, common: &'a mut Common) -> Option<(Request, &'a Entities)> {
     let names = NAMES.as_ref()?;
-    let (from, to) = (entity(names, &question.from)?, entity(names, &question.to)?);
-    let context = Context::from_pairs(context(question, moment)?).ok()?;
-    let (principal, resource) = (from.uid(), to.uid());
+    let context = Context::from_pairs(context(question)?).ok()?;
+    let context = context.merge(common.time.clone()?).ok()?;
+    let (from, to) = (&question.from, &question.to);
+    let [principal, resource] = [uid(names, from), uid(names, to)];
     let request = Request::new(principal, names.connect.clone(), resource, context, None);
-    let entities = Entities::from_entities([from, to], None);
-    Some((request.ok()?, entities.ok()?))
+    Some((request.ok()?, common.entities(names, from, to)?))
 }
 
-fn context(question: &Question, moment: &Moment) -> Option<Vec<(String, Expression)>> {
+fn context(question: &Question) -> Option<[(String, Expression); 4]> {
     let History {
         allowed,
         denied,
@@ -372,7 +400,7 @@ fn context(question: &Question, moment: &Moment) -> Option<Vec<(String, Expressi
         }
         _ => {}
     }
-    let own = [
+    Some([
         (
             "rule".to_owned(),
             Expression::new_string(question.rule.clone()),
@@ -383,21 +411,31 @@ fn context(question: &Question, moment: &Moment) -> Option<Vec<(String, Expressi
             "questions_last_minute".to_owned(),
             long(question.questions_last_minute),
         ),
-    ];
-    Some(moment.fields.iter().cloned().chain(own).collect())
+    ])
+}
+
+fn uid(names: &Names, party: &Party) -> EntityUid {
+    match party {
+        Party::Workload(workload) => named(&names.workload, &workload.id),
+        Party::Outside { address, .. } => named(&names.outside, &address.to_string()),
+    }
+}
+
+fn named(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
 fn entity(names: &Names, party: &Party) -> Option<Entity> {
     let text = |s: &str| Expression::new_string(s.to_owned());
-    let (kind, id, attributes, segments): (_, _, HashMap<_, _>, &[String]) = match party {
+    let (attributes, segments): (HashMap<_, _>, &[String]) = match party {
         Party::Workload(workload) => {
             let Workload {
-                id,
                 name,
                 tenant,
                 tags,
                 assurance,
                 segments,
+                ..
             } = &**workload;
             let tags = Expression::new_set(tags.iter().map(|tag| text(tag)));
             let attributes = [
@@ -406,7 +444,7 @@ fn entity(names: &Names, party: &Party) -> Option<Entity> {
                 ("tags".to_owned(), tags),
                 ("assurance".to_owned(), text(assurance)),
             ];
-            (&names.workload, id.clone(), attributes.into(), segments)
+            (attributes.into(), segments)
         }
         Party::Outside {
             address,
@@ -417,19 +455,11 @@ fn entity(names: &Names, party: &Party) -> Option<Entity> {
                 ("address".to_owned(), ip(*address)),
                 ("uplink".to_owned(), text(uplink)),
             ];
-            (
-                &names.outside,
-                address.to_string(),
-                attributes.into(),
-                segments,
-            )
+            (attributes.into(), segments)
         }
     };
-    let named = |kind: &EntityTypeName, id: &str| {
-        EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
-    };
     let parents = segments.iter().map(|s| named(&names.segment, s)).collect();
-    Entity::new(named(kind, &id), attributes, parents).ok()
+    Entity::new(uid(names, party), attributes, parents).ok()
 }
 
 fn ip(address: IpAddr) -> Expression {

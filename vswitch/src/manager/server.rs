@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::certificate::{Credentials, CredentialsError, Listed};
 use super::question::Answer;
-use super::rules::{Moment, Rules};
+use super::rules::{Common, Rules};
 use super::wire::v1::manager_server::{Manager, ManagerServer};
 use super::wire::v1::{self, from_manager, from_switch};
 use super::wire::{self, LONGEST, VERSION};
@@ -189,7 +189,7 @@ impl Session {
             return Ok(());
         }
         info!(switch, "a switch asks");
-        let mut moment = Moment::of(SystemTime::now());
+        let mut common = Common::at(SystemTime::now());
         while let Some(message) = questions.message().await? {
             let ask = match message.message {
                 Some(from_switch::Message::Ask(ask)) => ask,
@@ -198,8 +198,8 @@ impl Session {
                 _ => return Err(Status::invalid_argument("neither an Ask nor a Cancel")),
             };
             let question = wire::question(ask).map_err(Status::invalid_argument)?;
-            moment.advance(SystemTime::now());
-            let verdict = self.rules.get().decide(&question, &moment);
+            common.advance(SystemTime::now());
+            let verdict = self.rules.get().decide(&question, &mut common);
             let answer = Answer {
                 boot: self.boot,
                 id: question.id,

@@ -24,7 +24,7 @@ use crate::counters::PortCell;
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, Csum, Gso, HEAD_CAP, Offload, OutItem, Scratch, TxCaps};
 use crate::offload;
-use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::epoll::wait_readable;
 use crate::sys::eventfd::EventFd;
 use crate::sys::gate::Gate;
 
@@ -257,14 +257,10 @@ impl MemReceiver {
             return Ok(Some(offload));
         }
         let deadline = Instant::now() + timeout;
-        let poll = Epoll::new()?;
-        poll.add(self.fd(), 0, Interest::READ)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if !self.arm() {
-                // Rounded up, so that a last fraction of a millisecond does not spin.
-                let ms = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-                poll.wait(&mut [Event::EMPTY], ms)?;
+                wait_readable(self.fd(), left)?;
             }
             self.disarm();
             if let Some(offload) = self.recv(into) {
@@ -554,6 +550,7 @@ impl Consumer {
 mod tests {
     use super::*;
     use crate::frame::Burst;
+    use crate::sys::epoll::{Epoll, Event, Interest};
 
     /// Forwards one burst from port to port; returns the frames moved.
     fn forward(from: &Port, to: &Port, cell: &PortCell) -> usize {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// What to wait for. Errors and hang-ups are always reported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,6 +161,32 @@ impl AsRawFd for Epoll {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Waits until there is something to be read from `fd`, or so long (ppoll(2): to the nanosecond, where epoll counts
+/// milliseconds). A signal counts as nothing happened.
+///
+/// # Errors
+/// The system is out of memory.
+pub fn wait_readable(fd: RawFd, timeout: Duration) -> io::Result<()> {
+    let mut ready = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: `ready` and `timeout` live until the call returns; there is one pollfd; no signal mask is given.
+    let r = unsafe { libc::ppoll(&raw mut ready, 1, &raw const timeout, std::ptr::null()) };
+    if r < 0 {
+        let e = io::Error::last_os_error();
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

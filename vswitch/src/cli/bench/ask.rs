@@ -22,6 +22,11 @@ pub(super) fn show(report: &Report<Asking>) -> String {
     };
     out += &format!("\n{} questions a second", c.rate);
     out += &held(&r.paced);
+    out += &format!(
+        "\n{} questions a second, answered over loopback with mutual TLS",
+        c.rate
+    );
+    out += &held(&r.remote);
     out += "\nas many as there can be";
     out += &held(&r.flat_out);
     out += &summaries(&[

@@ -172,7 +172,8 @@ fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
 
 /// Why the people of the file cannot be users of their own here.
 fn only_one_user(dir: &Path, desired: &Desired) -> io::Result<Option<String>> {
-    let Some(person) = desired.switch.people.first().filter(|_| euid() == 0) else {
+    let mut uids = desired.switch.people.iter().filter_map(|person| person.uid);
+    let Some(uid) = uids.next().filter(|_| euid() == 0) else {
         let why = "not root, so all people are one user, you, and nobody is a second person";
         return Ok(Some(why.to_owned()));
     };
@@ -180,7 +181,7 @@ fn only_one_user(dir: &Path, desired: &Desired) -> io::Result<Option<String>> {
     fs::set_permissions(dir, Permissions::from_mode(0o711))?;
     let mut check = vswitch(dir);
     check.args(["check", "switch.toml"]);
-    let done = check.uid(person.uid).gid(person.uid).output();
+    let done = check.uid(uid).gid(uid).output();
     let why = match done {
         Ok(output) if output.status.success() => return Ok(None),
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -211,7 +212,11 @@ impl Floor {
             Cast::Alone
         } else {
             let people = desired.switch.people.iter();
-            Cast::Each(people.map(|p| (p.name.clone(), p.uid)).collect())
+            Cast::Each(
+                people
+                    .filter_map(|p| Some((p.name.clone(), p.uid?)))
+                    .collect(),
+            )
         };
         let mut floor = Floor {
             stacks: Stacks::new(Vec::new(), stop),

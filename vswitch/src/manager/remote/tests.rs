@@ -16,7 +16,7 @@ use super::super::wire::v1::manager_server::Manager;
 use super::*;
 use crate::control::Switch;
 use crate::control::state::{
-    Desired, ManagerConfig, PortConfig, PortKind, SwitchConfig, WorkloadConfig,
+    Desired, ManagerConfig, PortConfig, PortKind, SwitchConfig, TlsConfig, WorkloadConfig,
 };
 use crate::packet::Mac;
 use crate::policy::model::{Action, Ask as Terms, Otherwise, Policy, Rule, Scope};
@@ -383,9 +383,11 @@ fn switch_with(address: SocketAddr, files: Credentials, deadline_ms: u32) -> (Sw
             name: "sw".to_owned(),
             manager: Some(ManagerConfig {
                 address: address.to_string(),
-                ca: files.ca,
-                certificate: files.certificate,
-                key: files.key,
+                tls: TlsConfig {
+                    ca: files.ca,
+                    certificate: files.certificate,
+                    key: files.key,
+                },
             }),
             ..SwitchConfig::default()
         },

@@ -52,7 +52,7 @@ fn decide(rules: &str, question: &Question) -> Verdict {
     let rules = Rules::parse(rules).unwrap_or_else(|faults| panic!("{rules}: {faults:?}"));
     rules.decide(
         question,
-        &Moment::of(UNIX_EPOCH + Duration::from_secs(NOON)),
+        &mut Common::at(UNIX_EPOCH + Duration::from_secs(NOON)),
     )
 }
 
@@ -115,19 +115,21 @@ fn everything_that_is_published_can_be_asked_for() {
 #[test]
 fn what_is_asked_fits_the_schema() {
     let names = NAMES.as_ref().expect("the schema can be read");
-    let moment = Moment::of(UNIX_EPOCH + Duration::from_secs(NOON));
+    let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(NOON));
     let icmp = Question {
         protocol: proto::ICMPV6,
         from: outside("2001:db8::1", &[]),
         ..question()
     };
     for question in [question(), icmp] {
-        let (request, entities) = request(&question, &moment).expect("it can be asked");
+        let own = Context::from_pairs(context(&question).unwrap()).unwrap();
+        let whole = own.merge(common.time.clone().unwrap()).unwrap();
+        let (request, entities) = request(&question, &mut common).expect("it can be asked");
         let checked = Request::new(
             request.principal().unwrap().clone(),
             request.action().unwrap().clone(),
             request.resource().unwrap().clone(),
-            Context::from_pairs(context(&question, &moment).unwrap()).unwrap(),
+            whole,
             Some(&names.schema),
         );
         checked.expect("it is as published");
@@ -255,7 +257,7 @@ fn the_rules_of_the_example_know_the_hours_and_who_is_who() {
             ..question()
         };
         let at = UNIX_EPOCH + Duration::from_secs(NOON + hours_later * HOUR);
-        rules.decide(&asked, &Moment::of(at)).reason
+        rules.decide(&asked, &mut Common::at(at)).reason
     };
     // Thursday 13:05, 18:05, 19:05, and Sunday 13:05.
     for (hours_later, reason) in [
@@ -279,5 +281,35 @@ fn the_rules_of_the_example_know_the_hours_and_who_is_who() {
         ..question()
     };
     let at = UNIX_EPOCH + Duration::from_secs(NOON);
-    assert_eq!(rules.decide(&wire, &Moment::of(at)).yes, None);
+    assert_eq!(rules.decide(&wire, &mut Common::at(at)).yes, None);
+}
+
+#[test]
+fn what_is_kept_ready_is_as_what_is_made_anew() {
+    let rules = Rules::parse(
+        "@id(\"a\") permit(principal == Workload::\"w-7\", action, resource) when { context.minute == 1 };",
+    )
+    .unwrap();
+    let mut common = Common::at(UNIX_EPOCH);
+    let asked = |n: usize| Question {
+        from: Party::Workload(Arc::new(Workload {
+            id: format!("w-{n}"),
+            ..Workload::default()
+        })),
+        ..question()
+    };
+    let mut yes = |n, at| {
+        common.advance(UNIX_EPOCH + Duration::from_secs(at));
+        assert!(common.known <= PAIRS);
+        rules.decide(&asked(n), &mut common).yes
+    };
+    assert_eq!(
+        (yes(7, 0), yes(7, 60), yes(8, 60)),
+        (None, Some(true), None)
+    );
+    // More than are kept.
+    for n in 0..2 * PAIRS {
+        assert_eq!(yes(n, 61), (n == 7).then_some(true), "{n}");
+    }
+    assert_eq!((yes(7, 62), yes(7, 120)), (Some(true), None));
 }

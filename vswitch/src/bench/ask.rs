@@ -101,6 +101,8 @@ pub struct AskingFigures {
     pub flat_out: Held,
     /// Frames of established connections, with questions beside them by without, repetition by repetition.
     pub forwarded_ratio: Summary,
+    /// Busy cycles of the switch by frame, without questions by with them.
+    pub cycles_ratio: Summary,
     /// Decisions in all.
     pub decisions: u64,
 }
@@ -133,7 +135,7 @@ impl Bench for Asking {
         let dir = Scratch::below(&self.dir, "ask")?;
         let ledger = dir.path().join("ledger.db");
         let (mut paced, mut flat_out) = (Seen::default(), Seen::default());
-        let (mut decided, mut ratio) = (Vec::new(), Vec::new());
+        let (mut decided, mut ratio, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
         progress("starting the switch");
         let here = Who::Here(self.decisions());
         let quiet = self.start(cores, &ledger, Poll::Adaptive, here)?;
@@ -194,7 +196,7 @@ impl Bench for Asking {
                 n + 1,
                 self.repeats.repeats
             ));
-            let without = overload(&mut rig, time)?.0.mpps();
+            let without = overload(&mut rig, time)?;
             let over = AtomicBool::new(false);
             let (with, asked) = std::thread::scope(|s| {
                 let asker = s.spawn(|| {
@@ -207,7 +209,10 @@ impl Bench for Asking {
                 (with, asker.join())
             });
             asked.map_err(|_panic| std::io::Error::other("the asking thread died"))??;
-            ratio.push(with?.0.mpps() / without.max(f64::MIN_POSITIVE));
+            let with = with?;
+            ratio.push(with.0.mpps() / without.0.mpps().max(f64::MIN_POSITIVE));
+            let spent = with.1.cycles_per_frame().max(f64::MIN_POSITIVE);
+            cycles.push(without.1.cycles_per_frame() / spent);
         }
         decisions += asking.received;
         let asked = asking.received;
@@ -219,6 +224,7 @@ impl Bench for Asking {
             decided_per_s: Summary::of(decided),
             flat_out: flat_out.held(),
             forwarded_ratio: Summary::of(ratio),
+            cycles_ratio: Summary::of(cycles),
             decisions,
         })
     }

@@ -23,6 +23,7 @@ use super::state::{
 use crate::datapath::worker::{self, PollMode, Shared, WorkerConfig, tick};
 use crate::policy::model::Policy;
 use crate::port::mem::MemEnd;
+use crate::sys::affinity::KeptOff;
 use crate::sys::eventfd::EventFd;
 use crate::sys::time::monotonic_ns;
 
@@ -187,6 +188,8 @@ impl SwitchBuilder {
         let everybody = !self.desired.switch.people.is_empty();
         let server = server.map(|path| Server::bind(path, everybody));
         let server = server.transpose()?;
+        // All threads but the workers, which pin themselves.
+        let _off = KeptOff::cores(&self.desired.switch.workers).map_err(SwitchError::Control)?;
         let wake = Arc::new(EventFd::new().map_err(SwitchError::Control)?);
         // Before there is anything to be recorded.
         let recorder = Recorder::open(self.desired.switch.ledger.as_ref(), &wake)?;

@@ -51,8 +51,8 @@ struct Held {
     /// What was asked: for all of its topic, or, where only a record is wanted, for itself.
     question: FlowKey,
     conn: FlowKey,
-    definition: u64,
     give_up_ns: u64,
+    wants: Question,
     ask: AskEvent,
     frame: KeptFrame,
 }
@@ -87,11 +87,13 @@ pub struct Hold {
     pub(crate) verdicts: Participant,
     /// Whether what is admitted can be recorded.
     records: Arc<AtomicBool>,
-    /// Answers that had been given when all were looked at.
+    /// The port to be looked at next; not 0: some are yet to be looked at.
+    next: usize,
+    /// Answers that had been given when all were looked at, or began to be.
     given: u64,
     /// Recalls of passes that had been heeded.
     recalled: u64,
-    /// No frame is given up before.
+    /// No frame that was looked at is given up before.
     give_up_ns: u64,
     /// Under whose rules all that waits asks.
     generation: u64,
@@ -159,6 +161,7 @@ impl Hold {
             asked: false,
             verdicts: verdicts.participant(),
             records: Arc::clone(verdicts.records()),
+            next: 0,
             given: 0,
             recalled: 0,
             give_up_ns: u64::MAX,
@@ -178,7 +181,8 @@ impl Hold {
     #[inline]
     pub(crate) fn is_due(&self, verdicts: &Verdicts, generation: u64, now_ns: u64) -> bool {
         self.waiting != 0
-            && (self.given != verdicts.given()
+            && (self.next != 0
+                || self.given != verdicts.given()
                 || self.give_up_ns <= now_ns
                 || self.generation != generation)
     }
@@ -208,7 +212,10 @@ impl Hold {
         (verdicts, counters): (&Verdicts, &Counters),
         now_ns: u64,
     ) -> Option<PortId> {
-        let given = verdicts.given();
+        if self.next == 0 || self.generation != generation {
+            (self.next, self.given, self.generation) = (0, verdicts.given(), generation);
+            self.give_up_ns = u64::MAX;
+        }
         let recalled = verdicts.recalled();
         if self.recalled != recalled {
             self.recalled = recalled;
@@ -220,20 +227,19 @@ impl Hold {
                 port.questions.retain(asks);
             }
         }
-        self.give_up_ns = u64::MAX;
-        for n in 0..self.ports.len() {
+        while self.next < self.ports.len() {
+            let n = self.next;
+            self.next += 1;
             self.look_at(n, (snapshot, generation), counters, now_ns);
             if !self.leaving.is_empty() {
                 for held in &self.leaving {
                     // There is room for all that a port may hold.
                     self.kept.put_into(&held.frame, burst);
                 }
-                // Other ports are looked at next.
-                self.give_up_ns = 0;
                 return u16::try_from(n).ok().map(PortId);
             }
         }
-        (self.given, self.generation) = (given, generation);
+        self.next = 0;
         None
     }
 
@@ -254,7 +260,7 @@ impl Hold {
             if owner.is_none_or(|owner| usize::from(owner.port.0) != n) {
                 return Step::Drop(DropReason::AskCancelled);
             }
-            let (about, definition) = ((&held.topic, &held.conn), held.definition);
+            let (about, definition) = ((&held.topic, &held.conn), held.wants.definition);
             let wall = held.ask.about == About::Wall;
             let answered = if wall {
                 verdicts::find_pass(access, about, definition, Purpose::Look).is_some()
@@ -309,6 +315,17 @@ impl Hold {
         asking.record >= wanted && !self.records.load(Ordering::Relaxed)
     }
 
+    /// What the frames of a connection wait for that came before this one, by the same port: an answer that has come meanwhile is
+    /// for them first.
+    fn ahead(&self, port: PortId, conn: &FlowKey) -> Option<Question> {
+        if self.waiting == 0 || !self.leaving.is_empty() {
+            return None;
+        }
+        let frames = &self.ports.get(usize::from(port.0))?.frames;
+        let ahead = frames.iter().find(|held| held.conn == *conn);
+        ahead.map(|held| held.wants)
+    }
+
     /// Gives back the room of what left.
     pub(crate) fn left(&mut self) {
         for held in self.leaving.drain(..) {
@@ -341,6 +358,10 @@ pub(crate) fn settle(
     ends: (&Owner, &Owner),
     conn: Option<&FlowKey>,
 ) -> Result<Option<Settled>, DropReason> {
+    if let Some(wants) = conn.and_then(|conn| ctx.hold.ahead(ctx.in_port, conn)) {
+        ctx.hold.question = Some(wants);
+        return Ok(None);
+    }
     match classifier.asking(&judgement) {
         None => passes::settle(ctx, classifier, judgement, p, ends, conn),
         Some(asking) => answered(ctx, classifier, (judgement, &asking), p, ends, conn),
@@ -541,8 +562,8 @@ pub(crate) fn keep(
         topic,
         question: asked,
         conn: *conn,
-        definition: question.definition,
         give_up_ns,
+        wants: question,
         ask,
         frame,
     });

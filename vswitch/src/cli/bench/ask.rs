@@ -36,6 +36,11 @@ pub(super) fn show(report: &Report<Asking>) -> String {
             &r.forwarded_ratio,
             3,
         ),
+        (
+            "busy cycles a frame without questions, by with",
+            &r.cycles_ratio,
+            3,
+        ),
     ]);
     out
 }

@@ -13,7 +13,7 @@ pub struct AskInfo {
     pub id: String,
     /// The rule that asks.
     pub rule: String,
-    /// Who wants to connect, as in [`ConnInfo`].
+    /// Who wants to connect, as in [`super::ConnInfo`].
     pub from: String,
     /// To whom.
     pub to: String,

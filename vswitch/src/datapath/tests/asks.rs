@@ -213,6 +213,29 @@ fn the_first_datagrams_come_in_their_order_ahead_of_later_ones() {
 }
 
 #[test]
+fn nobody_overtakes_who_waits_when_several_are_answered_at_once() {
+    let mut r = rig();
+    let other = || talk(3, "10.0.0.3", 2, "10.0.0.2");
+    let datagram = |talk: Talk, n: u8| talk.udp(1000, 53, &[n; 32]);
+    r.waits("web", &datagram(WEB_DB(), 0));
+    r.waits("other", &datagram(other(), 1));
+    let mut access = r.shared.verdicts.participant();
+    for ask in r.asks() {
+        let yes = r.yes(&ask);
+        r.shared.verdicts.give(&access, &Topic::of(&ask).key(), yes);
+    }
+    access.offline();
+    // Both have their answers, and before the worker looks more comes from both.
+    r.leave("other", &datagram(other(), 3));
+    let out = r.send("web", &datagram(WEB_DB(), 2));
+    let ours: Vec<_> = out.got["db"].iter().map(|f| f[42]).collect();
+    let order = |n| ours.iter().position(|found| *found == n).unwrap();
+    assert_eq!(ours.len(), 4, "{ours:?}");
+    assert!(order(0) < order(2) && order(1) < order(3), "{ours:?}");
+    r.check_conservation();
+}
+
+#[test]
 fn an_answer_for_one_connection_leaves_the_others_asking() {
     let mut r = rig();
     let syn = |sport| WEB_DB().tcp((sport, 5432), "S", 1, 0, b"");

@@ -287,6 +287,13 @@ impl Rig {
         self.settle(&before)
     }
 
+    /// Sends a frame that the switch does not look at yet.
+    pub(super) fn leave(&mut self, port: &str, frame: &[u8]) {
+        let at = self.index(port);
+        let sent = self.ends[at].send_with(frame, Offload::default());
+        sent.unwrap();
+    }
+
     /// Lets the switch finish what it has to do.
     pub(super) fn step(&mut self) -> Outcome {
         self.settle(&self.drops())

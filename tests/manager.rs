@@ -150,6 +150,27 @@ fn rules_answer_and_leave_the_rest_to_people() {
     let changes = applied.last().expect("one")["body"]["changes"].to_string();
     assert!(changes.contains("rules.cedar (SHA-256 "), "{changes}");
 
+    // What the rules before have denied is asked about anew, and what they have admitted goes on.
+    a.send(&datagram(1001, 2));
+    b.recv(&datagram(1001, 2));
+    lab.file(
+        "rules.cedar",
+        "@id(\"none\") forbid(principal, action, resource);",
+    );
+    recorded(&switch, &lab, "policy_applied", 3);
+    let denied = switch.dropped("policy_ask_denied");
+    a.send(&datagram(1002, 1));
+    wait_for("new rules to deny what the others admitted", LIMIT, || {
+        (switch.dropped("policy_ask_denied") == denied + 1).then_some(())
+    });
+    a.send(&datagram(1001, 2));
+    b.recv(&datagram(1001, 2));
+    lab.file(
+        "rules.cedar",
+        "@id(\"all\") permit(principal, action, resource);",
+    );
+    recorded(&switch, &lab, "policy_applied", 4);
+
     // Wrong ones change nothing, and are said with their place.
     lab.file(
         "rules.cedar",

@@ -146,8 +146,54 @@ impl<'a> Net<'a> {
 fn a_database_serves_buyers_or_sellers_and_remembers_which() {
     let Some(lab) = Lab::open(&[]) else { return };
     let mut net = Net::start(&lab, POLICY);
+    // What happens is watched; when a denial is shown, it is.
+    let mut watch = net.switch.watch(&["--kind", "deny,wall"]);
+    wait_for("it to watch", LIMIT, || {
+        assert!(watch.ended().is_none(), "{}", watch.log());
+        net.send("buyer", "seller");
+        watch.log().contains("\"deny\"").then_some(())
+    });
     net.reaches("buyer", "middle");
     net.is_kept("seller", "middle");
+    let told = wait_for("the refusal to be shown", LIMIT, || {
+        let log = watch.log();
+        (log.contains("refused: ") && log.ends_with('\n')).then_some(log)
+    });
+    let told = told.lines().map(|line| {
+        let event: Value = serde_json::from_str(line).expect("one document a line");
+        ["kind", "wall", "from", "why"].map(|key| event[key].as_str().unwrap_or("-").to_owned())
+    });
+    let told: Vec<_> = told.filter(|[kind, ..]| kind == "wall").collect();
+    assert!(
+        told.iter().all(|[_, wall, ..]| wall == "trading"),
+        "{told:?}"
+    );
+    let said: Vec<_> = told
+        .iter()
+        .map(|[_, _, who, why]| format!("{who}: {why}"))
+        .collect();
+    assert!(
+        said.contains(&"middle: bound to buy".to_owned()),
+        "{said:?}"
+    );
+    let refused = said.last().expect("one");
+    assert!(
+        refused.ends_with("would bring together buy and sell"),
+        "{said:?}"
+    );
+
+    // The rules would let the seller connect, and the wall does not.
+    let reach = net.switch.cli_json(&["reach", "seller"]);
+    let middle = reach["found"].as_array().expect("a list").iter();
+    let middle = { middle }
+        .find(|f| f["who"]["names"][0] == "middle")
+        .expect("it is listed");
+    assert_eq!(
+        (&middle["level"], &middle["by"][0]["wall"]),
+        (&"walled".into(), &"trading: buy and sell".into())
+    );
+    let said = net.switch.cli_ok(&["reach", "buyer"]);
+    assert!(said.contains("were it not for a wall: 1"), "{said}");
     let bound = net.bindings();
     assert_eq!(bound.len(), 1, "{bound:?}");
     assert_eq!(

@@ -11,6 +11,7 @@ mod ledger;
 #[cfg(feature = "manager")]
 mod manager;
 mod progress;
+mod reach;
 mod run;
 mod show;
 mod walls;
@@ -25,8 +26,8 @@ use serde::Serialize;
 
 use crate::control::api::{
     ApiError, Applied, AskAnswer, AskInfo, ConnList, DropInfo, ErrorCode, ExplainQuery,
-    Explanation, PolicyDiff, PolicyView, PortInfo, ProposalInfo, Request, SegmentInfo, Stats,
-    Status, WatchEvent, WatchFilter, WorkloadInfo,
+    Explanation, PolicyDiff, PolicyView, PortInfo, ProposalInfo, Reach, Request, SegmentInfo,
+    Stats, Status, WatchEvent, WatchFilter, WorkloadInfo,
 };
 #[cfg(feature = "demo")]
 use crate::demo;
@@ -132,12 +133,27 @@ enum Command {
         #[arg(long)]
         src_port: Option<u16>,
     },
-    /// Denials and cuts as they happen, and the connections of rules with `log = true`.
+    /// Whom a workload can connect to, directly and through others, and by which rules.
+    Reach {
+        /// Workload, or `outside`.
+        workload: String,
+        /// Who can connect to it, instead.
+        #[arg(long)]
+        to: bool,
+        /// Whom it can connect to; this is what is shown unless said.
+        #[arg(long, conflicts_with = "to")]
+        from: bool,
+        /// List at most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// What happens, as it does: denials and cuts, connections of rules with `log = true`, questions and answers, and whom
+    /// walls bind.
     Watch {
         /// Only with this workload at an end.
         #[arg(long)]
         workload: Option<String>,
-        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict.
+        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall.
         #[arg(long, value_delimiter = ',')]
         kind: Vec<String>,
     },
@@ -297,8 +313,13 @@ enum ApprovalCommand {
 
 #[derive(Debug, Subcommand)]
 enum AskCommand {
-    /// Those that wait for an answer.
+    /// Those that wait for an answer, and how much a yes would open.
     List,
+    /// One of them, and what a yes would open.
+    Show {
+        /// Its id, or the beginning of it.
+        id: String,
+    },
     /// Say yes to one.
     Allow {
         /// Its id, or the beginning of it.
@@ -324,7 +345,7 @@ impl AskCommand {
     /// The answer that this gives.
     fn answer(self) -> Option<AskAnswer> {
         let (id, yes, ttl, once) = match self {
-            AskCommand::List => return None,
+            AskCommand::List | AskCommand::Show { .. } => return None,
             AskCommand::Allow { id, ttl, once } => (id, true, ttl, once),
             AskCommand::Deny { id, ttl } => (id, false, ttl, false),
         };
@@ -400,6 +421,10 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         Command::Status => {
             let status: Status = client()?.call(Request::Status)?;
             out.print(&status, show::status)
+        }
+        Command::Ask(AskCommand::Show { id }) => {
+            let ask: AskInfo = client()?.call(Request::AskShow { id })?;
+            out.print(&ask, reach::ask)
         }
         Command::Ask(command) => match command.answer() {
             None => {
@@ -486,6 +511,20 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
                 Answer::No
             })
         }
+        Command::Reach {
+            workload,
+            to,
+            from: _,
+            limit,
+        } => {
+            let request = Request::Reach {
+                workload,
+                to,
+                limit,
+            };
+            let found: Reach = client()?.call(request)?;
+            out.print(&found, reach::reach)
+        }
         Command::Watch { workload, kind } => {
             let filter = WatchFilter {
                 workload,
@@ -538,13 +577,7 @@ fn policy(
         PolicyCommand::Diff { file } => {
             let (toml, source) = files::read(&file)?;
             let diff: PolicyDiff = client()?.call(Request::PolicyDiff { toml, source })?;
-            out.print(&diff, |d| {
-                if d.differs {
-                    d.changes.join("\n")
-                } else {
-                    "no difference".to_owned()
-                }
-            })?;
+            out.print(&diff, reach::diff)?;
             Ok(if diff.differs {
                 Answer::No
             } else {

@@ -314,7 +314,7 @@ pub(super) fn conns(list: &ConnList) -> String {
 
 pub(super) fn asks(asks: &[AskInfo]) -> String {
     let mut t = table(&[
-        "ID", "FROM", "TO", "SERVICE", "RULE", "WAITED", "LEFT", "THEN",
+        "ID", "FROM", "TO", "SERVICE", "RULE", "WAITED", "LEFT", "THEN", "OPENS",
     ]);
     for a in asks {
         t.add_row([
@@ -329,6 +329,7 @@ pub(super) fn asks(asks: &[AskInfo]) -> String {
                 Otherwise::Allow => "allow".to_owned(),
                 Otherwise::Deny => "deny".to_owned(),
             },
+            super::reach::brief(a.opens.as_ref()),
         ]);
     }
     text(&t, "nothing waits for an answer")
@@ -485,6 +486,10 @@ fn service_name(e: &WatchEvent) -> String {
 
 pub(super) fn event(e: &WatchEvent) -> String {
     let protocol = service_name(e);
+    let why = e.why.as_deref().unwrap_or_default();
+    if let Some(wall) = &e.wall {
+        return format!("{:>12.6} {:<7} {wall}: {}: {why}", e.time_s, e.kind, e.from);
+    }
     let mut out = format!("{:>12.6} {:<7} {protocol:<6} ", e.time_s, e.kind);
     if e.src.is_empty() {
         let _ = write!(out, "{} {} > {} {}", e.from, e.src_mac, e.to, e.dst_mac);
@@ -502,6 +507,12 @@ pub(super) fn event(e: &WatchEvent) -> String {
     }
     if let Some(reason) = &e.reason {
         let _ = write!(out, " ({reason})");
+    }
+    if let Some(ask) = &e.ask {
+        let _ = write!(out, " ask {ask}");
+    }
+    if let Some(who) = &e.who {
+        let _ = write!(out, " by {who}: {why}");
     }
     if e.original_bytes + e.reply_bytes > 0 {
         let _ = write!(out, " {} B > {} B <", e.original_bytes, e.reply_bytes);
@@ -598,10 +609,30 @@ mod tests {
             src_mac: String::new(),
             dst_mac: String::new(),
             generation: 1,
-            original_bytes: 0,
-            reply_bytes: 0,
-            lost: 0,
+            ..WatchEvent::default()
         }
+    }
+
+    #[test]
+    fn a_question_its_answer_and_a_wall_are_a_line_each() {
+        let yes = WatchEvent {
+            protocol: "udp".to_owned(),
+            ask: Some("3f".to_owned()),
+            who: Some("ann".to_owned()),
+            why: Some("answered".to_owned()),
+            ..icmp("yes", 53)
+        };
+        let line = "    1.500000 yes     udp    web-1 10.0.0.1:335 > db-1 10.0.0.2:53 ask 3f by ann: answered";
+        assert_eq!(event(&yes), line);
+        let wall = WatchEvent {
+            wall: Some("trading".to_owned()),
+            why: Some("bound to buy".to_owned()),
+            ..icmp("wall", 0)
+        };
+        assert_eq!(
+            event(&wall),
+            "    1.500000 wall    trading: web-1: bound to buy"
+        );
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
 use serde::{Deserialize, Serialize};
 pub use watch::{WatchEvent, WatchFilter};
 
+pub use crate::policy::reach::{Changed, Compared, Found, Grant, Group, How, Level, Opened, Reach};
+
 /// The protocol's version; a daemon refuses another one and says so.
 pub const VERSION: u32 = 1;
 
@@ -105,8 +107,22 @@ pub enum Request {
     Drops,
     /// [`Stats`].
     Stats,
+    /// Whom a workload can connect to, directly and through others. [`Reach`].
+    Reach {
+        /// NAME or TENANT/NAME, or `outside`.
+        workload: String,
+        /// Who can connect to it, instead.
+        to: bool,
+        /// Most groups to list.
+        limit: usize,
+    },
     /// Questions that wait for an answer: a list of [`AskInfo`].
     Asks,
+    /// One of them. [`AskInfo`].
+    AskShow {
+        /// Its id, or enough of its beginning.
+        id: String,
+    },
     /// Answers one. The [`AskInfo`] of it.
     Answer(AskAnswer),
     /// A list of [`WallInfo`].

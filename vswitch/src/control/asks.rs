@@ -19,7 +19,7 @@ use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
 use super::apply::Control;
 use super::callers::Caller;
 use super::deciding::Outcome;
-use super::events::protocol_name;
+use super::events::{Told, protocol_name};
 use super::ids::{self, Ids};
 use super::state::Desired;
 use crate::datapath::snapshot::AttachmentId;
@@ -65,6 +65,8 @@ pub(super) struct Pending {
     over_budget: u64,
     /// Workers that asked, and whose frames have not gone since.
     askers: u32,
+    /// It was answered by rules of this process.
+    pub(super) by_rules: bool,
 }
 
 impl Pending {
@@ -132,6 +134,9 @@ struct Standing {
     on_expiry: OnExpiry,
     /// Denials in a row.
     denials: u32,
+    /// Rules of this process gave it: it ends with them.
+    #[cfg_attr(not(feature = "manager"), allow(dead_code))] // without a manager there are none
+    by_rules: bool,
 }
 
 impl Standing {
@@ -166,12 +171,15 @@ pub(super) struct Asks {
     /// By what they are about: a topic, or one connection.
     standing: Kept<Standing>,
     incarnations: HashMap<AttachmentId, u64>,
+    /// An answer was taken back that connections were to end with.
+    cut: bool,
     /// By port number, what was dropped for asking too much and is recorded.
     excess: HashMap<u16, u64>,
     excess_at_ns: u64,
     /// Answers were given that workers have not been woken for.
     given: bool,
     ids: Ids,
+    pub(super) told: Told,
 }
 
 impl Asks {
@@ -185,10 +193,12 @@ impl Asks {
             deadlines: BTreeSet::new(),
             standing: Kept::new(PER_WORKLOAD),
             incarnations: HashMap::new(),
+            cut: false,
             excess: HashMap::new(),
             excess_at_ns: 0,
             given: false,
             ids: Ids::default(),
+            told: Told::default(),
         }
     }
 
@@ -201,6 +211,21 @@ impl Asks {
     #[cfg(feature = "manager")]
     pub(super) fn pending(&self, id: u64) -> Option<&Pending> {
         self.pending.get(&id).map(|pending| &**pending)
+    }
+
+    /// Rules of this process are about to answer it.
+    #[cfg(feature = "manager")]
+    pub(super) fn by_rules(&mut self, id: u64) {
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.by_rules = true;
+        }
+    }
+
+    /// Answers that are about more than one connection and stand: yes or no, and to what.
+    pub(super) fn standing(&self, now_ns: u64) -> impl Iterator<Item = (&Topic, bool)> {
+        let standing = self.standing.values();
+        let standing = standing.filter(move |s| !s.answer.once && s.answer.expires_ns > now_ns);
+        standing.map(|s| (&s.topic, s.answer.yes))
     }
 
     /// All that wait for an answer, the most urgent first.
@@ -374,6 +399,7 @@ impl Control {
             deadline_ns: event.time_ns + u64::from(asking.terms.deadline_ms) * MS_NS,
             over_budget: self.over_budget(event.port),
             askers: 1,
+            by_rules: false,
         };
         if !asking.answer {
             let answer = Answer {
@@ -387,6 +413,7 @@ impl Control {
             return;
         }
         log(&pending.shown, "ask", None);
+        self.tell_ask("ask", &pending.shown, None);
         let Pending { shown, port, .. } = &pending;
         self.recorder.asked(event.generation, shown, port);
         self.asks.remember(id, pending);
@@ -444,7 +471,7 @@ impl Control {
             self.record_excess();
             self.asks.excess_at_ns = now_ns + EXCESS_NS;
         }
-        let mut cut = false;
+        let mut cut = std::mem::take(&mut self.asks.cut);
         while let Some((about, standing)) = self.asks.standing.take_over(now_ns) {
             self.shared.verdicts.take_back(&self.asks.access, &about);
             cut |= standing.answer.yes && standing.on_expiry == OnExpiry::Cut;
@@ -553,6 +580,7 @@ impl Control {
             answer,
             on_expiry: pending.asking.terms.on_expiry,
             denials,
+            by_rules: pending.by_rules,
         };
         let ends = (answer.expires_ns, standing.over_ns());
         let from = pending.topic.from;
@@ -569,6 +597,10 @@ impl Control {
         }
         let what = if answer.yes { "allowed" } else { "denied" };
         log(&pending.shown, what, Some(why));
+        if pending.asking.answer {
+            let kind = if answer.yes { "yes" } else { "no" };
+            self.tell_ask(kind, &pending.shown, Some(why));
+        }
         self.asks.given = true;
     }
 
@@ -601,15 +633,24 @@ impl Control {
             ttl_s: terms.ttl_s,
             waited_ms: 0,
             left_ms: terms.deadline_ms.into(),
+            opens: None,
         }
     }
 
-    /// Questions that wait, the most urgent first.
-    pub(super) fn ask_infos(&self, now_ns: u64) -> Vec<AskInfo> {
+    /// Questions that wait, the most urgent first, and what each is about.
+    pub(super) fn ask_infos(&self, now_ns: u64) -> Vec<(AskInfo, Topic)> {
         let open = self.asks.open();
-        let mut infos: Vec<_> = open.map(|(_, pending)| pending.at(now_ns)).collect();
-        infos.sort_by_key(|info| info.left_ms);
+        let info = |(_, pending): (u64, &Pending)| (pending.at(now_ns), pending.topic);
+        let mut infos: Vec<_> = open.map(info).collect();
+        infos.sort_by_key(|(info, _)| info.left_ms);
         infos
+    }
+
+    /// One of them, by its id or the beginning of it.
+    pub(super) fn ask_named(&self, id: &str, now_ns: u64) -> Result<(AskInfo, Topic), ApiError> {
+        let noun = ("question", "ask list");
+        let (_, pending) = ids::named(self.asks.open(), id, noun)?;
+        Ok((pending.at(now_ns), pending.topic))
     }
 
     /// Somebody's answer to a question, by its id or the beginning of it.
@@ -679,6 +720,35 @@ impl Control {
         self.deciding.concluded(&pending.topic, outcome, now_ns);
         self.decided(about, (id, pending), answer, why, now_ns);
         Some(info)
+    }
+
+    /// Takes back what rules of this process have answered: other rules may say otherwise, so whoever connects next is asked
+    /// about anew. What is connected already goes on, or not, as at the end of an answer's time.
+    #[cfg(feature = "manager")]
+    pub(super) fn outdate(&mut self, now_ns: u64) {
+        for (about, standing) in self.asks.standing.take_all(|s| s.by_rules) {
+            let Answer { yes, keep, .. } = standing.answer;
+            if !(yes && keep) {
+                self.shared.verdicts.take_back(&self.asks.access, &about);
+                self.asks.cut |= yes;
+                continue;
+            }
+            let over = Standing {
+                answer: Answer {
+                    expires_ns: now_ns,
+                    ..standing.answer
+                },
+                by_rules: false,
+                ..standing
+            };
+            let verdicts = &self.shared.verdicts;
+            if verdicts.give(&self.asks.access, &about, over.answer) {
+                let ends = (now_ns, over.over_ns());
+                let (from, asks) = (over.topic.from, &mut self.asks);
+                asks.standing.insert(about, from, ends, over);
+            }
+        }
+        self.asks.access.quiesce();
     }
 
     /// Takes back what a new state makes void: answers whose ends or rules are not what they were. Before it is published, so

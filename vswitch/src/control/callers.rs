@@ -52,6 +52,8 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::Drops => ("drops", &[]),
         Request::Stats => ("stats", &[]),
         Request::Asks => ("asks", &[]),
+        Request::AskShow { .. } => ("ask-show", &[]),
+        Request::Reach { .. } => ("reach", &[]),
         Request::Walls => ("walls", &[]),
         Request::WallExplain { .. } => ("wall-explain", &[]),
         Request::WallReset { .. } => ("wall-reset", &[Security]),
@@ -233,6 +235,15 @@ mod tests {
             (Request::Drops, &[]),
             (Request::Stats, &[]),
             (Request::Asks, &[]),
+            (Request::AskShow { id: text() }, &[]),
+            (
+                Request::Reach {
+                    workload: text(),
+                    to: false,
+                    limit: 0,
+                },
+                &[],
+            ),
             (
                 Request::PortAdd {
                     toml: text(),
@@ -297,7 +308,7 @@ mod tests {
         };
         let text = serde_json::to_string(&envelope).unwrap();
         match requests::answer(&mut control(), None, caller, &text, 0) {
-            Answer::Stream(_) => false,
+            Answer::Stream(_) | Answer::Later(_) => false,
             Answer::Reply(reply) => {
                 let reply: Value = serde_json::from_str(&reply).unwrap();
                 reply["error"]["code"] == "forbidden"

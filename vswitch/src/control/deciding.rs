@@ -391,8 +391,9 @@ impl Control {
         }
         self.deciding.know(&self.attachments, &self.desired);
         if changed {
-            // What waits may have an answer now.
             let now_ns = monotonic_ns();
+            self.outdate(now_ns);
+            // What waits may have an answer now.
             for id in self.asks.ids() {
                 self.put_to_manager(id, now_ns);
             }
@@ -447,6 +448,7 @@ impl Control {
             connection: format!("{}:{} > {}:{}", e.src, e.sport, e.dst, e.dport),
             protocol: topic.protocol,
             number: topic.dport,
+            walls: [topic.from, topic.to].map(|end| self.walls.bound(end)),
             history: deciding.history(topic, now_ns),
             questions_last_minute,
             deadline_ms: terms.deadline_ms,
@@ -477,9 +479,9 @@ impl Control {
         let Some(manager) = &self.deciding.manager else {
             return;
         };
-        let who = match manager.who {
-            Who::Here { .. } => "manager".to_owned(),
-            Who::There { .. } => format!("manager {}", manager.source),
+        let (who, here) = match manager.who {
+            Who::Here { .. } => ("manager".to_owned(), true),
+            Who::There { .. } => (format!("manager {}", manager.source), false),
         };
         for answer in manager.mailbox.take() {
             let terms = self.asks.pending(answer.id).map(|p| p.asking.terms);
@@ -508,6 +510,9 @@ impl Control {
                     .ttl_s
                     .map_or(terms.ttl_s, |ttl_s| ttl_s.min(terms.ttl_s)),
             };
+            if here {
+                self.asks.by_rules(answer.id);
+            }
             self.conclude(answer.id, given, &answer.reason, now_ns);
             self.recorder.by("timer");
         }

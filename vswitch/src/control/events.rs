@@ -1,16 +1,52 @@
 //! Events out of the data path, made readable.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
 use tracing::info;
 
-use super::api::{WatchEvent, WatchFilter};
+use super::api::{AskInfo, WatchEvent, WatchFilter};
 use super::apply::Control;
+use super::walls::Mark;
 use crate::event::{ConnEvent, ConnEventKind, NONE_U32};
 use crate::packet::proto;
 use crate::policy::RuleId;
+use crate::policy::walls::Key;
 use crate::port::PortId;
+use crate::sys::time::monotonic_ns;
 
 /// Events taken from one worker per turn, so that a flood of them cannot hold the control thread.
 const PER_TURN: usize = 4096;
+
+/// What the control thread itself has to tell and nobody has taken yet: as much as is taken of a worker.
+const TOLD: usize = PER_TURN;
+
+/// Events of the control thread, for those who watch.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    watched: Cell<bool>,
+    events: RefCell<VecDeque<WatchEvent>>,
+    lost: Cell<u64>,
+}
+
+impl Told {
+    /// Somebody watches, or nobody does.
+    pub(super) fn watched(&self, watched: bool) {
+        self.watched.set(watched);
+    }
+
+    fn tell(&self, make: impl FnOnce() -> WatchEvent) {
+        if !self.watched.get() {
+            return;
+        }
+        let mut events = self.events.borrow_mut();
+        if events.len() < TOLD {
+            events.push_back(make());
+        } else {
+            self.lost.set(self.lost.get() + 1);
+        }
+    }
+}
 
 /// `tcp`, `udp`, ... or the number.
 pub(super) fn protocol_name(protocol: u8) -> String {
@@ -60,11 +96,67 @@ impl Control {
             }
         }
         self.events = rings;
+        let told = &self.asks.told;
+        told.watched(watched);
+        for event in told.events.take() {
+            see(WatchEvent {
+                lost: self.events_lost(),
+                ..event
+            });
+        }
     }
 
     /// Events lost so far.
     pub(super) fn events_lost(&self) -> u64 {
-        self.events.iter().map(crate::event::Consumer::lost).sum()
+        let workers = self.events.iter().map(crate::event::Consumer::lost);
+        workers.sum::<u64>() + self.asks.told.lost.get()
+    }
+
+    fn time_s(&self, time_ns: u64) -> f64 {
+        #[allow(clippy::cast_precision_loss)] // seconds with microseconds, for reading
+        let s = time_ns.saturating_sub(self.started_ns) as f64 / 1e9;
+        s
+    }
+
+    /// Somebody is asked, or, with a reason, has answered.
+    pub(super) fn tell_ask(&self, kind: &str, ask: &AskInfo, why: Option<&str>) {
+        self.asks.told.tell(|| WatchEvent {
+            time_s: self.time_s(monotonic_ns()),
+            kind: kind.to_owned(),
+            rule: Some(ask.rule.clone()),
+            port: "-".to_owned(),
+            from: ask.from.clone(),
+            to: ask.to.clone(),
+            protocol: ask.protocol.clone(),
+            src: ask.src.clone(),
+            sport: ask.sport,
+            dst: ask.dst.clone(),
+            dport: ask.dport,
+            generation: self.shared.snapshots.generation(),
+            ask: Some(ask.id.clone()),
+            who: why.map(|_| self.recorder.who().to_owned()),
+            why: why.map(str::to_owned),
+            ..WatchEvent::default()
+        });
+    }
+
+    /// A wall binds, frees or refuses somebody.
+    pub(super) fn tell_wall(&self, mark: &Mark<'_>) {
+        self.asks.told.tell(|| {
+            let (wall, from, why) = in_words(mark);
+            WatchEvent {
+                time_s: self.time_s(monotonic_ns()),
+                kind: "wall".to_owned(),
+                port: "-".to_owned(),
+                from,
+                to: "-".to_owned(),
+                generation: self.shared.snapshots.generation(),
+                who: Some(self.recorder.who().to_owned()),
+                why: Some(why),
+                wall: Some(wall),
+                ..WatchEvent::default()
+            }
+        });
     }
 
     fn show(&self, e: &ConnEvent) -> WatchEvent {
@@ -80,10 +172,8 @@ impl Control {
             let ether = format!("ether/{:#06x}", e.ethertype);
             (ether, String::new(), String::new())
         };
-        #[allow(clippy::cast_precision_loss)] // seconds with microseconds, for reading
-        let time_s = e.time_ns.saturating_sub(self.started_ns) as f64 / 1e9;
         WatchEvent {
-            time_s,
+            time_s: self.time_s(e.time_ns),
             kind: e.kind.name().to_owned(),
             reason: e.reason.map(|r| r.name().to_owned()),
             rule,
@@ -101,7 +191,46 @@ impl Control {
             original_bytes: e.original_bytes,
             reply_bytes: e.reply_bytes,
             lost: self.events_lost(),
+            ..WatchEvent::default()
         }
+    }
+}
+
+/// The wall, whom it is about, and what happened to him.
+fn in_words(mark: &Mark<'_>) -> (String, String, String) {
+    let name = |who: &Key| match who {
+        Key::Workload(name) => name.clone(),
+        other => other.to_string(),
+    };
+    let of = |wall: &str, who: &Key, what: String| (wall.to_owned(), name(who), what);
+    let nobody = |wall: &str, what: String| (wall.to_owned(), "-".to_owned(), what);
+    match mark {
+        Mark::Reserved(fact, connection) => {
+            let what = format!("{} is reserved, for {connection}", fact.side);
+            of(&fact.wall, &fact.who, what)
+        }
+        Mark::Committed(fact) => of(&fact.wall, &fact.who, format!("bound to {}", fact.side)),
+        Mark::Released(fact, why) => {
+            let what = format!("{} is released: {why}", fact.side);
+            of(&fact.wall, &fact.who, what)
+        }
+        Mark::Denied(conflict, connection) => {
+            let [a, b] = &conflict.sides;
+            let what = format!("refused: {connection} would bring together {a} and {b}");
+            of(&conflict.wall, &conflict.who, what)
+        }
+        Mark::Breached(conflict) => {
+            let [a, b] = &conflict.sides;
+            let what = format!("carries both {a} and {b}, and is kept from both");
+            of(&conflict.wall, &conflict.who, what)
+        }
+        Mark::Begun(t) => nobody(&t.wall, format!("transaction {} is open", t.name)),
+        Mark::Ended(t) => nobody(&t.wall, format!("transaction {} has ended", t.name)),
+        Mark::Reset(wall, who, second, why) => of(
+            wall,
+            who,
+            format!("is free: {why} (second person {second})"),
+        ),
     }
 }
 

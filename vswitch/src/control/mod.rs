@@ -9,6 +9,7 @@ mod attachments;
 mod callers;
 #[cfg_attr(not(feature = "manager"), path = "deciding_none.rs")]
 mod deciding;
+mod elsewhere;
 mod events;
 mod explain;
 #[cfg_attr(not(feature = "manager"), path = "http_none.rs")]
@@ -18,6 +19,7 @@ mod loader;
 mod path;
 mod plan;
 mod ports;
+mod reach;
 mod reactor;
 #[cfg_attr(not(feature = "manager"), path = "recorder_none.rs")]
 mod recorder;

@@ -5,13 +5,14 @@
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use tracing::{error, info, warn};
 
 use super::api::Reply;
 use super::apply::Control;
 use super::callers::Caller;
+use super::elsewhere::Elsewhere;
 use super::events;
 use super::loader::Loader;
 use super::requests;
@@ -41,6 +42,9 @@ pub(super) enum Command {
         reply: tokio::sync::oneshot::Sender<String>,
     },
 }
+
+/// A client's number, and its answer.
+type Done = (u64, String);
 
 /// Tokens: what a descriptor is, in the high half; which one, in the low half.
 const WAKE: u64 = 0;
@@ -74,6 +78,9 @@ pub(super) struct Reactor {
     /// A port may have been opened, closed or renewed since their descriptors were registered: questions and answers do not,
     /// and there may be many.
     ports_changed: bool,
+    elsewhere: Elsewhere,
+    /// What was worked out for which client.
+    done: (Sender<Done>, Receiver<Done>),
 }
 
 impl Reactor {
@@ -107,6 +114,8 @@ impl Reactor {
             reload_at_ns: None,
             events_at_ns: 0,
             ports_changed: false,
+            elsewhere: Elsewhere::default(),
+            done: channel(),
         })
     }
 
@@ -155,22 +164,19 @@ impl Reactor {
         match token & KIND {
             WAKE => {
                 self.wake.drain();
+                while let Ok((id, line)) = self.done.1.try_recv() {
+                    if let Some(server) = &mut self.server {
+                        server.done(id, &line);
+                    }
+                    self.serve(id, now_ns);
+                }
             }
             LISTENER => {
                 if let Some(server) = &mut self.server {
                     server.accept(&self.epoll, |id| CLIENT | (id & !KIND), now_ns);
                 }
             }
-            CLIENT => {
-                let (control, loader) = (&mut self.control, self.loader.as_deref());
-                if let Some(server) = &mut self.server {
-                    server.ready(token & !KIND, now_ns, &self.epoll, token, |who, line| {
-                        let caller = Caller::of(who.uid, &control.desired.switch.people);
-                        control.recorder.by(&caller.name);
-                        requests::answer(control, loader, &caller, line, now_ns)
-                    });
-                }
-            }
+            CLIENT => self.serve(token & !KIND, now_ns),
             FILES => {
                 self.look_at_files(now_ns);
             }
@@ -179,6 +185,32 @@ impl Reactor {
                 self.control
                     .port_ready(id.unwrap_or(PortId(u16::MAX)), now_ns);
             }
+        }
+    }
+
+    /// Serves a client that has something to say, or can be told something.
+    fn serve(&mut self, id: u64, now_ns: u64) {
+        let (control, loader) = (&mut self.control, self.loader.as_deref());
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        // It may ask for a change.
+        self.ports_changed = true;
+        let work = server.ready(id, now_ns, &self.epoll, CLIENT | id, |who, line| {
+            let caller = Caller::of(who.uid, &control.desired.switch.people);
+            control.recorder.by(&caller.name);
+            requests::answer(control, loader, &caller, line, now_ns)
+        });
+        let Some(work) = work else { return };
+        let (done, wake) = (self.done.0.clone(), Arc::clone(&self.wake));
+        let job = move || {
+            // Nobody is there to take it when the switch ends.
+            let _ = done.send((id, work()));
+            wake.signal();
+        };
+        if let Err(e) = self.elsewhere.take(Box::new(job)) {
+            warn!("API client dropped: nobody works out its answer: {e}");
+            server.give_up(id);
         }
     }
 
@@ -199,8 +231,11 @@ impl Reactor {
                     reply,
                 }) => {
                     let caller = Caller::named(&person, &self.control.desired.switch.people);
-                    // Whoever is gone needs no reply.
-                    let _ = reply.send(self.request(&caller, &text));
+                    let reply = move |line| {
+                        // Whoever is gone needs none.
+                        let _ = reply.send(line);
+                    };
+                    self.request(&caller, &text, reply);
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -221,16 +256,27 @@ impl Reactor {
         false
     }
 
-    /// The reply to a request that came over HTTPS.
+    /// Replies to a request that came over HTTPS.
     #[cfg(feature = "manager")]
-    fn request(&mut self, caller: &Caller, text: &str) -> String {
+    fn request(
+        &mut self,
+        caller: &Caller,
+        text: &str,
+        reply: impl FnOnce(String) + Send + 'static,
+    ) {
         self.ports_changed = true;
         let control = &mut self.control;
         control.recorder.by(&caller.name);
         let loader = self.loader.as_deref();
         match requests::answer(control, loader, caller, text, monotonic_ns()) {
-            Answer::Reply(line) => line,
-            Answer::Stream(_) => requests::no_stream(),
+            Answer::Reply(line) => reply(line),
+            Answer::Stream(_) => reply(requests::no_stream()),
+            Answer::Later(work) => {
+                let job = Box::new(move || reply(work()));
+                if let Err(e) = self.elsewhere.take(job) {
+                    warn!("a request is not answered: nobody works it out: {e}");
+                }
+            }
         }
     }
 

@@ -81,6 +81,11 @@ impl Recorder {
         self.who = who.into();
     }
 
+    /// Who acts now.
+    pub(super) fn who(&self) -> &str {
+        &self.who
+    }
+
     /// A policy, or another view of who is who, is in force.
     pub(super) fn applied(
         &self,

@@ -30,6 +30,10 @@ impl Recorder {
 
     pub(super) fn by(&mut self, _: impl Into<String>) {}
 
+    pub(super) fn who(&self) -> &'static str {
+        "-"
+    }
+
     pub(super) fn applied(&self, _: u64, _: &Policy, _: (&str, Option<u64>), _: &[String]) {}
 
     pub(super) fn confirmed(&self, _: u64, _: &str) {}

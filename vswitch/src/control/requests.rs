@@ -101,14 +101,45 @@ pub(super) fn answer(
         }
         Request::PolicyShow => line(Ok(control.policy_view(now_ns))),
         Request::Explain(q) => line(control.explain(&q, tick(now_ns))),
-        Request::Asks => line(Ok(control.ask_infos(now_ns))),
+        Request::Reach {
+            workload,
+            to,
+            limit,
+        } => {
+            let asked = control.reached_as(&workload);
+            let asked = asked.and_then(|name| Ok((control.moment(now_ns)?, name)));
+            return later(asked, move |(moment, name)| moment.reach(&name, to, limit));
+        }
+        Request::Asks => {
+            let asks = control.ask_infos(now_ns);
+            if asks.is_empty() {
+                line(Ok([(); 0]))
+            } else {
+                let asked = control.moment(now_ns).map(|moment| (moment, asks));
+                return later(asked, |(moment, asks)| Ok(moment.asks(asks)));
+            }
+        }
+        Request::AskShow { id } => {
+            let asked = control.ask_named(&id, now_ns);
+            let asked = asked.and_then(|ask| Ok((control.moment(now_ns)?, ask)));
+            return later(asked, |(moment, ask)| Ok(moment.ask(ask)));
+        }
         Request::Answer(given) => line(control.answer_ask(&given, caller, now_ns)),
         Request::Walls => line(Ok(control.wall_infos())),
         Request::WallExplain { subject } => line(control.wall_explain(&subject)),
         Request::Transactions => line(Ok(control.transaction_infos())),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
-        Request::PolicyDiff { toml, source } => line(diff(control, loader, &toml, &source)),
+        Request::PolicyDiff { toml, source } => {
+            let diff = diff(control, loader, &toml, &source);
+            match control.moment(now_ns) {
+                Ok(moment) => {
+                    return later(diff, move |(diff, after)| Ok(moment.compare(&after, diff)));
+                }
+                // Where there is no policy, nobody connects to anybody.
+                Err(_) => line(diff.map(|(diff, _)| diff)),
+            }
+        }
         Request::Proposals => line(Ok(control.proposal_infos(now_ns))),
         Request::Disapprove { id } => line(control.drop_proposal(&id, now_ns)),
         Request::Approve { id } => line(control.approve((caller, &id), |control, request| {
@@ -129,6 +160,20 @@ pub(super) fn no_stream() -> String {
     line::<()>(Err(ApiError::new(ErrorCode::Usage, text)))
 }
 
+/// Has something worked out elsewhere, if it can be.
+fn later<A: Send + 'static, T: Serialize>(
+    asked: Result<A, ApiError>,
+    work: impl FnOnce(A) -> Result<T, ApiError> + Send + 'static,
+) -> Answer {
+    match asked {
+        Ok(asked) => Answer::Later(Box::new(move || line(work(asked)))),
+        Err(no) => Answer::Reply(line::<()>(Err(no))),
+    }
+}
+
+/// Kinds of events that the control thread tells itself.
+const OWN_KINDS: [&str; 4] = ["ask", "yes", "no", "wall"];
+
 fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
     let all = [
@@ -148,11 +193,14 @@ fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
             Err(e) => return Answer::Reply(line::<()>(Err(e.into()))),
         }
     }
-    let unknown = |kind: &&String| !all.iter().any(|k| k.name() == kind.as_str());
+    let known: Vec<_> = all.iter().map(|k| k.name()).chain(OWN_KINDS).collect();
+    let unknown = |kind: &&String| !known.contains(&kind.as_str());
     match filter.kinds.iter().find(unknown) {
-        None => Answer::Stream(filter),
+        None => {
+            control.asks.told.watched(true);
+            Answer::Stream(filter)
+        }
         Some(kind) => {
-            let known: Vec<_> = all.iter().map(|k| k.name()).collect();
             let text = format!(
                 "there is no kind of event {kind}; the kinds are {}",
                 known.join(", ")
@@ -167,23 +215,23 @@ fn diff(
     loader: Option<&dyn Loader>,
     toml: &str,
     source: &str,
-) -> Result<PolicyDiff, ApiError> {
+) -> Result<(PolicyDiff, Desired), ApiError> {
     let policy = loader
         .ok_or_else(no_files)?
         .policy(toml, source, &control.desired)
         .map_err(refused)?;
     let diff = crate::policy::diff(&control.desired.policy, &policy);
     let mut changes: Vec<_> = diff.0.iter().map(ToString::to_string).collect();
-    let after = Desired {
-        policy,
-        ..control.desired.clone()
-    };
+    let after = control.with_policy(policy);
     let weaker = control.weakenings(&after);
     changes.extend(weaker.iter().map(|line| format!("! {line}")));
-    Ok(PolicyDiff {
+    let diff = PolicyDiff {
         differs: !changes.is_empty(),
         changes,
-    })
+        pairs: None,
+        refused: Vec::new(),
+    };
+    Ok((diff, after))
 }
 
 /// Why a change was not made.

@@ -58,16 +58,19 @@ pub enum ServerError {
     },
 }
 
+/// Makes an answer, and takes its time.
+pub(crate) type Work = Box<dyn FnOnce() -> String + Send>;
+
 /// What the server does with a request line.
-#[derive(Debug)]
 pub(crate) enum Answer {
     /// Sends this line.
     Reply(String),
     /// Keeps the client and sends it events that match.
     Stream(WatchFilter),
+    /// Sends what this makes, on a thread of its own; what the client asks next waits for it.
+    Later(Work),
 }
 
-#[derive(Debug)]
 struct Client {
     stream: UnixStream,
     who: Peer,
@@ -78,12 +81,14 @@ struct Client {
     /// Bytes of `output` already sent.
     sent: usize,
     watch: Option<WatchFilter>,
+    /// What is to be worked out for it, before and while that is done.
+    work: Option<Work>,
+    waits: bool,
     active_ns: u64,
     wants_write: bool,
 }
 
 /// See the module documentation.
-#[derive(Debug)]
 pub(crate) struct Server {
     listener: UnixListener,
     path: PathBuf,
@@ -200,6 +205,8 @@ impl Server {
                     output: Vec::new(),
                     sent: 0,
                     watch: None,
+                    work: None,
+                    waits: false,
                     active_ns: now_ns,
                     wants_write: false,
                 },
@@ -207,7 +214,8 @@ impl Server {
         }
     }
 
-    /// Serves client `id`, which is readable or writable.
+    /// Serves client `id`, which is readable or writable. What is returned is to be worked out for it, and it waits until it is
+    /// told.
     pub(crate) fn ready(
         &mut self,
         id: u64,
@@ -215,14 +223,28 @@ impl Server {
         epoll: &Epoll,
         token: u64,
         mut answer: impl FnMut(&Peer, &str) -> Answer,
-    ) {
-        let Some(client) = self.clients.get_mut(&id) else {
-            return;
-        };
+    ) -> Option<Work> {
+        let client = self.clients.get_mut(&id)?;
         client.active_ns = now_ns;
         let who = client.who;
         let open = client.flush() && client.read_lines(&mut |line: &str| answer(&who, line));
+        let work = client.work.take();
+        client.waits |= work.is_some();
         self.settle(id, open, epoll, token);
+        work
+    }
+
+    /// Tells a client what was worked out for it.
+    pub(crate) fn done(&mut self, id: u64, line: &str) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.push(line);
+            client.waits = false;
+        }
+    }
+
+    /// Forgets a client that cannot be answered.
+    pub(crate) fn give_up(&mut self, id: u64) {
+        self.clients.remove(&id);
     }
 
     /// Sends an event to the clients that watch for it. `line` is made once, when one does.
@@ -264,8 +286,9 @@ impl Server {
 
     /// Drops clients that let us wait.
     pub(crate) fn expire(&mut self, now_ns: u64) {
-        self.clients
-            .retain(|_, c| c.watch.is_some() || now_ns.saturating_sub(c.active_ns) < PATIENCE_NS);
+        self.clients.retain(|_, c| {
+            c.watch.is_some() || c.waits || now_ns.saturating_sub(c.active_ns) < PATIENCE_NS
+        });
     }
 
     /// Asks for writability while output waits, drops a client that is finished.
@@ -323,7 +346,7 @@ impl Client {
             }
         }
         // A client that sends requests faster than it reads the answers waits for itself.
-        while self.sent == self.output.len() {
+        while self.sent == self.output.len() && !self.waits && self.work.is_none() {
             let unseen = self.input.get(self.searched..).unwrap_or_default();
             let Some(end) = unseen.iter().position(|b| *b == b'\n') else {
                 self.searched = self.input.len();
@@ -340,6 +363,7 @@ impl Client {
             match answer(line) {
                 Answer::Reply(reply) => self.push(&reply),
                 Answer::Stream(filter) => self.watch = Some(filter),
+                Answer::Later(work) => self.work = Some(work),
             }
             if !self.flush() {
                 return false;

@@ -13,6 +13,7 @@
 //! linked is first guessed from the passes that were given; when that would change anything, these are taken back, every
 //! worker has seen that they are, and the connection table says who is.
 
+mod apart;
 mod book;
 mod seen;
 
@@ -35,6 +36,7 @@ use crate::datapath::{conn, tcp};
 use crate::event::{About, AskEvent};
 use crate::packet::proto;
 use crate::policy::walls::{Binding, Key, State, weakenings};
+pub(super) use apart::Apart;
 use book::{Book, Hold, Pair};
 pub(super) use book::{Conflict, Fact, Model, Transaction};
 
@@ -404,6 +406,7 @@ impl Control {
             self.walls.book.put(fact, hold);
             let token = self.walls.ids.another();
             let mark = Mark::Reserved(fact, &reservation.connection);
+            self.tell_wall(&mark);
             match self.recorder.mark_first(generation, &mark, token) {
                 Ok(()) => {
                     self.walls.tokens.insert(token, both);
@@ -726,6 +729,7 @@ impl Control {
     }
 
     fn mark(&self, mark: &Mark<'_>) {
+        self.tell_wall(mark);
         self.recorder.mark(self.shared.snapshots.generation(), mark);
     }
 }

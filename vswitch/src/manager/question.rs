@@ -68,6 +68,8 @@ pub struct Question {
     pub protocol: u8,
     /// Destination port; for ICMP `type << 8 | code`.
     pub number: u16,
+    /// Sides of walls that the one is bound to, and the other: `wall/side`.
+    pub walls: [Vec<String>; 2],
     /// What was answered before.
     pub history: History,
     /// Questions of the same workload, or from behind the same uplink, in the last minute.

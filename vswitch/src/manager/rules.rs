@@ -375,7 +375,7 @@ fn request<'a>(question: &Question, common: &'a mut Common) -> Option<(Request, 
     Some((request.ok()?, common.entities(names, from, to)?))
 }
 
-fn context(question: &Question) -> Option<[(String, Expression); 4]> {
+fn context(question: &Question) -> Option<[(String, Expression); 5]> {
     let History {
         allowed,
         denied,
@@ -400,7 +400,16 @@ fn context(question: &Question) -> Option<[(String, Expression); 4]> {
         }
         _ => {}
     }
+    let [principal, resource] = question.walls.each_ref().map(|sides| {
+        let sides = sides.iter().cloned();
+        Expression::new_set(sides.map(Expression::new_string))
+    });
+    let walls = [
+        ("principal".to_owned(), principal),
+        ("resource".to_owned(), resource),
+    ];
     Some([
+        ("walls".to_owned(), Expression::new_record(walls).ok()?),
         (
             "rule".to_owned(),
             Expression::new_string(question.rule.clone()),

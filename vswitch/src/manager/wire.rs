@@ -32,11 +32,12 @@ pub fn ask(question: &Question) -> v1::FromSwitch {
         Scope::Connection => v1::Scope::Connection,
         Scope::Service => v1::Scope::Service,
     };
+    let [from_walls, to_walls] = &question.walls;
     let ask = v1::Ask {
         id: question.id,
         rule: question.rule.clone(),
-        from: Some(party(&question.from)),
-        to: Some(party(&question.to)),
+        from: Some(party(&question.from, from_walls)),
+        to: Some(party(&question.to, to_walls)),
         service: Some(v1::Service {
             protocol: question.protocol.into(),
             number: question.number.into(),
@@ -71,7 +72,7 @@ pub fn from_manager(message: v1::from_manager::Message) -> v1::FromManager {
     }
 }
 
-fn party(party: &Party) -> v1::Party {
+fn party(party: &Party, walls: &[String]) -> v1::Party {
     let (kind, segments) = match party {
         Party::Workload(workload) => {
             let known = v1::Workload {
@@ -97,6 +98,7 @@ fn party(party: &Party) -> v1::Party {
     v1::Party {
         kind: Some(kind),
         segments,
+        walls: walls.to_vec(),
     }
 }
 
@@ -112,7 +114,9 @@ pub fn question(ask: v1::Ask) -> Result<Question, String> {
     };
     let service = ask.service.ok_or("service: missing")?;
     let history = ask.history.unwrap_or_default();
+    let walls = [&ask.from, &ask.to].map(|p| p.as_ref().map_or_else(Vec::new, |p| p.walls.clone()));
     Ok(Question {
+        walls,
         id: ask.id,
         rule: ask.rule,
         from: received(ask.from).map_err(|e| format!("from: {e}"))?,

@@ -60,6 +60,16 @@ pub(super) const fn ether_key(ethertype: u16) -> u32 {
     1 << 24 | ethertype as u32
 }
 
+/// The key of a service.
+pub(super) const fn key(service: Service) -> u32 {
+    match service {
+        Service::Ip {
+            protocol, dport, ..
+        } => ip_key(protocol, dport),
+        Service::Ether(ethertype) => ether_key(ethertype),
+    }
+}
+
 /// From the lowest to the highest of some keys of services.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hull(Option<(u32, u32)>);
@@ -552,6 +562,12 @@ impl Classifier {
                 staged_hits: state.staged_hits.load(Relaxed),
             })
         })
+    }
+
+    /// What each workload is, in the order they were given when it was compiled.
+    #[must_use]
+    pub fn parties(&self) -> &[super::Party] {
+        &self.whole.known.parties
     }
 
     /// What is remembered of every rule, by name.

@@ -16,10 +16,12 @@ mod infrastructure;
 mod known;
 mod lanes;
 mod limit;
+mod links;
 mod management;
 pub mod model;
 pub mod oracle;
 mod ranges;
+pub mod reach;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -48,7 +50,7 @@ pub struct SetId(pub u32);
 pub struct RuleId(pub u32);
 
 /// One end of a connection, as policy sees it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Party {
     /// Whose it is.
     pub tenant: TenantId,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::model::{Otherwise, Scope};
+use crate::policy::reach::Opened;
 
 /// A question that waits: somebody wants to connect, and a rule says to ask.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct AskInfo {
     pub waited_ms: u64,
     /// How long it will.
     pub left_ms: u64,
+    /// What a yes would open; absent where that was not worked out, as in long lists.
+    #[serde(default)]
+    pub opens: Option<Opened>,
 }
 
 /// An answer to a question.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::reach::Compared;
+
 /// The policy in force.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PolicyView {
@@ -47,6 +49,12 @@ pub struct PolicyDiff {
     pub differs: bool,
     /// One line per difference: `+ rule a`, `- segment b`, `~ rule c: action allow -> deny`.
     pub changes: Vec<String>,
+    /// Pairs that can connect then and cannot now, and the other way; absent when there is nothing to compare.
+    #[serde(default)]
+    pub pairs: Option<Compared>,
+    /// Why the policy could not be applied; empty when it can.
+    #[serde(default)]
+    pub refused: Vec<String>,
 }
 
 /// A change is in force at every worker.

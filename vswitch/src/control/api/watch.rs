@@ -12,11 +12,12 @@ pub struct WatchFilter {
 }
 
 /// One event, as `watch` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WatchEvent {
     /// Seconds since the switch started.
     pub time_s: f64,
-    /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `lost` when some are missing before this line.
+    /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `ask` when somebody is asked, `yes` or `no` when that was
+    /// answered, `wall` when a wall binds, frees or refuses somebody.
     pub kind: String,
     /// Drop reason.
     pub reason: Option<String>,
@@ -49,6 +50,18 @@ pub struct WatchEvent {
     pub original_bytes: u64,
     /// Bytes to the initiator.
     pub reply_bytes: u64,
+    /// Of a question: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<String>,
+    /// Of an answer: who gave it. Of a wall: who did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    /// Of an answer: why. Of a wall: what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The wall. Whoever is bound stands in `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall: Option<String>,
     /// Events lost so far, at all workers.
     pub lost: u64,
 }

@@ -51,6 +51,11 @@ impl<V> Kept<V> {
         self.entries.get(key).map(|entry| &entry.value)
     }
 
+    /// All that is kept, in no order.
+    pub(in crate::control) fn values(&self) -> impl Iterator<Item = &V> {
+        self.entries.values().map(|entry| &entry.value)
+    }
+
     /// When there is something to be forgotten; `None`: never.
     pub(in crate::control) fn next_ns(&self) -> Option<u64> {
         let ((at, _), _) = self.over.first_key_value()?;

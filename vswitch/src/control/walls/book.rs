@@ -99,9 +99,9 @@ pub(super) struct Instance {
     pub(super) wall: Wall,
     parties: Vec<Party>,
     /// By attachment, its party.
-    of: HashMap<AttachmentId, usize>,
+    pub(super) of: HashMap<AttachmentId, usize>,
     /// Of a transaction: whose connections count.
-    only: Option<HashSet<AttachmentId>>,
+    pub(super) only: Option<HashSet<AttachmentId>>,
 }
 
 /// The walls as they are in force, and whom they mean.
@@ -246,10 +246,10 @@ fn definition(instances: &[Instance], walls: &Walls) -> u64 {
 }
 
 /// Who is linked to whom.
-struct Links(Vec<usize>);
+pub(super) struct Links(Vec<usize>);
 
 impl Links {
-    fn root(&self, mut at: usize) -> usize {
+    pub(super) fn root(&self, mut at: usize) -> usize {
         while let Some(&up) = self.0.get(at)
             && up != at
         {
@@ -308,7 +308,7 @@ impl Instance {
     fn carries(&self, book: &Book, party: &Party, firmly: bool) -> BTreeSet<String> {
         let mut sides = party.own.clone();
         for key in &party.keys {
-            let held = book.held.get(&(self.name.clone(), key.clone()));
+            let held = book.held.get(key).and_then(|of| of.get(&self.name));
             let held = held.into_iter().flatten();
             let firm = held.filter(|(_, hold)| !firmly || hold.committed);
             sides.extend(firm.map(|(side, _)| side.clone()));
@@ -318,19 +318,44 @@ impl Instance {
         sides
     }
 
+    /// Who is one by these links.
+    pub(super) fn joined(&self, links: &[Pair]) -> Links {
+        let mut joined = Links((0..self.parties.len()).collect());
+        // A transaction's stages hand over to each other, and what is kept apart is what they use.
+        let further: &[Pair] = if self.only.is_some() { &[] } else { links };
+        for (a, b) in further {
+            if let (Some(a), Some(b)) = (self.of.get(a), self.of.get(b)) {
+                joined.join(*a, *b);
+            }
+        }
+        joined
+    }
+
+    /// What each party carries, and whether it is bound by the wall.
+    pub(super) fn carrying(
+        &self,
+        book: &Book,
+    ) -> impl Iterator<Item = (usize, BTreeSet<String>, bool)> {
+        let parties = self.parties.iter().enumerate();
+        parties.map(|(n, p)| (n, self.carries(book, p, false), p.subject))
+    }
+
+    /// What somebody is bound to, beside what he is part of.
+    #[cfg(feature = "manager")]
+    pub(super) fn bound(&self, book: &Book, id: AttachmentId) -> BTreeSet<String> {
+        let party = self.of.get(&id).and_then(|n| self.parties.get(*n));
+        let sides = party.map(|p| (self.carries(book, p, false), &p.own));
+        sides.map_or_else(BTreeSet::new, |(sides, own)| &sides - own)
+    }
+
     /// Those who are linked with a pair, by these links.
     fn linked(&self, pair: Pair, links: &[Pair]) -> Vec<usize> {
         let ends = |pair: &Pair| Some((*self.of.get(&pair.0)?, *self.of.get(&pair.1)?));
         let Some((a, b)) = ends(&pair) else {
             return Vec::new();
         };
-        // A transaction's stages hand over to each other, and what is kept apart is what they use.
-        let further: &[Pair] = if self.only.is_some() { &[] } else { links };
-        let mut joined = Links((0..self.parties.len()).collect());
+        let mut joined = self.joined(links);
         joined.join(a, b);
-        for (a, b) in further.iter().filter_map(ends) {
-            joined.join(a, b);
-        }
         let root = joined.root(a);
         (0..self.parties.len())
             .filter(|n| joined.root(*n) == root)
@@ -448,7 +473,8 @@ fn whom(
 /// What is known of everybody.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    held: HashMap<(String, Key), BTreeMap<String, Hold>>,
+    /// By whom and wall, sides.
+    held: HashMap<Key, BTreeMap<String, BTreeMap<String, Hold>>>,
 }
 
 impl Book {
@@ -457,10 +483,9 @@ impl Book {
         if instance.only.is_some() {
             return Vec::new();
         }
-        let known = self.held.iter();
+        let known = self.held.get(key).into_iter().flatten();
         // What a transaction knew ends with it.
-        let others = known
-            .filter(|((wall, who), _)| who == key && *wall != instance.name && !wall.contains(' '));
+        let others = known.filter(|(wall, _)| **wall != instance.name && !wall.contains(' '));
         let firm = others.flat_map(|(_, sides)| sides.iter().filter(|(_, hold)| hold.committed));
         let sides = instance.wall.datasets.iter().map(|d| instance.wall.side(d));
         let sides: Vec<_> = sides.collect();
@@ -525,43 +550,52 @@ impl Book {
     }
 
     pub(super) fn get(&self, fact: &Fact) -> Option<&Hold> {
-        let sides = self.held.get(&(fact.wall.clone(), fact.who.clone()))?;
-        sides.get(&fact.side)
+        self.held.get(&fact.who)?.get(&fact.wall)?.get(&fact.side)
     }
 
     pub(super) fn get_mut(&mut self, fact: &Fact) -> Option<&mut Hold> {
-        let sides = self.held.get_mut(&(fact.wall.clone(), fact.who.clone()))?;
-        sides.get_mut(&fact.side)
+        let walls = self.held.get_mut(&fact.who)?;
+        walls.get_mut(&fact.wall)?.get_mut(&fact.side)
     }
 
     pub(super) fn put(&mut self, fact: &Fact, hold: Hold) {
-        let sides = self.held.entry((fact.wall.clone(), fact.who.clone()));
-        sides.or_default().insert(fact.side.clone(), hold);
+        let walls = self.held.entry(fact.who.clone()).or_default();
+        let sides = walls.entry(fact.wall.clone()).or_default();
+        sides.insert(fact.side.clone(), hold);
     }
 
     pub(super) fn remove(&mut self, fact: &Fact) {
-        let key = (fact.wall.clone(), fact.who.clone());
-        if let Some(sides) = self.held.get_mut(&key) {
+        let Some(walls) = self.held.get_mut(&fact.who) else {
+            return;
+        };
+        if let Some(sides) = walls.get_mut(&fact.wall) {
             sides.remove(&fact.side);
-            if sides.is_empty() {
-                self.held.remove(&key);
-            }
+        }
+        walls.retain(|_, sides| !sides.is_empty());
+        if walls.is_empty() {
+            self.held.remove(&fact.who);
         }
     }
 
     /// Forgets all that is bound by one wall, or in one transaction.
     pub(super) fn forget(&mut self, wall: &str) {
-        self.held.retain(|(of, _), _| of != wall);
+        self.held.retain(|_, walls| {
+            walls.remove(wall);
+            !walls.is_empty()
+        });
     }
 
     /// Forgets what somebody is bound to; whether he was.
     pub(super) fn unbind(&mut self, wall: &str, who: &Key) -> bool {
-        self.held.remove(&(wall.to_owned(), who.clone())).is_some()
+        let walls = self.held.get_mut(who);
+        walls.is_some_and(|walls| walls.remove(wall).is_some())
     }
 
     /// Everything, in order.
     pub(super) fn facts(&self) -> Vec<(Fact, &Hold)> {
-        let each = self.held.iter().flat_map(|((wall, who), sides)| {
+        let each = self.held.iter();
+        let each = each.flat_map(|(who, of)| of.iter().map(move |(wall, s)| (who, wall, s)));
+        let each = each.flat_map(|(who, wall, sides)| {
             sides.iter().map(move |(side, hold)| {
                 let fact = Fact {
                     wall: wall.clone(),

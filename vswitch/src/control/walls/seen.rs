@@ -6,8 +6,12 @@ use super::super::api::{
     ApiError, Applied, BindingInfo, ErrorCode, TransactionInfo, WallCarrier, WallInfo,
 };
 use super::super::apply::Control;
-use super::book::Transaction;
-use super::{Mark, pair};
+#[cfg(feature = "manager")]
+use super::Walls;
+use super::book::{Pair, Transaction};
+use super::{Apart, Mark, pair};
+#[cfg(feature = "manager")]
+use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::snapshot::Owner;
 use crate::packet::Addr;
 use crate::policy::bad_name;
@@ -26,6 +30,21 @@ pub(in crate::control) struct Reset {
 
 fn usage(text: String) -> ApiError {
     ApiError::new(ErrorCode::Usage, text)
+}
+
+#[cfg(feature = "manager")]
+impl Walls {
+    /// Sides that somebody is bound to, each as `wall/side`.
+    pub(in crate::control) fn bound(&self, id: AttachmentId) -> Vec<String> {
+        let instances = self.model.instances.iter();
+        let sides = instances.flat_map(|instance| {
+            let bound = instance.bound(&self.book, id).into_iter();
+            let wall = instance.wall.qualified();
+            bound.map(move |side| format!("{wall}/{side}"))
+        });
+        let sides: BTreeSet<_> = sides.collect();
+        sides.into_iter().collect()
+    }
 }
 
 impl Control {
@@ -125,6 +144,22 @@ impl Control {
         Ok(Reset { key, takes_away })
     }
 
+    /// Who is linked, or is about to be.
+    fn linked(&self) -> Vec<Pair> {
+        let reserved = self.walls.reserved.keys().copied();
+        let mut links = self.links();
+        links.extend(reserved);
+        links
+    }
+
+    /// Who is kept from whom now.
+    pub(in crate::control) fn apart(&self) -> Apart {
+        if self.walls.model.walls.is_none() {
+            return Apart::default();
+        }
+        Apart::new(&self.walls.book, &self.walls.model, &self.linked())
+    }
+
     /// Why a wall stands between two, if one does.
     pub(in crate::control) fn wall_between(
         &self,
@@ -138,9 +173,7 @@ impl Control {
         if !walls.carries(tenant, server, service) {
             return None;
         }
-        let reserved = self.walls.reserved.keys().copied();
-        let mut links = self.links();
-        links.extend(reserved);
+        let links = self.linked();
         let both = pair(from.attachment, to.attachment);
         let conflict = self
             .walls
@@ -167,6 +200,9 @@ impl Control {
     fn mark_durably(&self, mark: &Mark<'_>) -> Result<(), ApiError> {
         let generation = self.shared.snapshots.generation();
         let marked = self.recorder.mark_durably(generation, mark);
+        if marked.is_ok() {
+            self.tell_wall(mark);
+        }
         marked
             .map_err(|why| ApiError::new(ErrorCode::Refused, format!("it is not recorded: {why}")))
     }

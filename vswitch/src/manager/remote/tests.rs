@@ -160,6 +160,7 @@ fn question(id: u64, rule: &str) -> Question {
         connection: String::new(),
         protocol: 17,
         number: 53,
+        walls: [vec!["trading/buy".to_owned()], Vec::new()],
         history: History::default(),
         questions_last_minute: 1,
         deadline_ms: 1000,

@@ -36,6 +36,7 @@ fn question() -> Question {
         connection: String::new(),
         protocol: proto::TCP,
         number: 5432,
+        walls: [vec!["trading/buy".to_owned()], Vec::new()],
         history: History {
             allowed: 1,
             denied: 2,
@@ -58,6 +59,20 @@ fn decide(rules: &str, question: &Question) -> Verdict {
 
 fn yes(rules: &str, question: &Question) -> Option<bool> {
     decide(rules, question).yes
+}
+
+#[test]
+fn rules_look_at_what_the_ends_are_bound_to() {
+    let bound = "permit(principal, action, resource) when { context.walls.principal.contains(\"trading/buy\") };";
+    assert_eq!(yes(bound, &question()), Some(true));
+    let other = Question {
+        walls: [Vec::new(), vec!["trading/buy".to_owned()]],
+        ..question()
+    };
+    assert_eq!(yes(bound, &other), None);
+    let free = "forbid(principal, action, resource) unless { context.walls.resource.isEmpty() };";
+    assert_eq!(yes(free, &question()), None);
+    assert_eq!(yes(free, &other), Some(false));
 }
 
 /// A rule with this condition.

@@ -190,6 +190,31 @@ fn people_answer_what_waits() {
             .all(|r| r["who"].as_str().is_some_and(|who| who.starts_with("uid ")))
     );
 
+    // All of that in one document, which is checked without the ledger.
+    let about = list[0]["id"].as_str().expect("text");
+    let case = switch.cli_ok(&[
+        "ledger",
+        "case",
+        about,
+        "--file",
+        &lab.path_str("ledger.db"),
+    ]);
+    let file = lab.file("case.json", &case);
+    let verify = |file: &std::path::Path| {
+        let file = file.to_str().expect("text");
+        let output = switch.cli(&["ledger", "case", "--verify", file]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = verify(&file);
+    assert_eq!(code, Some(0), "{said}");
+    for what in ["policy_applied", "port_added", "verdict", "intact"] {
+        assert!(said.contains(what), "{what} is not said: {said}");
+    }
+    let (code, said) = verify(&lab.file("changed.json", case.replace("udp/", "tcp/")));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("it is not what was written"), "{said}");
+
     // A workload that is not what it was has no answers.
     switch.cli_json(&["workload", "tag", "a", "changed:yes"]);
     a.send(&datagram(1003, 1));

@@ -72,6 +72,10 @@ pub(super) enum Failure {
     #[cfg(feature = "manager")]
     #[error(transparent)]
     Ledger(#[from] crate::manager::ledger::LedgerError),
+    /// There is no case, or it cannot be checked.
+    #[cfg(feature = "manager")]
+    #[error(transparent)]
+    Case(#[from] crate::manager::ledger::case::CaseError),
     /// Switches cannot be served.
     #[cfg(feature = "manager")]
     #[error(transparent)]
@@ -115,6 +119,10 @@ impl Failure {
                 crate::manager::ledger::LedgerError::Io { .. } => 2,
                 _ => 1,
             },
+            #[cfg(feature = "manager")]
+            Failure::Case(crate::manager::ledger::case::CaseError::Ledger(_)) => 1,
+            #[cfg(feature = "manager")]
+            Failure::Case(_) => 2,
             #[cfg(feature = "manager")]
             Failure::Manager(_) => 1,
             Failure::TooLong

@@ -11,6 +11,7 @@ use super::client::Failure;
 use super::{Answer, Out, duration, progress, show};
 use crate::control::api::{ApiError, ErrorCode};
 use crate::manager::ledger::archive::{Before, archive};
+use crate::manager::ledger::case::{self, Case, case};
 use crate::manager::ledger::clock::{Clock as _, SystemClock, date, parse_date};
 use crate::manager::ledger::reader::{Filter, Reader};
 use crate::manager::ledger::verify::{Report, verify};
@@ -60,6 +61,27 @@ pub(super) enum LedgerCommand {
         /// One object per line, or comma-separated values with a header.
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
+    },
+    /// All that is recorded of one question or connection, as one document (JSON) that can be checked without the ledger.
+    Case {
+        /// A question's id, or the beginning of it; or a connection as it is recorded, "10.0.0.1:40000 > 10.0.0.2:5432".
+        #[arg(required_unless_present = "verify", conflicts_with = "verify")]
+        what: Option<String>,
+        /// The ledger, or an archive of it.
+        #[arg(long, value_name = "FILE", default_value = FILE)]
+        file: PathBuf,
+        /// The file to which heads were written: shows that the records stood in the ledger.
+        #[arg(long, value_name = "FILE")]
+        anchor: Option<PathBuf>,
+        /// Sign it with this key: Ed25519, PKCS #8 in PEM.
+        #[arg(long, value_name = "FILE", conflicts_with = "verify")]
+        key: Option<PathBuf>,
+        /// Check this one instead. Exit code 0: it is as it was written; 1: not.
+        #[arg(long, value_name = "CASE")]
+        verify: Option<PathBuf>,
+        /// Who must have signed it: a public key in PEM.
+        #[arg(long, value_name = "FILE", requires = "verify")]
+        public_key: Option<PathBuf>,
     },
     /// Move the oldest records into a file of their own; the daemon may go on writing.
     Archive {
@@ -161,6 +183,36 @@ pub(super) fn ledger(command: LedgerCommand, out: Out) -> Result<Answer, Failure
             to.flush().map_err(Failure::Output)?;
             Ok(Answer::Done)
         }
+        LedgerCommand::Case {
+            verify: Some(path),
+            anchor,
+            public_key,
+            ..
+        } => {
+            let case = Case::read(&path)?;
+            let verdict = case.verify(anchor.as_deref(), public_key.as_deref())?;
+            let answer = if verdict.intact {
+                Answer::Done
+            } else {
+                Answer::No
+            };
+            out.print(&verdict, case_verdict)?;
+            Ok(answer)
+        }
+        LedgerCommand::Case {
+            what,
+            file,
+            anchor,
+            key,
+            ..
+        } => {
+            let mut case = case(&file, &what.unwrap_or_default(), anchor.as_deref())?;
+            if let Some(key) = key {
+                case.sign(&key)?;
+            }
+            let out = Out { json: true, ..out };
+            out.print(&case, |_| String::new())
+        }
         LedgerCommand::Archive { file, before, to } => {
             let who = format!("uid {}", peer::euid());
             let now = SystemClock::new().now();
@@ -223,6 +275,34 @@ fn printable(text: &str) -> String {
         }
     }
     out
+}
+
+fn case_verdict(v: &case::Verdict) -> String {
+    let mut lines = vec![format!(
+        "case of {} in ledger {}",
+        printable(&v.about),
+        v.ledger
+    )];
+    lines.push(records_table(&v.records));
+    lines.extend(v.problems.iter().map(|what| printable(what)));
+    lines.push(match v.anchored {
+        Some(n) => format!(
+            "{n} of {} are in the ledger by heads that the anchor has",
+            show::n(v.records.len(), "record")
+        ),
+        None => "whether these records stood in a ledger cannot be said without an anchor: give it with --anchor".to_owned(),
+    });
+    lines.push(match &v.signed {
+        Some((key, Some(true))) => format!("signed by the key that was given, {key}"),
+        Some((key, _)) => format!("signed by {key}: whose key that is, --public-key says"),
+        None => "not signed".to_owned(),
+    });
+    lines.push(if v.intact {
+        "intact: every record is as it was written".to_owned()
+    } else {
+        "NOT intact".to_owned()
+    });
+    lines.join("\n")
 }
 
 fn verdict(r: &Report) -> String {

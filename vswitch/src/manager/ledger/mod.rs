@@ -22,6 +22,7 @@ pub mod archive;
 mod ballast;
 pub mod bindings;
 pub mod body;
+pub mod case;
 pub mod clock;
 mod error;
 mod queue;

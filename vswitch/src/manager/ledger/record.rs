@@ -31,7 +31,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// `N` bytes from exactly as many hexadecimal digits as they have.
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;

@@ -1,5 +1,6 @@
 //! The ledger as its callers and readers see it. Time is a hand that is moved; nothing waits for it.
 
+mod case;
 mod damage;
 
 use std::path::{Path, PathBuf};

@@ -26,6 +26,11 @@ pub(super) const CAPACITY: usize = 1 << 16;
 const RESERVED: usize = CAPACITY / 8;
 /// Records of one commit at most: some 30 ms of work, so that whoever comes next does not wait long.
 const BATCH: usize = 8192;
+/// How long the writer waits for more, when there is little and nobody waits for it: a commit costs about the same for one record
+/// and for a hundred, and half as long as it takes (10 ms on a common disk) delays nobody.
+const GATHER: Duration = Duration::from_millis(5);
+/// With so many records it does not wait.
+const ENOUGH: usize = 64;
 /// How often the writer looks by itself, while there is something to be looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -73,6 +78,8 @@ struct Inner {
     /// Submitted, and neither refused nor fetched.
     under_way: usize,
     acks: Vec<Ack>,
+    /// Somebody waits for one of the queue.
+    urgent: bool,
     accounts: Accounts,
     losses: Losses,
     refused: u64,
@@ -106,6 +113,7 @@ impl Queue {
                 queue: VecDeque::new(),
                 under_way: 0,
                 acks: Vec::new(),
+                urgent: false,
                 accounts,
                 losses: Losses::default(),
                 refused: 0,
@@ -140,9 +148,14 @@ impl Queue {
             return Err(why);
         }
         inner.under_way += 1;
+        let urgent = !matches!(reply, Reply::Nobody);
+        inner.urgent |= urgent;
         inner.queue.push_back(Pending { record, reply });
+        let first = inner.queue.len() == 1;
         drop(inner);
-        self.work.notify_one();
+        if first || urgent {
+            self.work.notify_one();
+        }
         Ok(())
     }
 
@@ -190,9 +203,19 @@ impl Queue {
             let waited = self.work.wait_timeout(inner, left);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        let until = Instant::now() + GATHER;
+        while !inner.urgent && !inner.closed && (1..ENOUGH).contains(&inner.queue.len()) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.work.wait_timeout(inner, left);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         let now = self.clock.now();
         let n = inner.queue.len().min(BATCH);
         let batch: Vec<_> = inner.queue.drain(..n).collect();
+        inner.urgent &= !inner.queue.is_empty();
         let last = inner.closed && inner.queue.is_empty();
         // Losses that a disk without room has caused wait until it has some, or is given up.
         let lost = if inner.room == Room::Disk && !last {

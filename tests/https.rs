@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::station::{Station, mac, port, udp, workload};
 use common::switch::{Switch, SwitchConfig};
-use common::{Lab, wait_for};
+use common::{Lab, free_address, wait_for};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -21,13 +21,6 @@ use vswitch::manager::trial::Authority;
 const LIMIT: Duration = Duration::from_secs(20);
 
 const POLICY: &str = "[[rule]]\nname = \"asks\"\nfrom = \"any\"\nto = \"any\"\naction = \"ask\"\notherwise = \"deny\"\ndeadline_ms = 300000\n";
-
-/// A place on this machine where nobody listens.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is there");
-    let address = listener.local_addr().expect("it has one");
-    address.to_string()
-}
 
 /// Somebody with a certificate.
 struct Tool {

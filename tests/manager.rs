@@ -6,7 +6,7 @@ use common::process::{Process, command, run, run_ok};
 use common::station::{Station, mac, port, udp, workload};
 use common::switch::{Switch, SwitchConfig, binary};
 use common::vm::VmConfig;
-use common::{Lab, Need, skip, wait_for};
+use common::{Lab, Need, free_address, skip, wait_for};
 use serde_json::Value;
 use std::time::Duration;
 use vswitch::manager::certificate::Credentials;
@@ -202,13 +202,6 @@ fn the_schema_is_printed() {
     );
     let schema = switch.cli_ok(&["manager", "schema"]);
     assert!(schema.contains("action connect appliesTo"), "{schema}");
-}
-
-/// A place on this machine where nobody listens.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is there");
-    let address = listener.local_addr().expect("it has one");
-    address.to_string()
 }
 
 /// Certificates for a switch called `sw` and for its manager, and the `[manager]` table.

@@ -161,6 +161,13 @@ impl Drop for Lab {
     }
 }
 
+/// A place on this machine where nobody listens.
+pub fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is there");
+    let address = listener.local_addr().expect("it has one");
+    address.to_string()
+}
+
 /// Polls `probe` until it yields a value.
 ///
 /// # Panics

@@ -252,13 +252,13 @@ impl Host {
             Ok(Err(_)) => return too_long(),
             Err(_late) => return said(StatusCode::REQUEST_TIMEOUT, "the request took too long"),
         };
-        let Ok(text) = std::str::from_utf8(&body) else {
+        let Ok(text) = String::from_utf8(body.into()) else {
             return said(StatusCode::BAD_REQUEST, "not a request: it is not UTF-8");
         };
         let (to, reply) = oneshot::channel();
         let command = Command::Request {
             person: person.to_owned(),
-            text: text.to_owned(),
+            text,
             reply: to,
         };
         if self.commands.send(command).is_ok() {

@@ -24,17 +24,13 @@ use tracing::{info, warn};
 use super::certificate::{Credentials, CredentialsError, Listed};
 use super::question::{Mailbox, Question};
 use super::wire::v1::{self, from_manager, from_switch, manager_client::ManagerClient};
-use super::wire::{self, LONGEST, VERSION};
+use super::wire::{self, ALIVE, LONGEST, PATIENCE, VERSION};
 
 /// Questions on their way to the manager at once: as many as a thread of our own takes (`local`).
 const CAPACITY: usize = 4096;
-/// How long a manager may take to be connected, and to say who it is.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it is left alone after it was not there: the first time, and at most.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A peer that does not answer for so long is gone.
-const ALIVE: Duration = Duration::from_secs(5);
 
 /// Which manager, and who asks.
 #[derive(Clone, PartialEq, Eq, Debug)]

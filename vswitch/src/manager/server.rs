@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -20,14 +20,10 @@ use super::question::Answer;
 use super::rules::{Common, Rules};
 use super::wire::v1::manager_server::{Manager, ManagerServer};
 use super::wire::v1::{self, from_manager, from_switch};
-use super::wire::{self, LONGEST, VERSION};
+use super::wire::{self, ALIVE, LONGEST, PATIENCE, VERSION};
 
 /// Answers that wait for a switch to read them; then its questions wait.
 const CAPACITY: usize = 1024;
-/// How long a switch may take to say who it is.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A peer that does not answer for so long is gone.
-const ALIVE: Duration = Duration::from_secs(5);
 
 /// Rules that can be exchanged while they are followed.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The protocol between switch and manager, `manager.proto`: what its messages say, and which of them make no sense.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::question::{Answer, History, Party, Question, Workload};
 use crate::policy::model::{Scope, qualified};
@@ -17,6 +18,10 @@ pub const PROTOCOL: &str = include_str!("manager.proto");
 pub const VERSION: u32 = 1;
 /// No message is longer, bytes.
 pub const LONGEST: usize = 1 << 16;
+/// How long the other end may take to be connected, and to say who it is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// A peer that does not answer for so long is gone.
+pub(super) const ALIVE: Duration = Duration::from_secs(5);
 /// No reason is longer, bytes.
 const LONGEST_REASON: usize = 256;
 

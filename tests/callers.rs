@@ -130,8 +130,12 @@ fn each_person_may_what_his_roles_say_and_nobody_answers_for_his_own_workload() 
     // Root mends the machine, and is no approver beside the people.
     switch.cli_ok(&["policy", "apply", "policy.toml"]);
     assert_eq!(switch.cli(&allow).status.code(), Some(1));
-    let said = switch.cli_ok(&["ledger", "show", "--file", &lab.path_str("ledger.db")]);
+    let ledger = lab.path_str("ledger.db");
     for what in ["role_refused", "verdict", "ben", "ann", "vera"] {
-        assert!(said.contains(what), "{what} is not recorded: {said}");
+        // Records are on disk a moment after what they are about.
+        wait_for(&format!("{what} to be recorded"), LIMIT, || {
+            let said = switch.cli_ok(&["ledger", "show", "--file", &ledger]);
+            said.contains(what).then_some(())
+        });
     }
 }

@@ -4,7 +4,8 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,8 +102,23 @@ impl World<'_> {
 }
 
 fn start(lab: &Lab) -> World<'_> {
-    let authority = Authority::new().expect("there is randomness");
     let address = free_address();
+    let (authority, toml) = configured(lab, &address);
+    let switch = SwitchConfig::new(lab, "switch", &toml, POLICY).start();
+    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
+    switch.wait_ports_up(2);
+    World {
+        switch,
+        stations,
+        authority,
+        address,
+        lab,
+    }
+}
+
+/// Who issues certificates, and the configuration of a switch that has one.
+fn configured(lab: &Lab, address: &str) -> (Authority, String) {
+    let authority = Authority::new().expect("there is randomness");
     let files = authority.issue(
         &lab.path(""),
         "sw",
@@ -125,16 +141,23 @@ fn start(lab: &Lab) -> World<'_> {
         port(lab, "b", ""),
         workload("b", 2, "10.0.0.2", ""),
     ];
-    let switch = SwitchConfig::new(lab, "switch", &toml.concat(), POLICY).start();
-    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
-    switch.wait_ports_up(2);
-    World {
-        switch,
-        stations,
-        authority,
-        address,
-        lab,
+    (authority, toml.concat())
+}
+
+#[test]
+fn an_address_that_is_taken_stops_the_start_with_advice() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = other.local_addr().expect("bound").to_string();
+    let (_, toml) = configured(&lab, &address);
+    let mut s = SwitchConfig::new(&lab, "switch", &toml, POLICY).spawn();
+    assert_eq!(s.process().wait(LIMIT).code(), Some(1));
+    let said = s.process().log();
+    for what in [address.as_str(), "in use", "under `[api]`"] {
+        assert!(said.contains(what), "{what} is not said: {said}");
     }
+    let left = [s.socket(), lab.path("a.sock").as_path()].map(Path::exists);
+    assert_eq!(left, [false; 2], "nothing is left behind");
 }
 
 #[test]

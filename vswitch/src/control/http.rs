@@ -48,7 +48,7 @@ pub enum HttpError {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// Its place.
-    #[error("cannot listen on {address}: {source}; choose another `listen`")]
+    #[error("cannot listen on {address}: {source}; choose another `listen` under `[api]`")]
     Listen {
         /// Where.
         address: SocketAddr,

@@ -213,15 +213,17 @@ impl SwitchBuilder {
             .spawn(move || reactor.run())
             .map_err(SwitchError::Control)?;
         let mut switch = Switch {
-            commands: Some(commands.clone()),
+            commands: Some(commands),
             wake,
             thread: Some(thread),
             http: None,
         };
         applied.recv().map_err(|_gone| SwitchError::Down)??;
-        let http =
-            http.map(|config| HttpServer::start(&config, commands, Arc::clone(&switch.wake)));
-        switch.http = http.transpose()?;
+        // From the handle: it ends the control thread when it is dropped here, which nobody else may then hold a sender to.
+        if let (Some(config), Some(commands)) = (http, switch.commands.clone()) {
+            let server = HttpServer::start(&config, commands, Arc::clone(&switch.wake))?;
+            switch.http = Some(server);
+        }
         Ok(switch)
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::eventfd::EventFd;
@@ -517,13 +517,21 @@ impl GuestQueue {
     /// # Errors
     /// What epoll_wait(2) says.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        let until = Instant::now() + timeout;
         self.rx.ring.want_calls(true);
-        let mut waits = self.rx.ring.has_used();
-        if !waits {
-            let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        let waits = loop {
+            if self.rx.ring.has_used() {
+                break true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break false;
+            }
+            let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
             self.wake.wait(&mut [Event::EMPTY; 1], ms)?;
-            waits = self.rx.ring.has_used();
-        }
+            // It may have come late, for what was taken before it.
+            self.rx.call.drain();
+        };
         self.rx.ring.want_calls(false);
         self.rx.call.drain();
         Ok(waits)

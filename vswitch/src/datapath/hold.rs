@@ -19,7 +19,7 @@ use flowtable::{ConnRef, FlowKey, Participant};
 
 use crate::counters::Counters;
 use crate::datapath::conn;
-use crate::datapath::passes::{self, Settled};
+use crate::datapath::passes;
 use crate::datapath::process::{Ctx, Flow, in_cell, service};
 use crate::datapath::snapshot::{AttachmentId, Owner, Snapshot};
 use crate::datapath::verdicts::{self, Purpose, Topic, Verdicts};
@@ -317,10 +317,16 @@ impl Hold {
 
     /// What the frames of a connection wait for that came before this one, by the same port: an answer that has come meanwhile is
     /// for them first.
+    #[inline]
     fn ahead(&self, port: PortId, conn: &FlowKey) -> Option<Question> {
         if self.waiting == 0 || !self.leaving.is_empty() {
             return None;
         }
+        self.waits_ahead(port, conn)
+    }
+
+    #[cold]
+    fn waits_ahead(&self, port: PortId, conn: &FlowKey) -> Option<Question> {
         let frames = &self.ports.get(usize::from(port.0))?.frames;
         let ahead = frames.iter().find(|held| held.conn == *conn);
         ahead.map(|held| held.wants)
@@ -344,25 +350,26 @@ fn topic(src: &Owner, dst: &Owner, p: &Parsed) -> Option<Topic> {
     }
 }
 
-/// The judgement with the answer that stands, if it needs one, and a pass. `conn` is the connection that the packet would open.
-/// `None`: nobody has answered yet, and [`keep`] knows what to ask, if the packet can wait.
+/// Puts the answer that stands into a judgement that needs one, and asks for a pass: the generation that a connection stands
+/// under which the judgement admits. `conn` is the connection that the packet would open. `None`: nobody has answered yet, and
+/// [`keep`] knows what to ask, if the packet can wait.
 ///
 /// # Errors
 /// A wall stands between the two; it was reported.
-#[inline]
+#[inline(always)]
 pub(crate) fn settle(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    judgement: Judgement,
+    judgement: &mut Judgement,
     p: &Parsed,
     ends: (&Owner, &Owner),
     conn: Option<&FlowKey>,
-) -> Result<Option<Settled>, DropReason> {
+) -> Result<Option<u64>, DropReason> {
     if let Some(wants) = conn.and_then(|conn| ctx.hold.ahead(ctx.in_port, conn)) {
         ctx.hold.question = Some(wants);
         return Ok(None);
     }
-    match classifier.asking(&judgement) {
+    match classifier.asking(judgement) {
         None => passes::settle(ctx, classifier, judgement, p, ends, conn),
         Some(asking) => answered(ctx, classifier, (judgement, &asking), p, ends, conn),
     }
@@ -372,32 +379,31 @@ pub(crate) fn settle(
 fn answered(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    (judgement, asking): (Judgement, &Asking),
+    (judgement, asking): (&mut Judgement, &Asking),
     p: &Parsed,
     ends: (&Owner, &Owner),
     conn: Option<&FlowKey>,
-) -> Result<Option<Settled>, DropReason> {
-    // A yes that is good for once is used up when no wall is in the way.
+) -> Result<Option<u64>, DropReason> {
     let answer = |ctx: &Ctx<'_>, purpose| {
         if ctx.hold.cannot_record(asking, Record::New) {
             return Some(false);
         }
         answer(ctx, asking, p, ends, conn, purpose)
     };
-    let mut yes = answer(ctx, Purpose::Look);
-    let mut settled = None;
-    if let Some(said) = yes {
-        settled = passes::settle(ctx, classifier, with(judgement, said), p, ends, conn)?;
-        if settled.is_none() {
+    if let Some(said) = answer(ctx, Purpose::Look) {
+        let with_answer = with(*judgement, said);
+        let stands = passes::settle(ctx, classifier, &with_answer, p, ends, conn)?;
+        if stands.is_none() {
             return Ok(None);
         }
-        yes = answer(ctx, Purpose::Open);
+        // A yes that is good for once is used up when no wall is in the way.
+        if answer(ctx, Purpose::Open).is_some() {
+            *judgement = with_answer;
+            return Ok(stands);
+        }
     }
-    if yes.is_none() {
-        ctx.hold.question = Some(Question::rule(&judgement, asking));
-        return Ok(None);
-    }
-    Ok(settled)
+    ctx.hold.question = Some(Question::rule(judgement, asking));
+    Ok(None)
 }
 
 #[cold]

@@ -10,23 +10,40 @@ use crate::frame::{BURST_MAX, Burst};
 use crate::packet::{Addr, Parsed, proto};
 use crate::policy::{Judgement, Party, Query, Service, SetId, TenantId};
 
-/// Judgements, by place among the burst's flows.
-pub(crate) type Judged = [Option<Judgement>; BURST_MAX];
+/// Judgements of a burst's flows.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    answers: [Judgement; BURST_MAX],
+    /// Which answer is whose, by place among the flows.
+    answer_of: [usize; BURST_MAX],
+}
 
-/// Judges the flows that were not hit. Nothing is counted: a judgement may turn out to be about what an earlier frame
-/// of the burst opened.
+impl Judged {
+    /// Of the flow at this place, if it was judged.
+    #[inline]
+    pub(crate) fn of(&self, at: usize) -> Option<&Judgement> {
+        self.answers.get(*self.answer_of.get(at)?)
+    }
+}
+
+/// Judges the flows that were not hit, `into` what is nothing before. Nothing is counted: a judgement may turn out to be
+/// about what an earlier frame of the burst opened.
+#[inline]
 pub(crate) fn misses(
     snapshot: &Snapshot,
     burst: &Burst,
     flows: &[Option<Flow<'_>>],
     hits: &[Option<ConnRef<'_>>],
-) -> Judged {
-    let mut judged = [None; BURST_MAX];
+    into: &mut Option<Judged>,
+) {
     // One alone has nobody to wait with.
     if hits.iter().filter(|hit| hit.is_none()).count() > 1 {
-        together(snapshot, burst, flows, hits, &mut judged);
+        let judged = into.insert(Judged {
+            answers: [Judgement::default(); BURST_MAX],
+            answer_of: [usize::MAX; BURST_MAX],
+        });
+        together(snapshot, burst, flows, hits, judged);
     }
-    judged
 }
 
 const NOTHING: Query = Query {
@@ -56,9 +73,8 @@ fn together(
         return;
     };
     let mut queries = [NOTHING; BURST_MAX];
-    // Whose each question is, and which of them has the answer for each flow.
+    // Whose each question is.
     let mut askers = [0; BURST_MAX];
-    let mut question_of = [usize::MAX; BURST_MAX];
     // The outside's segments depend on its address; one end of a frame at most is the outside's.
     let mut addrs = [Addr::default(); BURST_MAX];
     let mut sets = [SetId::default(); BURST_MAX];
@@ -96,8 +112,8 @@ fn together(
             (*to, *asker, *of) = (query, at, addr);
             len += 1;
         }
-        if let Some(question) = question_of.get_mut(at) {
-            *question = len - 1;
+        if let Some(answer) = judged.answer_of.get_mut(at) {
+            *answer = len - 1;
         }
     }
     let (Some(queries), Some(addrs), Some(sets)) = (
@@ -120,12 +136,7 @@ fn together(
             }
         }
     }
-    let mut answers = [Judgement::default(); BURST_MAX];
-    let Some(answers) = answers.get_mut(..len) else {
-        return;
-    };
-    classifier.classify_burst(queries, answers);
-    for (judged, question) in judged.iter_mut().zip(question_of) {
-        *judged = answers.get(question).copied();
+    if let Some(answers) = judged.answers.get_mut(..len) {
+        classifier.classify_burst(queries, answers);
     }
 }

@@ -93,13 +93,6 @@ pub fn pair(tenant: u16, a: AttachmentId, b: AttachmentId) -> FlowKey {
     FlowKey::new(tenant, 0, &end(a), &end(b)).0
 }
 
-/// A judgement that stands, and the generation that a connection admitted by it stands under.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settled {
-    pub(crate) judgement: Judgement,
-    pub(crate) generation: u64,
-}
-
 /// What becomes of a connection at the walls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Passage {
@@ -123,27 +116,35 @@ fn has_payload(p: &Parsed) -> bool {
     p.protocol != proto::TCP || p.payload_len > 0 || p.fragment != Fragment::No
 }
 
-/// What walls make of a judgement that allows. `conn` is the connection that the packet would open, if it would. `None`: it
-/// must wait, and `hold::keep` knows for what.
+/// What walls make of a judgement that allows: the generation that a connection stands under which it admits. `conn` is the
+/// connection that the packet would open, if it would. `None`: it must wait, and `hold::keep` knows for what.
 ///
 /// # Errors
 /// A wall stands between the two; it was reported.
-#[inline]
+#[inline(always)]
 pub(crate) fn settle(
     ctx: &mut Ctx<'_>,
     classifier: &Classifier,
-    judgement: Judgement,
+    judgement: &Judgement,
     p: &Parsed,
     ends: (&Owner, &Owner),
     conn: Option<&FlowKey>,
-) -> Result<Option<Settled>, DropReason> {
-    let mut settled = Settled {
-        judgement,
-        generation: ctx.generation,
-    };
+) -> Result<Option<u64>, DropReason> {
     if ctx.snapshot.walls().is_none() || judgement.verdict != Verdict::Allow {
-        return Ok(Some(settled));
+        return Ok(Some(ctx.generation));
     }
+    settle_allowed(ctx, classifier, judgement, p, ends, conn)
+}
+
+#[cold]
+fn settle_allowed(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    judgement: &Judgement,
+    p: &Parsed,
+    ends: (&Owner, &Owner),
+    conn: Option<&FlowKey>,
+) -> Result<Option<u64>, DropReason> {
     let asked = Asked {
         service: service(p),
         from: (p.src, p.sport),
@@ -153,14 +154,11 @@ pub(crate) fn settle(
         Some(conn) => (conn, Purpose::Open),
         None => (&FlowKey::default(), Purpose::Look),
     };
-    match passage(ctx, classifier, &judgement, p, ends, asked, about)? {
-        Passage::Open(generation) => {
-            settled.generation = generation;
-            Ok(Some(settled))
-        }
+    match passage(ctx, classifier, judgement, p, ends, asked, about)? {
+        Passage::Open(generation) => Ok(Some(generation)),
         Passage::Unknown if conn.is_some() => Ok(None),
         // What makes no connection can't wait.
-        Passage::Closed | Passage::Unknown => Err(closed(ctx, &judgement, p, ends)),
+        Passage::Closed | Passage::Unknown => Err(closed(ctx, judgement, p, ends)),
     }
 }
 

@@ -25,7 +25,6 @@ use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::{self, Learned};
-use crate::datapath::passes::Settled;
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
@@ -163,10 +162,13 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
     }
     ctx.profile.charge(&steps.step_lookup_cycles);
 
-    let judged = judge::misses(ctx.snapshot, burst, &flows, hits.get(..len).unwrap_or(&[]));
+    let mut judged = None;
+    let looked_for = hits.get(..len).unwrap_or(&[]);
+    judge::misses(ctx.snapshot, burst, &flows, looked_for, &mut judged);
     let opened = steps.conn_insert.get();
     let looked_up = flows.iter().flatten().zip(&keys).zip(&hits);
-    for (((flow, key), hit), judged) in looked_up.zip(&judged) {
+    for (at, ((flow, key), hit)) in looked_up.enumerate() {
+        let judged = judged.as_ref().and_then(|judged| judged.of(at));
         let slot = flow.slot as usize;
         let found = match hit {
             Some(conn) if conn.is_live() => Some(*conn),
@@ -176,7 +178,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
             _ => table.lookup(key),
         };
         let frame = burst.frame(slot).ok_or(DropReason::Runt);
-        match frame.and_then(|frame| track(ctx, frame, (flow, key), found, judged.as_ref())) {
+        match frame.and_then(|frame| track(ctx, frame, (flow, key), found, judged)) {
             Ok(Fate::Passes) => send(ctx, slot, flow.ends.receiver, out),
             Ok(Fate::Waits) => {
                 if let Err(reason) = hold::keep(ctx, burst, (flow, key)) {
@@ -541,7 +543,7 @@ fn open(
     if conn::is_echo_reply(p) {
         return Err(DropReason::ReplyWithoutRequest);
     }
-    let j = match judged {
+    let mut j = match judged {
         Some(j) => *j,
         None => {
             let query = question(ctx.snapshot, classifier, p, src, dst);
@@ -558,12 +560,8 @@ fn open(
             classifier.classify(&query)
         }
     };
-    let settled = hold::settle(ctx, classifier, j, p, (src, dst), Some(key))?;
-    let Some(Settled {
-        judgement: j,
-        generation,
-    }) = settled
-    else {
+    let settled = hold::settle(ctx, classifier, &mut j, p, (src, dst), Some(key))?;
+    let Some(generation) = settled else {
         return Ok(Fate::Waits);
     };
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
@@ -662,14 +660,12 @@ pub(crate) fn judge_frame(
     dst: &Owner,
 ) -> Result<(), DropReason> {
     let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
-    let j = classifier.classify(&query);
+    let mut j = classifier.classify(&query);
     // It can't wait: an answer that stands is all that counts.
-    let settled = hold::settle(ctx, classifier, j, &frame.parsed, (src, dst), None)?;
-    let denied = Judgement {
-        verdict: Verdict::Deny,
-        ..j
-    };
-    let j = settled.map_or(denied, |settled| settled.judgement);
+    let settled = hold::settle(ctx, classifier, &mut j, &frame.parsed, (src, dst), None)?;
+    if settled.is_none() {
+        j.verdict = Verdict::Deny;
+    }
     enforce(ctx, classifier, &j, frame, src, dst).map(|_| ())
 }
 

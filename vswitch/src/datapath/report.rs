@@ -40,6 +40,7 @@ pub(crate) fn event(ctx: &Ctx<'_>, kind: ConnEventKind, p: &Parsed) -> ConnEvent
 }
 
 /// A decision about a frame.
+#[inline]
 pub(crate) fn decision(
     ctx: &mut Ctx<'_>,
     kind: ConnEventKind,
@@ -50,9 +51,20 @@ pub(crate) fn decision(
     dst: &Owner,
 ) {
     // In a flood there is none, most of the time.
-    if !ctx.events.has_room() {
-        return;
+    if ctx.events.has_room() {
+        tell(ctx, kind, reason, rule, p, src, dst);
     }
+}
+
+fn tell(
+    ctx: &mut Ctx<'_>,
+    kind: ConnEventKind,
+    reason: Option<DropReason>,
+    rule: Option<RuleId>,
+    p: &Parsed,
+    src: &Owner,
+    dst: &Owner,
+) {
     let event = ConnEvent {
         reason,
         rule: rule.map_or(NONE_U32, |r| r.0),

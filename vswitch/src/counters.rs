@@ -108,6 +108,8 @@ counter_set! {
         conn_closed,
         /// Half-open connections evicted because their own port needed the room.
         conn_evicted,
+        /// Suspicions told to the control thread.
+        suspicions,
         /// Loop iterations that moved at least one frame.
         busy_iterations,
         /// TSC cycles of those iterations.

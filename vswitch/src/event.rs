@@ -319,6 +319,76 @@ pub enum About {
     Payload,
 }
 
+/// What makes a workload suspicious; `docs/suspicion.md` says what each one counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Detector {
+    /// Many services were tried in vain.
+    PortScan,
+    /// Many addresses were.
+    AddressScan,
+    /// Connections were opened to many workloads.
+    FanOut,
+    /// A wall refused it several services.
+    Wall,
+    /// Many handshakes were begun and not completed.
+    SynFlood,
+    /// Many frames came from addresses that are not its own.
+    Spoofing,
+    /// Many attempts were denied.
+    DeniedRate,
+}
+
+impl Detector {
+    /// All, by their number.
+    pub const ALL: [Detector; 7] = [
+        Detector::PortScan,
+        Detector::AddressScan,
+        Detector::FanOut,
+        Detector::Wall,
+        Detector::SynFlood,
+        Detector::Spoofing,
+        Detector::DeniedRate,
+    ];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+    /// How many of them, the first ones, count what differs; the others count what happens.
+    pub const DISTINCT: usize = 4;
+
+    /// The name in policies, records and lists.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Detector::PortScan => "port-scan",
+            Detector::AddressScan => "address-scan",
+            Detector::FanOut => "fan-out",
+            Detector::Wall => "wall",
+            Detector::SynFlood => "syn-flood",
+            Detector::Spoofing => "spoofing",
+            Detector::DeniedRate => "denied-rate",
+        }
+    }
+}
+
+/// A workload did as much as its threshold says. Plain numbers, as in [`ConnEvent`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SuspicionEvent {
+    /// When, by the worker's monotonic clock.
+    pub time_ns: u64,
+    /// The workload's attachment.
+    pub attachment: u32,
+    /// By which detector.
+    pub detector: Detector,
+    /// In its long window.
+    pub slow: bool,
+    /// How many there were in the window so far.
+    pub count: u32,
+    /// How long that took, seconds, rounded up.
+    pub seconds: u32,
+    /// What the last one was for: protocol, address and port, as in [`ConnEvent`].
+    pub last: (u8, Addr, u16),
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

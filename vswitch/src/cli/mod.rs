@@ -14,6 +14,7 @@ mod progress;
 mod reach;
 mod run;
 mod show;
+mod suspicion;
 mod walls;
 
 use std::io::{self, Write};
@@ -113,6 +114,12 @@ enum Command {
     /// Transactions of walls that bind within one.
     #[command(subcommand)]
     Transaction(walls::TransactionCommand),
+    /// Who was suspected of what, and what followed.
+    #[command(subcommand)]
+    Suspicion(suspicion::SuspicionCommand),
+    /// What follows suspicion by itself.
+    #[command(subcommand)]
+    Response(suspicion::ResponseCommand),
     /// Changes that wait for a second person, because they take something away from a wall.
     #[command(subcommand)]
     Approval(ApprovalCommand),
@@ -147,13 +154,13 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// What happens, as it does: denials and cuts, connections of rules with `log = true`, questions and answers, and whom
-    /// walls bind.
+    /// What happens, as it does: denials and cuts, connections of rules with `log = true`, questions and answers, whom
+    /// walls bind, and who is suspected.
     Watch {
         /// Only with this workload at an end.
         #[arg(long)]
         workload: Option<String>,
-        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall.
+        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion.
         #[arg(long, value_delimiter = ',')]
         kind: Vec<String>,
     },
@@ -438,6 +445,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         },
         Command::Wall(command) => command.run(client()?, out),
         Command::Transaction(command) => command.run(client()?, out),
+        Command::Suspicion(command) => command.run(client()?, out),
+        Command::Response(command) => command.run(client()?, out),
         Command::Approval(ApprovalCommand::List) => {
             let proposals: Vec<ProposalInfo> = client()?.call(Request::Proposals)?;
             out.print(&proposals, |p| show::proposals(p))

@@ -101,6 +101,13 @@ pub(super) fn status(s: &Status) -> String {
             .map_or("not pinned".to_owned(), |c| format!("core {c}"));
         let _ = writeln!(out, "worker {}     {core}", w.index);
     }
+    if !s.suspects.is_empty() {
+        let _ = writeln!(
+            out,
+            "suspects     {}; see `vswitch suspicion list`",
+            s.suspects.join(", ")
+        );
+    }
     if s.events_lost > 0 {
         let _ = writeln!(out, "events lost  {}", s.events_lost);
     }
@@ -489,6 +496,12 @@ pub(super) fn event(e: &WatchEvent) -> String {
     let why = e.why.as_deref().unwrap_or_default();
     if let Some(wall) = &e.wall {
         return format!("{:>12.6} {:<7} {wall}: {}: {why}", e.time_s, e.kind, e.from);
+    }
+    if let Some(detector) = &e.detector {
+        return format!(
+            "{:>12.6} {:<7} {}: {detector}: {why}",
+            e.time_s, e.kind, e.from
+        );
     }
     let mut out = format!("{:>12.6} {:<7} {protocol:<6} ", e.time_s, e.kind);
     if e.src.is_empty() {

@@ -6,6 +6,7 @@
 mod errors;
 mod policy;
 mod read;
+mod suspicion;
 mod switch;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! `policy.toml`.
 
 use super::read::{Field, Section};
+use super::suspicion;
 use crate::packet::Cidr;
 use crate::policy::model::{
     Action, Ask, DEFAULT_TENANT, Infrastructure, Limit, ManagementPath, OnExpiry, Otherwise, Per,
@@ -24,6 +25,16 @@ pub(super) fn read(mut root: Section<'_>) -> Policy {
             .tables("sanitised")
             .into_iter()
             .filter_map(sanitised)
+            .collect(),
+        suspicions: root
+            .tables("suspicion")
+            .into_iter()
+            .map(suspicion::suspicion)
+            .collect(),
+        responses: root
+            .tables("response")
+            .into_iter()
+            .map(suspicion::response)
             .collect(),
     };
     root.finish();
@@ -66,7 +77,7 @@ fn management(mut table: Section<'_>) -> ManagementPath {
     path
 }
 
-fn owner(table: &mut Section<'_>) -> String {
+pub(super) fn owner(table: &mut Section<'_>) -> String {
     let tenant = table.string("tenant");
     tenant
         .map_or(DEFAULT_TENANT, |tenant| tenant.value)
@@ -91,7 +102,7 @@ fn segment(mut table: Section<'_>) -> Segment {
     segment
 }
 
-fn segments(table: &mut Section<'_>, key: &'static str) -> Vec<SegmentRef> {
+pub(super) fn segments(table: &mut Section<'_>, key: &'static str) -> Vec<SegmentRef> {
     let todo = "name a segment, a list of them, or \"any\" for every workload";
     if !table.has(key) {
         table.error(key, format!("missing key {key:?}"), todo);
@@ -210,7 +221,7 @@ fn tier(table: &mut Section<'_>) -> Tier {
     tier.unwrap_or_default()
 }
 
-fn staged(table: &mut Section<'_>) -> bool {
+pub(super) fn staged(table: &mut Section<'_>) -> bool {
     let word = table.string("stage");
     let staged = word.and_then(|word| word.word(&[("staged", true), ("enforced", false)]));
     staged.unwrap_or(false)

@@ -10,6 +10,7 @@ use crate::packet::Mac;
 use crate::policy::FieldPath;
 use crate::policy::model::{Action, Ask, Limit, OnExpiry, Otherwise, Scope, ServiceSpec, Tier};
 
+mod suspicion;
 mod walls;
 
 const SWITCH: &str = r#"policy = "policy.toml"

@@ -8,6 +8,7 @@ mod counts;
 mod decisions;
 mod explain;
 mod policy;
+mod suspicion;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use decisions::{
 pub use explain::{EndInfo, ExplainQuery, Explanation, Leg};
 pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
 use serde::{Deserialize, Serialize};
+pub use suspicion::{Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
 pub use watch::{WatchEvent, WatchFilter};
 
 pub use crate::policy::reach::{Changed, Compared, Found, Grant, Group, How, Level, Opened, Reach};
@@ -157,6 +159,22 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// The newest suspicions: a list of [`SuspicionInfo`].
+    Suspicions,
+    /// A person has seen to what a workload was suspected of. [`Applied`].
+    SuspicionClear {
+        /// NAME or TENANT/NAME.
+        workload: String,
+    },
+    /// What follows suspicion. [`ResponsesInfo`].
+    Responses,
+    /// No response is carried out any more. [`Applied`].
+    ResponseStop {
+        /// Why.
+        reason: String,
+    },
+    /// Responses are carried out again. [`Applied`].
+    ResponseStart,
     /// Reads the configuration files again. [`Applied`].
     Reload,
     /// Changes that wait for a second person: a list of [`ProposalInfo`].
@@ -255,6 +273,9 @@ pub struct Status {
     pub refused: Vec<String>,
     /// Who answers questions, beside people.
     pub manager: Option<ManagerInfo>,
+    /// Workloads that a `notify` response told of, and nobody has cleared.
+    #[serde(default)]
+    pub suspects: Vec<String>,
 }
 
 /// Who answers questions, and what came of them since it began.

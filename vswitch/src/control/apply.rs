@@ -34,6 +34,7 @@ use super::ports::{OpenPort, PortControl};
 use super::reach::Known;
 use super::recorder::Recorder;
 use super::state::{Desired, PortConfig, SwitchConfig};
+use super::suspicion::Suspicions;
 use super::validate;
 use super::walls::Walls;
 use crate::datapath::quota::Groups;
@@ -119,6 +120,7 @@ pub(crate) struct Control {
     pub(super) events: Vec<Consumer<ConnEvent>>,
     pub(super) asks: Asks,
     pub(super) walls: Walls,
+    pub(super) suspicions: Suspicions,
     /// What files or the builder say.
     base: Desired,
     pub(super) overlay: Overlay,
@@ -163,6 +165,7 @@ impl Control {
         let asks = (0..shared.counters.len()).filter_map(|i| shared.take_asks(i));
         let asks = Asks::new(asks.collect(), shared.verdicts.participant());
         let shared_walls = shared.verdicts.participant();
+        let suspicions = Suspicions::new(&shared);
         let empty = Desired {
             switch: config,
             ..Desired::default()
@@ -173,6 +176,7 @@ impl Control {
             events,
             asks,
             walls: Walls::new(shared_walls),
+            suspicions,
             base: empty.clone(),
             overlay: Overlay::default(),
             desired: empty,
@@ -198,6 +202,7 @@ impl Control {
     pub(super) fn recorded_by(mut self, recorder: Recorder) -> Self {
         self.recorder = recorder;
         self.load_walls();
+        self.load_responses();
         self
     }
 
@@ -453,6 +458,7 @@ impl Control {
         self.outlive(&desired, &classifier);
         let start = Instant::now();
         let generation = self.shared.publish(snapshot);
+        self.watch_out(&desired);
         let mut changes = describe(&plan, &self.desired, &desired);
         let before = self.desired.ports.clone();
         if decisions {
@@ -591,6 +597,7 @@ impl Control {
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
         self.take_recorded(now_ns);
+        self.take_suspicions();
         self.take_asks(now_ns);
         self.take_answers(now_ns);
         self.tick_asks(now_ns);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tracing::info;
 
-use super::api::{AskInfo, WatchEvent, WatchFilter};
+use super::api::{AskInfo, SuspicionInfo, WatchEvent, WatchFilter};
 use super::apply::Control;
 use super::walls::Mark;
 use crate::event::{ConnEvent, ConnEventKind, NONE_U32};
@@ -154,6 +154,39 @@ impl Control {
                 who: Some(self.recorder.who().to_owned()),
                 why: Some(why),
                 wall: Some(wall),
+                ..WatchEvent::default()
+            }
+        });
+    }
+
+    /// Somebody is suspected.
+    pub(super) fn tell_suspicion(&self, info: &SuspicionInfo) {
+        self.asks.told.tell(|| {
+            let followed: Vec<_> = info
+                .followed
+                .iter()
+                .map(|f| format!("{} ({}): {}", f.response, f.action, f.outcome))
+                .collect();
+            let followed = if followed.is_empty() {
+                "nothing follows".to_owned()
+            } else {
+                followed.join(", ")
+            };
+            let SuspicionInfo {
+                count,
+                seconds,
+                last,
+                ..
+            } = info;
+            WatchEvent {
+                time_s: self.time_s(monotonic_ns()),
+                kind: "suspicion".to_owned(),
+                port: "-".to_owned(),
+                from: info.workload.clone(),
+                to: "-".to_owned(),
+                generation: self.shared.snapshots.generation(),
+                why: Some(format!("{count} in {seconds} s, last {last}: {followed}")),
+                detector: Some(info.detector.clone()),
                 ..WatchEvent::default()
             }
         });

@@ -26,6 +26,7 @@ mod recorder;
 mod requests;
 mod server;
 pub mod state;
+mod suspicion;
 mod switch;
 pub mod validate;
 mod view;

@@ -4,17 +4,18 @@
 
 use tracing::error;
 
-use super::api::AskInfo;
+use super::api::{AskInfo, Stopped as ResponsesStopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
-use crate::manager::ledger::bindings::Bound;
+use crate::manager::ledger::bindings::{Bound, RESPONSES};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
-    ProposalDropped, Proposed, RoleRefused, Started, Stopped, TransactionBegun, TransactionEnded,
-    Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
+    ProposalDropped, Proposed, ResponsesSwitched, RoleRefused, Started, Stopped, Suspicion,
+    SuspicionCleared, TransactionBegun, TransactionEnded, Verdict, WallBreached, WallCommitted,
+    WallDenied, WallReleased, WallReserved, WallReset,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
@@ -335,6 +336,50 @@ impl Recorder {
             connection: b.connection.clone(),
         };
         rows.map(row).collect()
+    }
+
+    /// Somebody is suspected, and this followed.
+    pub(super) fn suspected(&self, generation: u64, info: &SuspicionInfo, port: Option<&str>) {
+        let followed = info.followed.iter();
+        let record = Suspicion {
+            detector: info.detector.clone(),
+            count: u64::from(info.count),
+            seconds: u64::from(info.seconds),
+            last: info.last.clone(),
+            responses: followed
+                .map(|f| format!("{} ({}): {}", f.response, f.action, f.outcome))
+                .collect(),
+        };
+        let entry = self.entry(generation, record).workload(&info.workload);
+        self.note(match port {
+            Some(port) => entry.port(port),
+            None => entry,
+        });
+    }
+
+    /// Whoever acts now has seen to it.
+    pub(super) fn suspicion_cleared(&self, generation: u64, workload: &str) {
+        let entry = self.entry(generation, SuspicionCleared {});
+        self.note(entry.workload(workload));
+    }
+
+    /// Responses are stopped, for this reason, or go on.
+    pub(super) fn responses(&self, generation: u64, stopped: Option<&str>) {
+        let record = ResponsesSwitched {
+            stopped: stopped.is_some(),
+            reason: stopped.unwrap_or_default().to_owned(),
+        };
+        self.note(self.entry(generation, record));
+    }
+
+    /// Whether they were stopped when the ledger was opened.
+    pub(super) fn responses_stopped(&self) -> Option<ResponsesStopped> {
+        let mut rows = self.ledger.iter().flat_map(Ledger::bound);
+        let row = rows.find(|row| row.subject == RESPONSES)?;
+        Some(ResponsesStopped {
+            since: u64::try_from(row.since_ns / 1_000_000_000).unwrap_or(0),
+            reason: row.connection.clone(),
+        })
     }
 
     /// The switch has ended. Returns when that is on disk.

@@ -1,6 +1,6 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
-use super::api::AskInfo;
+use super::api::{AskInfo, Stopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::state::{LedgerConfig, PortConfig};
@@ -80,6 +80,16 @@ impl Recorder {
 
     pub(super) fn bound(&self) -> Vec<Row> {
         Vec::new()
+    }
+
+    pub(super) fn suspected(&self, _: u64, _: &SuspicionInfo, _: Option<&str>) {}
+
+    pub(super) fn suspicion_cleared(&self, _: u64, _: &str) {}
+
+    pub(super) fn responses(&self, _: u64, _: Option<&str>) {}
+
+    pub(super) fn responses_stopped(&self) -> Option<Stopped> {
+        None
     }
 
     pub(super) fn close(&mut self, _: u64) {}

@@ -128,6 +128,8 @@ pub(super) fn answer(
         Request::Walls => line(Ok(control.wall_infos())),
         Request::WallExplain { subject } => line(control.wall_explain(&subject)),
         Request::Transactions => line(Ok(control.transaction_infos())),
+        Request::Suspicions => line(Ok(control.suspicion_infos())),
+        Request::Responses => line(Ok(control.responses_info())),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => {
@@ -172,7 +174,7 @@ fn later<A: Send + 'static, T: Serialize>(
 }
 
 /// Kinds of events that the control thread tells itself.
-const OWN_KINDS: [&str; 4] = ["ask", "yes", "no", "wall"];
+const OWN_KINDS: [&str; 5] = ["ask", "yes", "no", "wall", "suspicion"];
 
 fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
@@ -343,6 +345,9 @@ fn enact(
             workloads,
         } => Ok(control.transaction_begin(&name, &wall, &workloads)?),
         Request::TransactionEnd { name } => Ok(control.transaction_end(&name)?),
+        Request::SuspicionClear { workload } => Ok(control.clear_suspicion(&workload)?),
+        Request::ResponseStop { reason } => Ok(control.stop_responses(&reason)?),
+        Request::ResponseStart => Ok(control.start_responses()?),
         Request::Reload => {
             let loader = loader.ok_or_else(no_files)?;
             load(control, loader, loader.load())

@@ -98,6 +98,7 @@ impl Control {
             events_lost: self.events_lost(),
             refused: self.refused.clone(),
             manager: self.deciding.info(),
+            suspects: self.suspicions.open(),
         }
     }
 

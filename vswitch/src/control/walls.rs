@@ -156,7 +156,7 @@ fn now_s() -> u64 {
     now.map_or(0, |now| now.as_secs())
 }
 
-fn now_wall_ns() -> i64 {
+pub(super) fn now_wall_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
 }

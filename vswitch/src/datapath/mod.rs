@@ -18,6 +18,7 @@ pub mod quota;
 pub(crate) mod reject;
 pub(crate) mod report;
 pub mod snapshot;
+pub mod suspect;
 pub mod tcp;
 pub mod verdicts;
 pub mod worker;

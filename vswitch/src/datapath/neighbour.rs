@@ -63,6 +63,11 @@ fn read(frame: &Frame) -> Result<(Message, Wire), DropReason> {
     Ok((message, Wire::Nd(n)))
 }
 
+/// Whom a message asks for.
+pub(crate) fn target(frame: &Frame) -> Option<Addr> {
+    read(frame).ok().map(|(message, _)| message.target)
+}
+
 /// The frame ends here, and nobody misses it.
 pub(crate) fn consume(ctx: &Ctx<'_>) {
     if let Some(cell) = in_cell(ctx) {

@@ -28,6 +28,7 @@ use crate::datapath::l2::{self, Learned};
 use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
+use crate::datapath::suspect::{self, Suspects, Witness};
 use crate::datapath::{again, flood, guard, judge, neighbour, reject, report, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Producer};
@@ -62,6 +63,10 @@ pub struct Ctx<'a> {
     pub counters: &'a Counters,
     /// This worker's way to tell the control thread.
     pub events: &'a mut Producer<ConnEvent>,
+    /// What makes its senders suspicious.
+    pub witness: &'a mut Witness,
+    /// Of all workers together.
+    pub suspects: &'a Suspects,
     /// The port the burst came from.
     pub in_port: PortId,
     /// Now, monotonic.
@@ -146,7 +151,12 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
                 place = places.next();
                 len += 1;
             }
-            Err(reason) => drop_frame(ctx, burst, slot, reason),
+            Err(reason) => {
+                if let Some(frame) = burst.frame(slot) {
+                    suspect::astray(ctx, port, frame, reason);
+                }
+                drop_frame(ctx, burst, slot, reason);
+            }
         }
     }
 
@@ -191,6 +201,9 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
                     DropReason::PolicyReject | DropReason::PolicyAskDenied | DropReason::Wall
                 ) {
                     reject::answer(ctx, burst, flow, out);
+                }
+                if let Some(frame) = burst.frame(slot) {
+                    suspect::refused(ctx, flow, frame, reason);
                 }
                 drop_frame(ctx, burst, slot, reason);
             }
@@ -478,16 +491,19 @@ fn track(
         spend_bits(ctx, classifier, rule, frame)?;
     }
     if flow.about {
+        suspect::unreachable(ctx, &conn, p, dir, dst);
         return passed(ctx, frame, flow, limit);
     }
     if p.protocol == proto::TCP {
         match tcp::on_segment(&conn, dir, &tcp::Segment::of(p))? {
             tcp::Step::Forward => {}
+            tcp::Step::Complete => suspect::completed(ctx, dir, (src, dst)),
             tcp::Step::Closed => {
                 // The entry stays for a few seconds: should this reset be lost, what its receiver
                 // still sends reaches the other end, which answers with another one.
                 ctx.counters.worker.conn_closed.add(1);
                 report::end(ctx, &conn, ConnEventKind::Close);
+                suspect::reset(ctx, &conn, dir, (src, dst));
             }
             tcp::Step::Reopen => {
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
@@ -597,6 +613,7 @@ fn open(
         Ok(_) => {
             ctx.counters.worker.conn_insert.add(1);
             ctx.recent.push(ctx.in_port, *key);
+            suspect::opened(ctx, p, src, dst);
             if admission.logged {
                 report::decision(ctx, ConnEventKind::Allow, None, Some(rule), p, src, dst);
             }

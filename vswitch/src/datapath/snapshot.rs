@@ -9,6 +9,7 @@ use crate::datapath::frozen::FrozenMap;
 use crate::datapath::guard::eui64_link_local;
 use crate::datapath::passes::Walls;
 use crate::datapath::quota::{GroupId, Quota};
+use crate::datapath::suspect::UNWATCHED;
 use crate::packet::{Addr, Cidr, Mac};
 use crate::policy::{Classifier, Party, TenantId};
 use crate::port::{Port, PortId};
@@ -111,6 +112,8 @@ pub struct Owner {
     pub macs: Vec<Mac>,
     /// Addresses.
     pub ips: Vec<Addr>,
+    /// Where detectors count what it does.
+    pub(crate) cell: u32,
     /// Workload name; the port's for the outside.
     pub name: String,
 }
@@ -251,6 +254,11 @@ impl Snapshot {
     #[must_use]
     pub fn owners(&self) -> &[Owner] {
         &self.owners
+    }
+
+    /// All owners, before it is published.
+    pub(crate) fn owners_mut(&mut self) -> &mut [Owner] {
+        &mut self.owners
     }
 
     /// A domain.
@@ -409,6 +417,7 @@ impl Builder {
                 quotas: Vec::new(),
                 macs: w.macs.clone(),
                 ips: w.ips.iter().map(|ip| Addr::from(*ip)).collect(),
+                cell: UNWATCHED,
                 name: w.name.clone(),
             }));
         }
@@ -432,6 +441,7 @@ impl Builder {
                     quotas: Vec::new(),
                     macs: Vec::new(),
                     ips: Vec::new(),
+                    cell: UNWATCHED,
                     name: p.port.name.clone(),
                 }));
             }

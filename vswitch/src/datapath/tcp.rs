@@ -122,6 +122,8 @@ impl Segment {
 pub enum Step {
     /// Forward it.
     Forward,
+    /// Forward it; the handshake is complete with it.
+    Complete,
     /// Forward it; it reset the connection, whose state is [`State::Closed`] now.
     Closed,
     /// A SYN on a connection that is over: forget the connection, judge the SYN as a new one's.
@@ -436,6 +438,12 @@ pub fn state<W: Words>(words: &W) -> State {
     Facts(words.load(FACTS)).state()
 }
 
+/// Whether its handshake was completed, whatever has become of it since.
+#[must_use]
+pub fn was_complete<W: Words>(words: &W) -> bool {
+    Facts(words.load(FACTS)).has(fact::SYN_ACKED[0] | fact::SYN_ACKED[1])
+}
+
 /// Judges a segment of `dir` and notes what it says. Costs five loads and, when it moves anything,
 /// one or two compare-and-swaps.
 ///
@@ -508,6 +516,10 @@ fn on_established<W: Words>(
     };
     if !facts.has(seen) || over != 0 {
         update(words, FACTS, |w| w & !over | seen);
+        let both = fact::SYN_ACKED[0] | fact::SYN_ACKED[1];
+        if !facts.has(both) && Facts(facts.0 | seen).has(both) {
+            return Ok(Step::Complete);
+        }
     }
     Ok(Step::Forward)
 }

@@ -20,9 +20,10 @@ use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::report::end_event;
 use crate::datapath::snapshot::{AttachmentId, RxAssignment, Snapshot};
+use crate::datapath::suspect::{self, Moment, Suspects, Witness};
 use crate::datapath::verdicts::Verdicts;
 use crate::drop_reason::DropReason;
-use crate::event::{AskEvent, ConnEvent, ConnEventKind, Consumer, Producer, ring};
+use crate::event::{AskEvent, ConnEvent, ConnEventKind, Consumer, Producer, SuspicionEvent, ring};
 use crate::frame::Burst;
 use crate::port::{PortId, TxQueue};
 use crate::publish::{Publisher, Reader};
@@ -86,7 +87,9 @@ pub struct Shared {
     pub learned: Learned,
     /// What the manager has answered.
     pub verdicts: Verdicts,
-    /// What wakes the control thread, if there is one, when workers have questions.
+    /// What is suspicious about whom.
+    pub suspects: Suspects,
+    /// What wakes the control thread, if there is one, when workers have questions or suspicions.
     pub control: OnceLock<Arc<EventFd>>,
     /// Counters, by worker.
     pub counters: Vec<Arc<Counters>>,
@@ -97,6 +100,7 @@ pub struct Shared {
     stop: AtomicBool,
     events: Vec<Mutex<Ends<ConnEvent>>>,
     asks: Vec<Mutex<Ends<AskEvent>>>,
+    suspicions: Vec<Mutex<Ends<SuspicionEvent>>>,
 }
 
 /// Both ends of a worker's ring, until they are taken.
@@ -136,6 +140,7 @@ impl Shared {
             quotas: Quotas::default(),
             learned: Learned::new(max_ports),
             verdicts: Verdicts::new()?,
+            suspects: Suspects::new(max_ports),
             control: OnceLock::new(),
             counters: (0..workers)
                 .map(|_| Arc::new(Counters::new(max_ports)))
@@ -146,6 +151,9 @@ impl Shared {
             events: (0..workers).map(|_| Ends::new(ring(EVENTS))).collect(),
             asks: (0..workers)
                 .map(|_| Ends::new(hold::questions(max_ports)))
+                .collect(),
+            suspicions: (0..workers)
+                .map(|_| Ends::new(ring(suspect::EVENTS)))
                 .collect(),
         }))
     }
@@ -160,8 +168,14 @@ impl Shared {
         Ends::lock(self.asks.get(index)?).consumer.take()
     }
 
+    /// The reading end of worker `index`'s suspicions; once.
+    pub fn take_suspicions(&self, index: usize) -> Option<Consumer<SuspicionEvent>> {
+        Ends::lock(self.suspicions.get(index)?).consumer.take()
+    }
+
     /// Puts `snapshot` in force; returns its generation.
-    pub fn publish(&self, snapshot: Snapshot) -> u64 {
+    pub fn publish(&self, mut snapshot: Snapshot) -> u64 {
+        self.suspects.assign(&mut snapshot);
         self.quotas.make_room(&snapshot);
         self.snapshots.publish(snapshot)
     }
@@ -237,6 +251,7 @@ struct State {
     events: Producer<ConnEvent>,
     fragments: FragmentTable<Admitted>,
     hold: Hold,
+    witness: Witness,
     budget: Budget,
     recent: Recent,
     burst: Burst,
@@ -263,6 +278,9 @@ impl Worker {
         let asks = shared.asks.get(config.index);
         let asks = asks.and_then(|ends| Ends::lock(ends).producer.take());
         let asks = asks.ok_or_else(taken)?;
+        let told = shared.suspicions.get(config.index);
+        let told = told.and_then(|ends| Ends::lock(ends).producer.take());
+        let told = told.ok_or_else(taken)?;
         let counters = shared
             .counters
             .get(config.index)
@@ -275,6 +293,7 @@ impl Worker {
             table: shared.table.participant(),
             fragments: FragmentTable::new(shared.max_ports),
             hold: Hold::new(shared.max_ports, asks, &shared.verdicts),
+            witness: Witness::new(&counters, told, shared.counters.len() == 1),
             budget: Budget::new(shared.max_ports),
             recent: Recent::new(shared.max_ports),
             burst: Burst::new(),
@@ -353,7 +372,7 @@ impl State {
         self.sweep(snapshot, generation, due, now_ns);
         self.table.quiesce();
         self.hold.verdicts.quiesce();
-        if self.hold.take_asked()
+        if (self.hold.take_asked() | self.witness.take_told())
             && let Some(control) = self.shared.control.get()
         {
             control.signal();
@@ -444,6 +463,8 @@ impl State {
             budget: &mut self.budget,
             counters: &self.counters,
             events: &mut self.events,
+            witness: &mut self.witness,
+            suspects: &self.shared.suspects,
             in_port,
             now_ns,
             tick: tick(now_ns),
@@ -491,7 +512,8 @@ impl State {
         }
         let now = tick(now_ns);
         let (counters, events, quotas) = (&self.counters, &mut self.events, &self.shared.quotas);
-        let table = &self.table;
+        let (table, suspects) = (&self.table, &self.shared.suspects);
+        let witness = &mut self.witness;
         table.sweep(budget, |c| {
             let silent = now.saturating_sub(c.last_seen()) > conn::timeout_secs(&c);
             let gone = || {
@@ -521,6 +543,10 @@ impl State {
             let over = conn::is_closed(&c);
             if !over {
                 counter.add(1);
+                if kind == ConnEventKind::Expire {
+                    let at = Moment { now_ns, tick: now };
+                    suspect::silent((suspects, witness), snapshot, &c, at);
+                }
             }
             if !over && (admission.logged || kind == ConnEventKind::Cut) {
                 events.push(end_event(snapshot, &c, kind, now_ns));

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::model::{Policy, Sanitised, Wall, qualified};
+use super::model::{Policy, Response, Sanitised, Suspicion, Wall, qualified};
 
 /// Everything that differs, in the order of the new policy; what is gone comes last of its kind.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
@@ -41,6 +41,10 @@ pub enum Kind {
     Wall,
     /// A shared service that carries nothing over walls.
     Sanitised,
+    /// From when on workloads are suspicious.
+    Suspicion,
+    /// What follows.
+    Response,
 }
 
 /// How something changed.
@@ -56,7 +60,7 @@ pub enum How {
         /// What, key by key.
         fields: Vec<FieldChange>,
     },
-    /// It is a rule and is tried before or after others that it was not before.
+    /// It is tried before or after others that it was not before.
     Moved,
 }
 
@@ -89,6 +93,15 @@ pub fn diff<'a>(old: &'a Policy, new: &'a Policy) -> Diff {
     let sanitised = |policy: &'a Policy| named(&policy.sanitised, Sanitised::label);
     let both = (sanitised(old), sanitised(new));
     compare(Kind::Sanitised, both, &mut changes);
+    let suspicions = |policy: &'a Policy| named(&policy.suspicions, Suspicion::qualified);
+    let both = (suspicions(old), suspicions(new));
+    compare(Kind::Suspicion, both, &mut changes);
+    let responses = |policy: &'a Policy| named(&policy.responses, Response::qualified);
+    compare(
+        Kind::Response,
+        (responses(old), responses(new)),
+        &mut changes,
+    );
     Diff(changes)
 }
 
@@ -119,7 +132,10 @@ fn compare<T: PartialEq + Serialize>(
         .map(|(name, _)| places.get(name.as_str()).copied())
         .collect();
     let stayed = match kind {
-        Kind::Rule => longest_rise(places_of_new.iter().flatten().copied()),
+        // Of these it is decided by their order which one counts.
+        Kind::Rule | Kind::Suspicion | Kind::Response => {
+            longest_rise(places_of_new.iter().flatten().copied())
+        }
         Kind::Infrastructure | Kind::Tenant | Kind::Segment | Kind::Wall | Kind::Sanitised => {
             (0..old.len()).collect()
         }
@@ -224,6 +240,8 @@ impl fmt::Display for Change {
             Kind::Rule => "rule",
             Kind::Wall => "wall",
             Kind::Sanitised => "sanitised",
+            Kind::Suspicion => "suspicion",
+            Kind::Response => "response",
         };
         let sign = match self.how {
             How::Added => '+',

@@ -23,6 +23,7 @@ pub mod oracle;
 mod ranges;
 pub mod reach;
 mod service;
+pub mod suspicion;
 #[cfg(test)]
 mod tests;
 mod validate;

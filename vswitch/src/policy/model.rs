@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 pub use super::service::{BadService, PortRange, ServiceSpec};
+pub use super::suspicion::{Response, Suspicion};
 pub use super::walls::{Per, Same, Sanitised, Wall};
 use super::{TenantId, WorkloadFacts};
 use crate::packet::Cidr;
@@ -47,6 +48,12 @@ pub struct Policy {
     pub walls: Vec<Wall>,
     /// Shared services that carry nothing over a wall.
     pub sanitised: Vec<Sanitised>,
+    /// From when on a workload is suspicious.
+    #[serde(rename = "suspicion")]
+    pub suspicions: Vec<Suspicion>,
+    /// What follows.
+    #[serde(rename = "response")]
+    pub responses: Vec<Response>,
 }
 
 impl Policy {

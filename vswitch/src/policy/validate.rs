@@ -4,7 +4,7 @@ use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use super::error::{FieldError, FieldPath};
 use super::model::{ANY, Action, DEFAULT_TENANT, Infrastructure, Policy, Rule, SegmentRef};
-use super::walls;
+use super::{suspicion, walls};
 use crate::packet::Cidr;
 
 /// Longest name, bytes: keeps a line of `watch` readable.
@@ -23,6 +23,7 @@ pub fn validate(policy: &Policy) -> Vec<FieldError> {
     check.segments(policy);
     check.rules(policy);
     walls::check::walls(&mut check, policy);
+    suspicion::check(&mut check, policy);
     for (at, tenant, infrastructure) in infrastructures(policy) {
         check.infrastructure(&at, tenant, infrastructure);
     }

@@ -17,7 +17,7 @@ pub struct WatchEvent {
     /// Seconds since the switch started.
     pub time_s: f64,
     /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `ask` when somebody is asked, `yes` or `no` when that was
-    /// answered, `wall` when a wall binds, frees or refuses somebody.
+    /// answered, `wall` when a wall binds, frees or refuses somebody, `suspicion` when somebody is suspected.
     pub kind: String,
     /// Drop reason.
     pub reason: Option<String>,
@@ -56,12 +56,15 @@ pub struct WatchEvent {
     /// Of an answer: who gave it. Of a wall: who did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
-    /// Of an answer: why. Of a wall: what.
+    /// Of an answer: why. Of a wall: what. Of a suspicion: why, and what follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// The wall. Whoever is bound stands in `from`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall: Option<String>,
+    /// Of a suspicion: the detector. The suspect stands in `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<String>,
     /// Events lost so far, at all workers.
     pub lost: u64,
 }

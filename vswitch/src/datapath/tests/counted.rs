@@ -507,6 +507,8 @@ fn every_number_moves() {
         conn_cut,
         conn_closed,
         conn_evicted,
+        // Nobody does as much here: `suspicion` has who does.
+        suspicions: _,
         busy_iterations,
         busy_cycles,
         // A worker that is stepped by hand never blocks: `tests/cli.rs` sees it.

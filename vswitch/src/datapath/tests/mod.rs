@@ -9,4 +9,5 @@ mod limits;
 mod neighbours;
 mod quotas;
 mod rig;
+mod suspicion;
 mod walls;

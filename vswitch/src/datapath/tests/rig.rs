@@ -12,7 +12,7 @@ use crate::datapath::quota::{GroupId, Groups, Quota};
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
 use crate::drop_reason::DropReason;
-use crate::event::{AskEvent, ConnEvent, Consumer};
+use crate::event::{AskEvent, ConnEvent, Consumer, SuspicionEvent};
 use crate::frame::Offload;
 use crate::packet::{Cidr, Mac};
 use crate::policy::model::{Action, Policy, Rule, Segment};
@@ -109,6 +109,7 @@ pub(super) struct Rig {
     worker: Worker,
     events: Consumer<ConnEvent>,
     asks: Consumer<AskEvent>,
+    suspicions: Consumer<SuspicionEvent>,
     layout: Vec<RigPort>,
     ports: Vec<Arc<Port>>,
     ends: Vec<MemEnd>,
@@ -138,6 +139,7 @@ impl Rig {
         let worker = Worker::new(Arc::clone(&shared), config, wake).unwrap();
         let events = shared.take_events(0).unwrap();
         let asks = shared.take_asks(0).unwrap();
+        let suspicions = shared.take_suspicions(0).unwrap();
         let (mut ports, mut ends) = (Vec::new(), Vec::new());
         for (i, p) in (0..).zip(&layout) {
             let config = MemConfig::default();
@@ -151,6 +153,7 @@ impl Rig {
             worker,
             events,
             asks,
+            suspicions,
             layout,
             ports,
             ends,
@@ -377,6 +380,18 @@ impl Rig {
     /// What was asked since the last call.
     pub(super) fn asks(&mut self) -> Vec<AskEvent> {
         std::iter::from_fn(|| self.asks.pop()).collect()
+    }
+
+    /// Who was suspected since the last call.
+    pub(super) fn suspicions(&mut self) -> Vec<SuspicionEvent> {
+        std::iter::from_fn(|| self.suspicions.pop()).collect()
+    }
+
+    /// The attachment of a guest.
+    pub(super) fn attachment(&self, name: &str) -> AttachmentId {
+        let snapshot = self.shared.snapshots.current();
+        let mut owners = snapshot.owners().iter();
+        owners.find(|o| o.name == name).unwrap().attachment
     }
 
     pub(super) fn events(&mut self) -> Vec<ConnEvent> {

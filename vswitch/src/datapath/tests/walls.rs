@@ -7,7 +7,7 @@ use crate::datapath::passes::{Clean, Walls, pair};
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::Pass;
 use crate::drop_reason::DropReason as R;
-use crate::event::{About, AskEvent, ConnEventKind};
+use crate::event::{About, AskEvent, ConnEventKind, Detector};
 use crate::policy::TenantId;
 use crate::policy::model::{Action, Ask, Otherwise, Policy};
 
@@ -287,4 +287,24 @@ fn what_can_not_wait_passes_only_with_a_pass() {
     let ask = r.wall_asked();
     r.give_pass(&of_pair(&ask), Pass::Yes);
     r.send("a", &frame).reached("b", &frame);
+}
+
+#[test]
+fn what_a_wall_refuses_again_and_again_is_suspicious() {
+    let mut r = rig();
+    r.send("a", &A_B().tcp((1, 80), "S", 1, 0, b""));
+    let asked = r.wall_asked();
+    r.give_pass(&of_pair(&asked), Pass::No);
+    for _ in 0..10 {
+        let o = r.send("a", &A_B().tcp((1, 80), "S", 1, 0, b""));
+        assert_eq!(o.drops.keys().collect::<Vec<_>>(), [&"wall"]);
+    }
+    assert_eq!(r.suspicions(), [], "one service is one attempt");
+    for dport in 81..90 {
+        r.send("a", &A_B().tcp((1, dport), "S", 1, 0, b""));
+    }
+    let told = r.suspicions();
+    let told: Vec<_> = told.iter().map(|e| (e.attachment, e.detector)).collect();
+    let a = asked.src_attachment;
+    assert_eq!(told[0], (a, Detector::Wall), "{told:?}");
 }

@@ -25,6 +25,10 @@ pub struct Bound {
 /// The subject of a row that stands for an open transaction: nobody's, because they begin with what they are.
 pub const TRANSACTION: &str = "transaction";
 
+/// The subject of the row that is there while responses to suspicion are stopped: that outlives the switch as bindings do. Its
+/// `connection` says why.
+pub const RESPONSES: &str = "responses";
+
 /// What a record does to the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
@@ -68,6 +72,12 @@ impl Effect {
             Body::TransactionEnded(b) => {
                 Effect::RemoveAll(format!("{} {}", b.wall, b.transaction), None)
             }
+            Body::ResponsesSwitched(b) if b.stopped => Effect::Put {
+                row: ["", RESPONSES, ""].map(str::to_owned),
+                state: "stopped",
+                connection: Some(b.reason.clone()),
+            },
+            Body::ResponsesSwitched(_) => Effect::Remove(["", RESPONSES, ""].map(str::to_owned)),
             _ => return None,
         })
     }

@@ -316,6 +316,29 @@ kinds! {
         /// What came of it.
         outcome: String,
     }
+    /// The record's workload did as much as a threshold says.
+    Suspicion = "suspicion", Ordinary {
+        /// The detector.
+        detector: String,
+        /// How many there were.
+        count: u64,
+        /// Within so many seconds.
+        seconds: u64,
+        /// What the last one was for.
+        last: String,
+        /// What followed, or why it did not: each response with its action.
+        responses: Vec<String>,
+    }
+    /// Somebody has seen to what the record's workload was suspected of.
+    SuspicionCleared = "suspicion_cleared", Reserved {
+    }
+    /// No response to suspicion is carried out any more, or they are again.
+    ResponsesSwitched = "responses_switched", Reserved {
+        /// They are stopped.
+        stopped: bool,
+        /// Why.
+        reason: String,
+    }
     /// Somebody wants what takes something away from a wall; it waits for a second person.
     Proposed = "proposed", Reserved {
         /// Its id.

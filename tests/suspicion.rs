@@ -1,0 +1,301 @@
+//! Suspicion and what follows, through the daemon and its command line: frames of our own guests, and real scans by nmap.
+
+mod common;
+
+use common::container::Container;
+use common::netns::Netns;
+use common::station::{Station, mac, port, udp, workload};
+use common::switch::{Switch, SwitchConfig};
+use common::{Lab, Need, wait_for};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Bound on what must happen.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Bound on a scan.
+const SCAN: Duration = Duration::from_secs(120);
+
+/// Suspicions of this workload by this detector, newest first.
+fn suspicions(switch: &Switch<'_>, workload: &str, detector: &str) -> Vec<Value> {
+    let list = switch.cli_json(&["suspicion", "list"]);
+    let mut list = list.as_array().expect("a list").clone();
+    list.retain(|s| s["workload"] == workload && s["detector"] == detector);
+    list
+}
+
+fn wait_suspected(switch: &Switch<'_>, workload: &str, detector: &str) -> Value {
+    wait_for(&format!("{detector} by {workload}"), LIMIT, || {
+        suspicions(switch, workload, detector).first().cloned()
+    })
+}
+
+/// Everybody who was suspected.
+fn suspects(switch: &Switch<'_>) -> Vec<String> {
+    let list = switch.cli_json(&["suspicion", "list"]);
+    let list = list.as_array().expect("a list").iter();
+    let mut names: Vec<_> = list
+        .map(|s| s["workload"].as_str().expect("a name").to_owned())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What followed, by response.
+fn followed(suspicion: &Value) -> Vec<(&str, &str)> {
+    let followed = suspicion["followed"].as_array().expect("a list").iter();
+    followed
+        .map(|f| {
+            let text = |key: &str| f[key].as_str().expect("a text");
+            (text("response"), text("outcome"))
+        })
+        .collect()
+}
+
+/// `a` and `b` as guests of our own, with a ledger.
+fn start<'a>(lab: &'a Lab, policy: &str) -> (Switch<'a>, [Station; 2]) {
+    let ports = [
+        port(lab, "a", ""),
+        workload("a", 1, "10.0.0.1", "tags = [\"web\"]"),
+        port(lab, "b", ""),
+        workload("b", 2, "10.0.0.2", ""),
+    ];
+    let toml = format!(
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n",
+        lab.path_str("ledger.db")
+    );
+    let switch = SwitchConfig::new(lab, "switch", &(toml + &ports.concat()), policy).start();
+    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
+    switch.wait_ports_up(2);
+    (switch, stations)
+}
+
+/// Datagrams from `a` to as many ports of `b`, which nothing allows.
+fn scan(a: &mut Station, ports: std::ops::Range<u16>) {
+    let ips = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    for dport in ports {
+        a.send(&udp(
+            (mac(1), mac(2)),
+            ips,
+            (60_000, dport),
+            b"anybody there?",
+        ));
+    }
+}
+
+/// Windows of a second, so that one test sees several; `a` is in the segment `web`, `b` is not.
+const POLICY: &str = r#"
+[[segment]]
+name = "web"
+tags = ["web"]
+[[suspicion]]
+name = "quick"
+port-scan = { count = 10, within_s = 1 }
+[[response]]
+name = "tell"
+on = ["port-scan", "address-scan"]
+action = "notify"
+[[response]]
+name = "would-tell"
+on = "port-scan"
+of = "web"
+action = "log"
+stage = "staged"
+[[response]]
+name = "others"
+on = "fan-out"
+action = "log"
+"#;
+
+#[test]
+fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let (mut switch, [mut a, _b]) = start(&lab, POLICY);
+    let mut watch = switch.watch(&["--kind", "suspicion"]);
+    assert_eq!(suspects(&switch), [""; 0]);
+    scan(&mut a, 1..40);
+    let found = wait_suspected(&switch, "a", "port-scan");
+    assert_eq!(
+        followed(&found),
+        [("tell", "done"), ("would-tell", "staged")]
+    );
+    assert_eq!(found["open"], true);
+    assert_eq!(suspects(&switch), ["a"]);
+    assert_eq!(switch.cli_json(&["status"])["suspects"][0], "a");
+    wait_for("it to be seen by who watches", LIMIT, || {
+        let seen = watch.log();
+        let seen =
+            seen.contains("\"detector\":\"port-scan\"") && seen.contains("tell (notify): done");
+        seen.then_some(())
+    });
+    watch.kill();
+    switch.cli_ok(&["suspicion", "clear", "a"]);
+    assert_eq!(
+        switch.cli_json(&["status"])["suspects"],
+        serde_json::json!([])
+    );
+    let cleared_twice = switch.cli(&["suspicion", "clear", "a"]);
+    assert_eq!(cleared_twice.status.code(), Some(2));
+
+    // The stop switch holds, also when the switch ends and begins.
+    switch.cli_ok(&["response", "stop", "--reason", "an exercise"]);
+    let again = |switch: &Switch<'_>, a: &mut Station, outcome: &str| {
+        wait_for("another suspicion", LIMIT, || {
+            scan(a, 1..40);
+            let found = suspicions(switch, "a", "port-scan");
+            let found = found.iter().find(|s| {
+                let mut followed = followed(s).into_iter();
+                followed.any(|f| f == ("tell", outcome))
+            });
+            found.map(|_| ())
+        });
+    };
+    again(&switch, &mut a, "stopped");
+    drop((a, _b));
+    switch.process().signal("TERM");
+    let status = switch.process().wait(LIMIT);
+    assert!(status.success(), "{status}");
+    switch.restart();
+    let list = switch.cli_ok(&["response", "list"]);
+    assert!(
+        list.contains("all are stopped since") && list.contains("an exercise"),
+        "{list}"
+    );
+    let [mut a, _b] = ["a", "b"].map(|name| Station::attach(&lab, name));
+    switch.wait_ports_up(2);
+    again(&switch, &mut a, "stopped");
+    switch.cli_ok(&["response", "start"]);
+    again(&switch, &mut a, "done");
+    let list = switch.cli_json(&["response", "list"]);
+    assert_eq!(list["stopped"], Value::Null);
+    assert!(list["responses"][0]["done"].as_u64() >= Some(1), "{list}");
+    assert!(
+        list["responses"][1]["withheld"].as_u64() >= Some(1),
+        "{list}"
+    );
+
+    switch.wait_conserved();
+    switch.process().signal("TERM");
+    switch.process().wait(LIMIT);
+    let file = lab.path_str("ledger.db");
+    let show = |kind| switch.cli_json(&["ledger", "show", "--file", &file, "--kind", kind]);
+    let recorded = show("suspicion");
+    let recorded = recorded.as_array().expect("a list");
+    assert!(recorded.len() >= 4, "{recorded:?}");
+    let oldest = recorded.iter().min_by_key(|r| r["seq"].as_u64());
+    let oldest = oldest.expect("some");
+    assert_eq!(oldest["workload"], "a", "{oldest}");
+    assert_eq!(oldest["body"]["detector"], "port-scan", "{oldest}");
+    assert_eq!(oldest["body"]["responses"][0], "tell (notify): done");
+    assert_eq!(oldest["body"]["responses"][1], "would-tell (log): staged");
+    assert_eq!(show("suspicion_cleared").as_array().map(Vec::len), Some(1));
+    assert_eq!(show("responses_switched").as_array().map(Vec::len), Some(2));
+    switch.cli_ok(&["ledger", "verify", "--file", &file]);
+}
+
+/// `a` may reach `b` on any TCP port; nothing else is allowed.
+const SCANNED: &str = r#"
+[[rule]]
+name = "tcp"
+from = "any"
+to = "any"
+service = "tcp"
+action = "allow"
+[[suspicion]]
+name = "an-hour-in-a-minute"
+port-scan = { count = 20, within_s = 2, slow_count = 20, slow_within_s = 120 }
+"#;
+
+/// A switch in the namespace `host` with containers `a`, which scans, and `b`.
+fn start_containers<'a>(
+    lab: &'a Lab,
+    host: &'a Netns,
+    policy: &str,
+) -> (Switch<'a>, [Container; 2]) {
+    let containers = [("a", 1), ("b", 2)].map(|(name, n)| Container::veth(lab, host, name, n));
+    let ports: String = containers.iter().map(|c| c.veth_port("")).collect();
+    let toml = format!("policy = \"policy.toml\"\n{ports}");
+    let switch = SwitchConfig::new(lab, "switch", &toml, policy)
+        .in_netns(host)
+        .start();
+    switch.wait_ports_up(2);
+    (switch, containers)
+}
+
+fn nmap(a: &Container, args: &str) {
+    let shell = format!("nmap -n -T4 --max-retries 0 {args}");
+    a.ns.run_ok(&shell, SCAN);
+}
+
+#[test]
+fn scans_by_nmap_are_found() {
+    let needs = [Need::Netns, Need::Program("nmap")];
+    let Some(lab) = Lab::open(&needs) else { return };
+    let host = Netns::new(&lab, "host");
+    let (switch, [a, _b]) = start_containers(&lab, &host, SCANNED);
+    for (args, detector) in [
+        // Closed ports answer with a reset; of UDP nothing is allowed.
+        ("-Pn -sS -p 1-200 10.0.0.2", "port-scan"),
+        ("-Pn -sT -p 1-200 10.0.0.2", "port-scan"),
+        ("-Pn -sU -p 1-60 10.0.0.2", "port-scan"),
+        ("-Pn -6 -sT -p 1-200 fd00::2", "port-scan"),
+        ("-sn 10.0.0.0/25", "address-scan"),
+    ] {
+        let before = suspicions(&switch, "a", detector).len();
+        wait_for(&format!("nmap {args} to be found"), SCAN, || {
+            nmap(&a, args);
+            (suspicions(&switch, "a", detector).len() > before).then_some(())
+        });
+    }
+    assert_eq!(suspects(&switch), ["a"], "and nobody who answered");
+}
+
+#[test]
+fn a_slow_scan_by_nmap_is_found() {
+    let needs = [Need::Netns, Need::Program("nmap")];
+    let Some(lab) = Lab::open(&needs) else { return };
+    let host = Netns::new(&lab, "host");
+    let (switch, [a, _b]) = start_containers(&lab, &host, SCANNED);
+    nmap(
+        &a,
+        "-Pn -sT -p 1-40 --scan-delay 200ms --max-scan-delay 200ms 10.0.0.2",
+    );
+    let found = wait_suspected(&switch, "a", "port-scan");
+    assert!(found["seconds"].as_u64() > Some(2), "{found}");
+    assert_eq!(suspects(&switch), ["a"]);
+}
+
+/// Half of what is tried is allowed; thresholds are the default ones.
+const BUSY: &str = r#"
+[[rule]]
+name = "services"
+from = "any"
+to = "any"
+service = ["tcp/5000", "udp/5000", "tcp/5201", "icmp"]
+action = "allow"
+"#;
+
+#[test]
+fn busy_clients_are_nobodys_suspects() {
+    let needs = [Need::Netns, Need::Program("iperf3")];
+    let Some(lab) = Lab::open(&needs) else { return };
+    let host = Netns::new(&lab, "host");
+    let (switch, [a, b]) = start_containers(&lab, &host, BUSY);
+    let _echo = b.echo(5000);
+    let _server = b.ns.iperf3_server(&lab, 5201);
+    let load = a.ns.spawn(&lab, "load", "iperf3 -c 10.0.0.2 -t 3 -P 4");
+    for n in 0..300 {
+        // A request over a connection of its own, a datagram and its answer.
+        a.talk((b.v4(), 5000), 2000);
+        if n % 30 == 0 {
+            // What is not allowed is tried again and again; nobody answers to an echo there.
+            a.ns.run("ping -c 1 -W 1 10.0.0.2", LIMIT);
+            a.connect((b.v4(), 6000), Duration::from_millis(10))
+                .expect_err("it is denied");
+        }
+    }
+    let mut load = load;
+    load.wait(LIMIT);
+    assert_eq!(suspects(&switch), [""; 0]);
+    switch.wait_conserved();
+}

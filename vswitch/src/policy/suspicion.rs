@@ -1,0 +1,289 @@
+//! From when on a workload is suspicious (`[[suspicion]]`), and what follows (`[[response]]`). What detectors count, and why
+//! the defaults are what they are, is in `docs/suspicion.md`.
+
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+
+use super::WorkloadFacts;
+use super::error::FieldPath;
+use super::model::{ANY, Policy, SegmentRef, qualified};
+use super::validate::Check;
+use crate::event::Detector;
+
+/// Most that differ and can be told apart by a sketch of the data path's size.
+pub const DISTINCT_MAX: u32 = 1000;
+/// Most of what happens: a worker's counter is a number of 31 bits.
+pub const COUNT_MAX: u32 = 1_000_000_000;
+/// The longest window: a day.
+pub const WITHIN_S_MAX: u32 = 86_400;
+
+/// So many within so long. `count` 0: never.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Level {
+    /// How many.
+    pub count: u32,
+    /// Seconds.
+    pub within_s: u32,
+}
+
+/// When a detector says something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Threshold {
+    /// So many, fast.
+    pub fast: Level,
+    /// So many, slowly: for whoever has time.
+    pub slow: Level,
+}
+
+impl Serialize for Threshold {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("count", &self.fast.count)?;
+        map.serialize_entry("within_s", &self.fast.within_s)?;
+        if self.slow.count > 0 {
+            map.serialize_entry("slow_count", &self.slow.count)?;
+            map.serialize_entry("slow_within_s", &self.slow.within_s)?;
+        }
+        map.end()
+    }
+}
+
+/// One workload's thresholds, by detector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Thresholds(pub [Threshold; Detector::COUNT]);
+
+impl Default for Thresholds {
+    /// Of the scans: Zeek's `scan` policy has 15 ports and 25 addresses in five minutes, of failed attempts; a minute is
+    /// enough for tools in a hurry, and an hour finds `nmap -T1`, a probe every 15 s. What a wall or the guard refuses,
+    /// honest programs do not try. The others are guesses: more than a busy client's, less than a flood.
+    fn default() -> Self {
+        let of = |count, within_s, slow_count, slow_within_s| Threshold {
+            fast: Level { count, within_s },
+            slow: Level {
+                count: slow_count,
+                within_s: slow_within_s,
+            },
+        };
+        Thresholds(Detector::ALL.map(|detector| match detector {
+            Detector::PortScan => of(20, 60, 60, 3600),
+            Detector::AddressScan => of(25, 60, 75, 3600),
+            // No number fits a web server and what monitors a thousand of them.
+            Detector::FanOut => of(0, 0, 0, 0),
+            Detector::Wall => of(3, 60, 10, 3600),
+            Detector::SynFlood => of(1000, 10, 0, 0),
+            Detector::Spoofing => of(50, 60, 0, 0),
+            Detector::DeniedRate => of(2000, 10, 0, 0),
+        }))
+    }
+}
+
+impl Thresholds {
+    /// A detector's.
+    #[must_use]
+    pub fn of(&self, detector: Detector) -> Threshold {
+        self.0.get(detector as usize).copied().unwrap_or_default()
+    }
+
+    fn of_mut(&mut self, detector: Detector) -> Option<&mut Threshold> {
+        self.0.get_mut(detector as usize)
+    }
+}
+
+/// `[[suspicion]]`: thresholds of some workloads, instead of the default ones.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Suspicion {
+    /// Stable name, unique within its tenant.
+    pub name: String,
+    /// Owner.
+    pub tenant: String,
+    /// Whom it is about.
+    pub of: Vec<SegmentRef>,
+    /// Those it states; [`Threshold::default`] turns a detector off.
+    #[serde(flatten, serialize_with = "by_name")]
+    pub thresholds: Vec<(Detector, Threshold)>,
+}
+
+fn by_name<S: Serializer>(list: &[(Detector, Threshold)], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(list.iter().map(|(d, threshold)| (d.name(), threshold)))
+}
+
+impl Suspicion {
+    /// Its name; outside the default tenant with the tenant's.
+    #[must_use]
+    pub fn qualified(&self) -> String {
+        qualified(&self.tenant, &self.name)
+    }
+}
+
+/// `action` of a response.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reaction {
+    /// A line in the switch's log.
+    Log,
+    /// A warning there, and in `status` until somebody has cleared the workload.
+    Notify,
+}
+
+impl Reaction {
+    /// All.
+    pub const ALL: [Reaction; 2] = [Reaction::Log, Reaction::Notify];
+
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reaction::Log => "log",
+            Reaction::Notify => "notify",
+        }
+    }
+}
+
+/// `[[response]]`: what follows when a workload is suspected.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Response {
+    /// Stable name, unique within its tenant.
+    pub name: String,
+    /// Owner.
+    pub tenant: String,
+    /// Of what.
+    #[serde(serialize_with = "names")]
+    pub on: Vec<Detector>,
+    /// Who.
+    pub of: Vec<SegmentRef>,
+    /// What is done.
+    pub action: Reaction,
+    /// It only says what it would do.
+    pub staged: bool,
+}
+
+fn names<S: Serializer>(list: &[Detector], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(list.iter().map(|detector| detector.name()))
+}
+
+impl Response {
+    /// Its name; outside the default tenant with the tenant's.
+    #[must_use]
+    pub fn qualified(&self) -> String {
+        qualified(&self.tenant, &self.name)
+    }
+}
+
+impl Policy {
+    /// From when on this workload is suspicious: of each detector, what the first `[[suspicion]]` says that is about it and
+    /// says something of it.
+    #[must_use]
+    pub fn thresholds_of(&self, workload: &WorkloadFacts) -> Thresholds {
+        let mut all = Thresholds::default();
+        // The first ones last, so that they count.
+        for suspicion in self.suspicions.iter().rev() {
+            if self.means(&suspicion.tenant, &suspicion.of, workload) {
+                for (detector, threshold) in &suspicion.thresholds {
+                    if let Some(of) = all.of_mut(*detector) {
+                        *of = *threshold;
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// What follows when `detector` suspects this workload, in the order of the file.
+    pub fn responses_to<'a>(
+        &'a self,
+        detector: Detector,
+        workload: &'a WorkloadFacts,
+    ) -> impl Iterator<Item = &'a Response> {
+        self.responses.iter().filter(move |response| {
+            response.on.contains(&detector) && self.means(&response.tenant, &response.of, workload)
+        })
+    }
+
+    fn means(&self, tenant: &str, of: &[SegmentRef], workload: &WorkloadFacts) -> bool {
+        let mut of = of.iter();
+        of.any(|segment| self.refers_to(tenant, segment, workload))
+    }
+}
+
+/// Checks thresholds and responses by themselves.
+pub(super) fn check<'a>(check: &mut Check<'a>, policy: &'a Policy) {
+    for (index, suspicion) in policy.suspicions.iter().enumerate() {
+        let at = FieldPath::root().item("suspicion", index, &suspicion.name);
+        let before = policy.suspicions.iter().take(index);
+        let known = before.map(|s| (&s.tenant, &s.name));
+        named(
+            check,
+            &at,
+            "suspicion",
+            (&suspicion.tenant, &suspicion.name),
+            known,
+        );
+        segments(check, policy, &at, &suspicion.tenant, &suspicion.of);
+        if suspicion.thresholds.is_empty() {
+            let todo = "state a threshold, such as port-scan = { count = 50, within_s = 60 }, or remove it";
+            check.error(at, "it changes nothing", todo);
+        }
+    }
+    for (index, response) in policy.responses.iter().enumerate() {
+        let at = FieldPath::root().item("response", index, &response.name);
+        let before = policy.responses.iter().take(index);
+        let known = before.map(|r| (&r.tenant, &r.name));
+        named(
+            check,
+            &at,
+            "response",
+            (&response.tenant, &response.name),
+            known,
+        );
+        segments(check, policy, &at, &response.tenant, &response.of);
+        if response.on.is_empty() {
+            let todo = "name a detector, such as \"port-scan\"";
+            check.error(at.key("on"), "it answers to nothing", todo);
+        }
+    }
+}
+
+fn named<'a>(
+    check: &mut Check<'a>,
+    at: &FieldPath,
+    what: &str,
+    own: (&'a String, &'a String),
+    mut known: impl Iterator<Item = (&'a String, &'a String)>,
+) {
+    check.name(at, own.1);
+    check.tenant(at, own.0);
+    if known.any(|other| other == own) {
+        let text = format!("duplicate {what} {:?}", own.1);
+        check.error(at.key("name"), text, "rename one");
+    }
+}
+
+fn segments(
+    check: &mut Check<'_>,
+    policy: &Policy,
+    at: &FieldPath,
+    tenant: &str,
+    of: &[SegmentRef],
+) {
+    for (n, segment) in of.iter().enumerate() {
+        let at = at.item("of", n, "");
+        if segment
+            .tenant
+            .as_deref()
+            .is_some_and(|other| other != tenant)
+        {
+            let text = format!("{segment} is another tenant's");
+            check.error(at, text, "name a segment of its own tenant");
+            continue;
+        }
+        let found = policy.segment(tenant, segment);
+        if segment.name != ANY && found.is_some_and(|s| s.tags.is_empty() && s.names.is_empty()) {
+            check.error(
+                at.clone(),
+                "it selects no workload, and only workloads are suspected",
+                "give the segment `tags` or `names`",
+            );
+        }
+        check.reference(at, tenant, segment);
+    }
+}

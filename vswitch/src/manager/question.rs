@@ -40,6 +40,17 @@ pub enum Party {
     },
 }
 
+impl Party {
+    /// Qualified names of the segments it is in.
+    #[must_use]
+    pub fn segments(&self) -> &[String] {
+        match self {
+            Party::Workload(workload) => &workload.segments,
+            Party::Outside { segments, .. } => segments,
+        }
+    }
+}
+
 /// Answers to the same question within the last hour.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct History {

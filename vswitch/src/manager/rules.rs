@@ -1,16 +1,18 @@
 //! Rules for decisions: Cedar policies, checked against the published schema when they are read, and what they say to a question.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cedar_policy::{
     AuthorizationError, Authorizer, Context, Decision, Effect, Entities, Entity, EntityId,
-    EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, Request,
-    RestrictedExpression as Expression, Schema, ValidationMode, Validator,
+    EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
+    ResourceConstraint, RestrictedExpression as Expression, Schema, ValidationMode, Validator,
 };
+use cedar_policy_core::ast::{self, Value};
 use miette::Diagnostic;
 
 use super::question::{History, Party, Question, Workload, protocol_name};
@@ -93,9 +95,67 @@ pub struct Verdict {
 /// Checked rules.
 #[derive(Debug)]
 pub struct Rules {
-    policies: PolicySet,
+    /// Unlike that of any others in this process.
+    id: u64,
+    rules: Vec<Rule>,
     notes: HashMap<PolicyId, Notes>,
     authorizer: Authorizer,
+}
+
+/// A rule, and between whom it can match at all.
+#[derive(Debug)]
+struct Rule {
+    policy: Policy,
+    principal: End,
+    resource: End,
+}
+
+/// Whom a rule is about at one end, as its head says.
+#[derive(Debug)]
+enum End {
+    Any,
+    Eq(EntityUid),
+    In(EntityUid),
+    Is(EntityTypeName),
+    IsIn(EntityTypeName, EntityUid),
+}
+
+impl From<PrincipalConstraint> for End {
+    fn from(principal: PrincipalConstraint) -> Self {
+        match principal {
+            PrincipalConstraint::Any => End::Any,
+            PrincipalConstraint::Eq(one) => End::Eq(one),
+            PrincipalConstraint::In(group) => End::In(group),
+            PrincipalConstraint::Is(kind) => End::Is(kind),
+            PrincipalConstraint::IsIn(kind, group) => End::IsIn(kind, group),
+        }
+    }
+}
+
+impl From<ResourceConstraint> for End {
+    fn from(resource: ResourceConstraint) -> Self {
+        match resource {
+            ResourceConstraint::Any => End::Any,
+            ResourceConstraint::Eq(one) => End::Eq(one),
+            ResourceConstraint::In(group) => End::In(group),
+            ResourceConstraint::Is(kind) => End::Is(kind),
+            ResourceConstraint::IsIn(kind, group) => End::IsIn(kind, group),
+        }
+    }
+}
+
+impl End {
+    fn admits(&self, party: &EntityUid, segments: &[EntityUid]) -> bool {
+        // Segments are in nothing.
+        let within = |group: &EntityUid| group == party || segments.contains(group);
+        match self {
+            End::Any => true,
+            End::Eq(one) => one == party,
+            End::In(group) => within(group),
+            End::Is(kind) => kind == party.type_name(),
+            End::IsIn(kind, group) => kind == party.type_name() && within(group),
+        }
+    }
 }
 
 /// The parts that every question has, made once.
@@ -162,11 +222,32 @@ impl Rules {
             faults.dedup();
             return Err(faults);
         }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let rule = |policy: &Policy| Rule {
+            principal: policy.principal_constraint().into(),
+            resource: policy.resource_constraint().into(),
+            policy: policy.clone(),
+        };
         Ok(Rules {
-            policies,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            rules: policies.policies().map(rule).collect(),
             notes,
             authorizer: Authorizer::new(),
         })
+    }
+
+    /// Which of them can match between these two.
+    fn about(&self, names: &Names, from: &Party, to: &Party) -> Vec<usize> {
+        let [principal, resource] = [from, to].map(|party| {
+            let segments = party.segments().iter();
+            let segments: Vec<_> = segments.map(|s| named(&names.segment, s)).collect();
+            (uid(names, party), segments)
+        });
+        let rules = self.rules.iter().enumerate().filter(|(_, rule)| {
+            rule.principal.admits(&principal.0, &principal.1)
+                && rule.resource.admits(&resource.0, &resource.1)
+        });
+        rules.map(|(at, _)| at).collect()
     }
 
     /// How many there are.
@@ -184,7 +265,7 @@ impl Rules {
     /// What they say.
     #[must_use]
     pub fn decide(&self, question: &Question, common: &mut Common) -> Verdict {
-        let Some((request, entities)) = request(question, common) else {
+        let Some((request, pair)) = self.request(question, common) else {
             return Verdict {
                 reason: "the question cannot be put to rules".to_owned(),
                 ..Verdict::default()
@@ -192,7 +273,7 @@ impl Rules {
         };
         let said = self
             .authorizer
-            .is_authorized(&request, &self.policies, entities);
+            .is_authorized(&request, &pair.rules, &pair.entities);
         let note = |id: &PolicyId| self.notes.get(id);
         // A rule that cannot be evaluated says nothing. Of one that forbids, that must not become a yes.
         let mut failed = said.diagnostics().errors().map(|e| {
@@ -231,6 +312,26 @@ impl Rules {
             once: matching.iter().any(|n| n.once),
             reason: format!("{word} {}{more}", names.join(", ")),
         }
+    }
+
+    /// A question, as Cedar is asked. `None`: with such names or numbers it can't be.
+    fn request<'a>(
+        &self,
+        question: &Question,
+        common: &'a mut Common,
+    ) -> Option<(Request, &'a Pair)> {
+        let names = NAMES.as_ref()?;
+        // Values as they are: of expressions each would be evaluated anew for every question, and dates be parsed.
+        let ast::Context::Value(time) = common.time.as_ref()?.as_ref() else {
+            return None;
+        };
+        let mut fields = BTreeMap::clone(time);
+        fields.extend(context(question).map(|(name, value)| (name.into(), value)));
+        let context = Context::from(ast::Context::Value(Arc::new(fields)));
+        let (from, to) = (&question.from, &question.to);
+        let [principal, resource] = [uid(names, from), uid(names, to)];
+        let request = Request::new(principal, names.connect.clone(), resource, context, None);
+        Some((request.ok()?, common.pair(self, names, from, to)?))
     }
 }
 
@@ -300,8 +401,19 @@ fn annotation_at(text: &str, key: &str, value: &str, nth: usize) -> usize {
 pub struct Common {
     second: u64,
     time: Option<Context>,
-    pairs: HashMap<Party, HashMap<Party, Entities>>,
+    /// By which rules the following was made.
+    rules: u64,
+    pairs: HashMap<Party, HashMap<Party, Pair>>,
     known: usize,
+    /// The rules that can match, by their numbers: of many pairs they are the same.
+    subsets: HashMap<Vec<usize>, Arc<PolicySet>>,
+}
+
+/// Two parties, and the rules that can match between them. Who is asked about others than a rule names costs nothing of it.
+#[derive(Debug)]
+struct Pair {
+    entities: Entities,
+    rules: Arc<PolicySet>,
 }
 
 impl Common {
@@ -311,9 +423,11 @@ impl Common {
         let second = second(time);
         Common {
             second,
-            time: Context::from_pairs(fields(second)).ok(),
+            time: time_of(second),
+            rules: 0,
             pairs: HashMap::new(),
             known: 0,
+            subsets: HashMap::new(),
         }
     }
 
@@ -322,21 +436,37 @@ impl Common {
         let second = second(time);
         if second != self.second {
             self.second = second;
-            self.time = Context::from_pairs(fields(second)).ok();
+            self.time = time_of(second);
         }
     }
 
-    fn entities(&mut self, names: &Names, from: &Party, to: &Party) -> Option<&Entities> {
+    fn pair(&mut self, rules: &Rules, names: &Names, from: &Party, to: &Party) -> Option<&Pair> {
+        if self.rules != rules.id || self.known == PAIRS {
+            self.rules = rules.id;
+            self.pairs.clear();
+            self.subsets.clear();
+            self.known = 0;
+        }
         let known = self.pairs.get(from).is_some_and(|of| of.contains_key(to));
         if !known {
-            if self.known == PAIRS {
-                self.pairs.clear();
-                self.known = 0;
-            }
+            let about = rules.about(names, from, to);
+            let subset = match self.subsets.get(&about) {
+                Some(subset) => Arc::clone(subset),
+                None => {
+                    let policies = about.iter().filter_map(|at| rules.rules.get(*at));
+                    let policies = policies.map(|rule| rule.policy.clone());
+                    let subset = Arc::new(PolicySet::from_policies(policies).ok()?);
+                    self.subsets.insert(about, Arc::clone(&subset));
+                    subset
+                }
+            };
             let both = [entity(names, from)?, entity(names, to)?];
-            let both = Entities::from_entities(both, None).ok()?;
+            let pair = Pair {
+                entities: Entities::from_entities(both, None).ok()?,
+                rules: subset,
+            };
             let of = self.pairs.entry(from.clone()).or_default();
-            of.insert(to.clone(), both);
+            of.insert(to.clone(), pair);
             self.known += 1;
         }
         self.pairs.get(from)?.get(to)
@@ -348,11 +478,12 @@ fn second(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
-fn fields(second: u64) -> Vec<(String, Expression)> {
+/// What rules may know of the time.
+fn time_of(second: u64) -> Option<Context> {
     let second = i64::try_from(second).unwrap_or(i64::MAX);
     let now = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::MAX);
     let (minutes, days) = (second / 60, second / 86_400);
-    vec![
+    let fields = [
         ("now".to_owned(), Expression::new_datetime(now.to_string())),
         ("hour".to_owned(), Expression::new_long(minutes / 60 % 24)),
         ("minute".to_owned(), Expression::new_long(minutes % 60)),
@@ -361,66 +492,60 @@ fn fields(second: u64) -> Vec<(String, Expression)> {
             "weekday".to_owned(),
             Expression::new_long((days + 3) % 7 + 1),
         ),
-    ]
+    ];
+    Context::from_pairs(fields).ok()
 }
 
-/// A question, as Cedar is asked. `None`: with such names or numbers it can't be.
-fn request<'a>(question: &Question, common: &'a mut Common) -> Option<(Request, &'a Entities)> {
-    let names = NAMES.as_ref()?;
-    let context = Context::from_pairs(context(question)?).ok()?;
-    let context = context.merge(common.time.clone()?).ok()?;
-    let (from, to) = (&question.from, &question.to);
-    let [principal, resource] = [uid(names, from), uid(names, to)];
-    let request = Request::new(principal, names.connect.clone(), resource, context, None);
-    Some((request.ok()?, common.entities(names, from, to)?))
+fn long(n: u32) -> Value {
+    i64::from(n).into()
 }
 
-fn context(question: &Question) -> Option<[(String, Expression); 5]> {
+fn record<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    Value::record(fields, None)
+}
+
+/// What rules may know of a question, but for the time.
+fn context(question: &Question) -> [(&'static str, Value); 5] {
     let History {
         allowed,
         denied,
         unanswered,
     } = question.history;
-    let long = |n: u32| Expression::new_long(n.into());
-    let history = [
-        ("allowed".to_owned(), long(allowed)),
-        ("denied".to_owned(), long(denied)),
-        ("unanswered".to_owned(), long(unanswered)),
-    ];
-    let protocol = protocol_name(question.protocol);
-    let mut service = vec![("protocol".to_owned(), Expression::new_string(protocol))];
+    let protocol = ("protocol", protocol_name(question.protocol).into());
     let [high, low] = question.number.to_be_bytes();
-    match question.protocol {
-        proto::TCP | proto::UDP => {
-            service.push(("port".to_owned(), long(question.number.into())));
-        }
-        proto::ICMP | proto::ICMPV6 => {
-            service.push(("icmp_type".to_owned(), long(high.into())));
-            service.push(("icmp_code".to_owned(), long(low.into())));
-        }
-        _ => {}
-    }
-    let [principal, resource] = question.walls.each_ref().map(|sides| {
-        let sides = sides.iter().cloned();
-        Expression::new_set(sides.map(Expression::new_string))
-    });
-    let walls = [
-        ("principal".to_owned(), principal),
-        ("resource".to_owned(), resource),
-    ];
-    Some([
-        ("walls".to_owned(), Expression::new_record(walls).ok()?),
+    let service = match question.protocol {
+        proto::TCP | proto::UDP => record([protocol, ("port", long(question.number.into()))]),
+        proto::ICMP | proto::ICMPV6 => record([
+            protocol,
+            ("icmp_type", long(high.into())),
+            ("icmp_code", long(low.into())),
+        ]),
+        _ => record([protocol]),
+    };
+    let [principal, resource] = question
+        .walls
+        .each_ref()
+        .map(|sides| Value::set_of_lits(sides.iter().map(|side| side.as_str().into()), None));
+    [
         (
-            "rule".to_owned(),
-            Expression::new_string(question.rule.clone()),
+            "walls",
+            record([("principal", principal), ("resource", resource)]),
         ),
-        ("service".to_owned(), Expression::new_record(service).ok()?),
-        ("history".to_owned(), Expression::new_record(history).ok()?),
+        ("rule", question.rule.as_str().into()),
+        ("service", service),
         (
-            "questions_last_minute".to_owned(),
+            "history",
+            record([
+                ("allowed", long(allowed)),
+                ("denied", long(denied)),
+                ("unanswered", long(unanswered)),
+            ]),
+        ),
+        (
+            "questions_last_minute",
             long(question.questions_last_minute),
         ),
-    ])
+    ]
 }
 
 fn uid(names: &Names, party: &Party) -> EntityUid {
@@ -436,14 +561,13 @@ fn named(kind: &EntityTypeName, id: &str) -> EntityUid {
 
 fn entity(names: &Names, party: &Party) -> Option<Entity> {
     let text = |s: &str| Expression::new_string(s.to_owned());
-    let (attributes, segments): (HashMap<_, _>, &[String]) = match party {
+    let attributes: HashMap<_, _> = match party {
         Party::Workload(workload) => {
             let Workload {
                 name,
                 tenant,
                 tags,
                 assurance,
-                segments,
                 ..
             } = &**workload;
             let tags = Expression::new_set(tags.iter().map(|tag| text(tag)));
@@ -453,21 +577,23 @@ fn entity(names: &Names, party: &Party) -> Option<Entity> {
                 ("tags".to_owned(), tags),
                 ("assurance".to_owned(), text(assurance)),
             ];
-            (attributes.into(), segments)
+            attributes.into()
         }
         Party::Outside {
-            address,
-            uplink,
-            segments,
+            address, uplink, ..
         } => {
             let attributes = [
                 ("address".to_owned(), ip(*address)),
                 ("uplink".to_owned(), text(uplink)),
             ];
-            (attributes.into(), segments)
+            attributes.into()
         }
     };
-    let parents = segments.iter().map(|s| named(&names.segment, s)).collect();
+    let parents = party
+        .segments()
+        .iter()
+        .map(|s| named(&names.segment, s))
+        .collect();
     Entity::new(uid(names, party), attributes, parents).ok()
 }
 

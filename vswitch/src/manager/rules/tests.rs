@@ -137,19 +137,65 @@ fn what_is_asked_fits_the_schema() {
         ..question()
     };
     for question in [question(), icmp] {
-        let own = Context::from_pairs(context(&question).unwrap()).unwrap();
-        let whole = own.merge(common.time.clone().unwrap()).unwrap();
-        let (request, entities) = request(&question, &mut common).expect("it can be asked");
+        let rules = Rules::parse("").unwrap();
+        let asked = rules.request(&question, &mut common);
+        let (request, pair) = asked.expect("it can be asked");
         let checked = Request::new(
             request.principal().unwrap().clone(),
             request.action().unwrap().clone(),
             request.resource().unwrap().clone(),
-            whole,
+            request.context().unwrap().clone(),
             Some(&names.schema),
         );
         checked.expect("it is as published");
-        Entities::from_entities(entities.iter().cloned(), Some(&names.schema))
+        Entities::from_entities(pair.entities.iter().cloned(), Some(&names.schema))
             .expect("they are as published");
+    }
+}
+
+#[test]
+fn rules_about_others_are_left_out_and_nothing_else() {
+    let heads = [
+        "",
+        "== Workload::\"web-1\"",
+        "== Workload::\"db-1\"",
+        "== Outside::\"192.0.2.7\"",
+        "in Segment::\"web\"",
+        "in Segment::\"partners\"",
+        "in Workload::\"web-1\"",
+        "is Workload",
+        "is Outside",
+        "is Workload in Segment::\"db\"",
+        "is Outside in Segment::\"partners\"",
+    ];
+    let parties = [
+        workload("web-1", &[], &["web"]),
+        workload("db-1", &[], &["db", "partners"]),
+        outside("192.0.2.7", &["partners"]),
+    ];
+    let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(NOON));
+    for (principal, resource) in heads.iter().flat_map(|p| heads.map(|r| (p, r))) {
+        let text = format!("permit(principal {principal}, action, resource {resource});");
+        let rules = Rules::parse(&text).unwrap();
+        let all: PolicySet = text.parse().unwrap();
+        for (from, to) in parties
+            .iter()
+            .flat_map(|f| parties.each_ref().map(|t| (f, t)))
+        {
+            let question = Question {
+                from: from.clone(),
+                to: to.clone(),
+                ..question()
+            };
+            let (request, pair) = rules.request(&question, &mut common).unwrap();
+            let said = rules
+                .authorizer
+                .is_authorized(&request, &all, &pair.entities);
+            let matches = said.decision() == Decision::Allow;
+            assert_eq!(!pair.rules.is_empty(), matches, "{text} {from:?} {to:?}");
+            let decided = rules.decide(&question, &mut common).yes;
+            assert_eq!(decided.is_some(), matches, "{text} {from:?} {to:?}");
+        }
     }
 }
 

@@ -52,34 +52,36 @@ fn followed(suspicion: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// `a` and `b` as guests of our own, with a ledger.
-fn start<'a>(lab: &'a Lab, policy: &str) -> (Switch<'a>, [Station; 2]) {
+/// `a`, `b` and `c` as guests of our own, with a ledger.
+fn start<'a>(lab: &'a Lab, policy: &str) -> (Switch<'a>, [Station; 3]) {
     let ports = [
         port(lab, "a", ""),
         workload("a", 1, "10.0.0.1", "tags = [\"web\"]"),
         port(lab, "b", ""),
         workload("b", 2, "10.0.0.2", ""),
+        port(lab, "c", ""),
+        workload("c", 3, "10.0.0.3", "tags = [\"web\"]"),
     ];
     let toml = format!(
         "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n",
         lab.path_str("ledger.db")
     );
     let switch = SwitchConfig::new(lab, "switch", &(toml + &ports.concat()), policy).start();
-    let stations = ["a", "b"].map(|name| Station::attach(lab, name));
-    switch.wait_ports_up(2);
+    let stations = ["a", "b", "c"].map(|name| Station::attach(lab, name));
+    switch.wait_ports_up(3);
     (switch, stations)
 }
 
-/// Datagrams from `a` to as many ports of `b`, which nothing allows.
-fn scan(a: &mut Station, ports: std::ops::Range<u16>) {
-    let ips = ([10, 0, 0, 1], [10, 0, 0, 2]);
-    for dport in ports {
-        a.send(&udp(
-            (mac(1), mac(2)),
-            ips,
-            (60_000, dport),
-            b"anybody there?",
-        ));
+/// A datagram from `a` (1) or `c` (3) to `b`.
+fn datagram(from: u8, sport: u16, dport: u16) -> Vec<u8> {
+    let ips = ([10, 0, 0, from], [10, 0, 0, 2]);
+    udp((mac(from), mac(2)), ips, (sport, dport), b"anybody there?")
+}
+
+/// Datagrams to as many ports of `b`, which nothing allows.
+fn scan((station, n): (&mut Station, u8)) {
+    for dport in 100..140 {
+        station.send(&datagram(n, 60_000, dport));
     }
 }
 
@@ -110,10 +112,10 @@ action = "log"
 #[test]
 fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
     let Some(lab) = Lab::open(&[]) else { return };
-    let (mut switch, [mut a, _b]) = start(&lab, POLICY);
+    let (mut switch, [mut a, _b, _c]) = start(&lab, POLICY);
     let mut watch = switch.watch(&["--kind", "suspicion"]);
     assert_eq!(suspects(&switch), [""; 0]);
-    scan(&mut a, 1..40);
+    scan((&mut a, 1));
     let found = wait_suspected(&switch, "a", "port-scan");
     assert_eq!(
         followed(&found),
@@ -141,7 +143,7 @@ fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
     switch.cli_ok(&["response", "stop", "--reason", "an exercise"]);
     let again = |switch: &Switch<'_>, a: &mut Station, outcome: &str| {
         wait_for("another suspicion", LIMIT, || {
-            scan(a, 1..40);
+            scan((a, 1));
             let found = suspicions(switch, "a", "port-scan");
             let found = found.iter().find(|s| {
                 let mut followed = followed(s).into_iter();
@@ -151,7 +153,7 @@ fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
         });
     };
     again(&switch, &mut a, "stopped");
-    drop((a, _b));
+    drop((a, _b, _c));
     switch.process().signal("TERM");
     let status = switch.process().wait(LIMIT);
     assert!(status.success(), "{status}");
@@ -191,6 +193,89 @@ fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
     assert_eq!(show("suspicion_cleared").as_array().map(Vec::len), Some(1));
     assert_eq!(show("responses_switched").as_array().map(Vec::len), Some(2));
     switch.cli_ok(&["ledger", "verify", "--file", &file]);
+}
+
+/// Those in `web` are asked about when they scan, half of them at a time.
+const ASKING: &str = r#"
+[[segment]]
+name = "web"
+tags = ["web"]
+[[rule]]
+name = "open"
+from = "any"
+to = "any"
+service = "udp/7-8"
+action = "allow"
+[[suspicion]]
+name = "quick"
+port-scan = { count = 10, within_s = 1 }
+[[response]]
+name = "ask-first"
+on = "port-scan"
+of = "web"
+action = "ask"
+share_percent = 50
+"#;
+
+#[test]
+fn a_suspect_is_asked_about_but_not_all_at_a_time() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let (switch, [mut a, mut b, mut c]) = start(&lab, ASKING);
+    let opened = datagram(1, 1000, 7);
+    a.send(&opened);
+    b.recv(&opened);
+    scan((&mut a, 1));
+    let found = wait_suspected(&switch, "a", "port-scan");
+    assert_eq!(followed(&found), [("ask-first", "done")]);
+
+    // What was open goes on; what is new waits for an answer.
+    a.send(&opened);
+    b.recv(&opened);
+    let asked = datagram(1, 1001, 7);
+    a.send(&asked);
+    let id = wait_for("the question", LIMIT, || {
+        let asks = switch.cli_json(&["ask", "list"]);
+        let id = asks[0]["id"].as_str()?.to_owned();
+        assert_eq!(
+            (&asks[0]["from"], &asks[0]["rule"]),
+            (&"a".into(), &"open".into())
+        );
+        Some(id)
+    });
+    let explain = ["explain", "--from", "a", "--to", "b", "--service", "udp/8"];
+    let said = switch.cli(&explain);
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(text.contains("a is under suspicion"), "{text}");
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    switch.cli_ok(&["ask", "allow", &id]);
+    b.recv(&asked);
+
+    // Half of two is one.
+    scan((&mut c, 3));
+    let found = wait_suspected(&switch, "c", "port-scan");
+    let withheld = [("ask-first", "over its share: 1 of 2 are contained")];
+    assert_eq!(followed(&found), withheld);
+    let free = datagram(3, 1000, 7);
+    c.send(&free);
+    b.recv(&free);
+    let list = switch.cli_json(&["response", "list"]);
+    let contained = list["contained"].as_array().expect("a list");
+    assert_eq!(contained.len(), 1, "{list}");
+    assert_eq!(contained[0]["workload"], "a");
+
+    // Until somebody has looked: what waits goes on by itself, and nothing more is asked.
+    let waits = datagram(1, 1002, 8);
+    a.send(&waits);
+    wait_for("another question", LIMIT, || {
+        let asks = switch.cli_json(&["ask", "list"]);
+        (asks.as_array()?.len() == 1).then_some(())
+    });
+    switch.cli_ok(&["suspicion", "clear", "a"]);
+    b.recv(&waits);
+    let more = datagram(1, 1003, 8);
+    a.send(&more);
+    b.recv(&more);
+    switch.wait_conserved();
 }
 
 /// `a` may reach `b` on any TCP port; nothing else is allowed.

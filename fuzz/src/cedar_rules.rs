@@ -33,6 +33,7 @@ pub(crate) fn question() -> Question {
         protocol: 6,
         number: 443,
         walls: [vec!["trading/buy".to_owned()], Vec::new()],
+        suspicions: [vec!["port-scan".to_owned()], Vec::new()],
         history: History::default(),
         questions_last_minute: 1,
         deadline_ms: 1000,

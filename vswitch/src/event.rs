@@ -313,6 +313,8 @@ pub enum About {
     /// A rule that asks.
     #[default]
     Rule,
+    /// A rule that allows, of somebody who is under suspicion.
+    Suspect,
     /// A pass between the two.
     Wall,
     /// No question: a connection on probation has payload.

@@ -11,7 +11,7 @@ use crate::control::api::{Applied, Request, ResponsesInfo, SuspicionInfo};
 pub(super) enum SuspicionCommand {
     /// The newest suspicions: who, of what, and what followed. All of them are in the ledger.
     List,
-    /// You have seen to it: the workload is no longer shown as a suspect.
+    /// You have seen to it: the workload is no suspect any more, and what rules allow it is not asked about.
     Clear {
         /// Workload, or tenant/workload.
         workload: String,
@@ -105,7 +105,19 @@ fn responses(found: &ResponsesInfo) -> String {
             r.withheld.to_string(),
         ]);
     }
-    let list = text(&t, "the policy has no responses");
+    let mut list = text(&t, "the policy has no responses");
+    if !found.contained.is_empty() {
+        let mut t = table(&["CONTAINED", "ACTION", "BY", "LEFT"]);
+        for c in &found.contained {
+            t.add_row([
+                c.workload.clone(),
+                c.action.clone(),
+                c.response.clone(),
+                format!("{} s", c.left_s),
+            ]);
+        }
+        list = format!("{list}\n\n{}", text(&t, ""));
+    }
     match &found.stopped {
         Some(stopped) => {
             let (since, why) = (moment(stopped.since), &stopped.reason);

@@ -98,13 +98,39 @@ pub(super) fn response(mut table: Section<'_>) -> Response {
     let action = table
         .string("action")
         .and_then(|word| word.word(&Reaction::ALL.map(|action| (action.name(), action))));
+    // Where it is wrong, nothing more is said of what belongs to it.
+    let contains = action.is_none_or(Reaction::contains);
+    if !contains {
+        let todo = "remove it, or use action = \"ask\"";
+        for (key, what) in [
+            ("for_s", "it does nothing that could end"),
+            ("share_percent", "it takes nothing away from anybody"),
+        ] {
+            table.refuse(key, what, todo);
+        }
+    }
+    let limit = match table.table("limit") {
+        Some(mut limit) => {
+            let level = level(&mut limit, ("count", "within_s"), u64::from(COUNT_MAX));
+            limit.finish();
+            level
+        }
+        None if contains => Response::LIMIT,
+        None => Level::default(),
+    };
     let response = Response {
         name,
         tenant,
         on,
         of,
-        // Stands in for one that is wrong.
         action: action.unwrap_or(Reaction::Log),
+        for_s: table
+            .integer("for_s", 1, u64::from(WITHIN_S_MAX))
+            .unwrap_or(Response::FOR_S),
+        share_percent: table
+            .integer("share_percent", 1, 100)
+            .unwrap_or(Response::SHARE_PERCENT),
+        limit,
         staged: staged(&mut table),
     };
     table.finish();

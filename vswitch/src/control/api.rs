@@ -20,7 +20,7 @@ pub use decisions::{
 pub use explain::{EndInfo, ExplainQuery, Explanation, Leg};
 pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
 use serde::{Deserialize, Serialize};
-pub use suspicion::{Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
+pub use suspicion::{ContainedInfo, Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
 pub use watch::{WatchEvent, WatchFilter};
 
 pub use crate::policy::reach::{Changed, Compared, Found, Grant, Group, How, Level, Opened, Reach};
@@ -273,7 +273,7 @@ pub struct Status {
     pub refused: Vec<String>,
     /// Who answers questions, beside people.
     pub manager: Option<ManagerInfo>,
-    /// Workloads that a `notify` response told of, and nobody has cleared.
+    /// Workloads that somebody should look at, because a response told of them or took something away, and nobody has cleared.
     #[serde(default)]
     pub suspects: Vec<String>,
 }

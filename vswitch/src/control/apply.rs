@@ -597,7 +597,7 @@ impl Control {
     pub(crate) fn tick(&mut self, now_ns: u64) {
         self.reap();
         self.take_recorded(now_ns);
-        self.take_suspicions();
+        self.take_suspicions(now_ns);
         self.take_asks(now_ns);
         self.take_answers(now_ns);
         self.tick_asks(now_ns);
@@ -661,7 +661,10 @@ impl Control {
     /// When [`Control::tick`] has something to do next.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
         let decisions = [self.asks.next_deadline_ns(), self.walls.next_deadline_ns()];
-        let all = decisions.into_iter().chain([self.ports_deadline_ns()]);
+        let decisions = decisions
+            .into_iter()
+            .chain([self.suspicions.next_deadline_ns()]);
+        let all = decisions.chain([self.ports_deadline_ns()]);
         all.flatten().min()
     }
 

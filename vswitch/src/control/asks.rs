@@ -298,13 +298,17 @@ pub(super) fn connection(e: &AskEvent) -> FlowKey {
 }
 
 fn asking(classifier: &Classifier, e: &AskEvent) -> Option<Asking> {
-    classifier.asking(&Judgement {
+    let judgement = Judgement {
         verdict: Verdict::Allow,
         why: Why::Rule(RuleId(e.rule)),
         also: (e.also != NONE_U32).then_some(RuleId(e.also)),
         ask: true,
         ..Judgement::default()
-    })
+    };
+    if e.about == About::Suspect {
+        return classifier.asking_suspect(&judgement);
+    }
+    classifier.asking(&judgement)
 }
 
 /// What is recorded of an answer.
@@ -350,7 +354,7 @@ impl Control {
     }
 
     fn take_ask(&mut self, event: AskEvent, now_ns: u64) {
-        if event.about != About::Rule {
+        if !matches!(event.about, About::Rule | About::Suspect) {
             self.take_wall(&event, now_ns);
             return;
         }
@@ -722,11 +726,14 @@ impl Control {
         Some(info)
     }
 
-    /// Takes back what rules of this process have answered: other rules may say otherwise, so whoever connects next is asked
+    /// Takes back what rules of this process have answered, or of that only what has this workload at an end: other rules, or of
+    /// what they know of it now, may say otherwise, so whoever connects next is asked
     /// about anew. What is connected already goes on, or not, as at the end of an answer's time.
     #[cfg(feature = "manager")]
-    pub(super) fn outdate(&mut self, now_ns: u64) {
-        for (about, standing) in self.asks.standing.take_all(|s| s.by_rules) {
+    pub(super) fn outdate(&mut self, workload: Option<AttachmentId>, now_ns: u64) {
+        let is_about = |topic: &Topic| workload.is_none_or(|w| [topic.from, topic.to].contains(&w));
+        let outdated = |s: &Standing| s.by_rules && is_about(&s.topic);
+        for (about, standing) in self.asks.standing.take_all(outdated) {
             let Answer { yes, keep, .. } = standing.answer;
             if !(yes && keep) {
                 self.shared.verdicts.take_back(&self.asks.access, &about);

@@ -392,7 +392,7 @@ impl Control {
         self.deciding.know(&self.attachments, &self.desired);
         if changed {
             let now_ns = monotonic_ns();
-            self.outdate(now_ns);
+            self.outdate(None, now_ns);
             // What waits may have an answer now.
             for id in self.asks.ids() {
                 self.put_to_manager(id, now_ns);
@@ -449,6 +449,7 @@ impl Control {
             protocol: topic.protocol,
             number: topic.dport,
             walls: [topic.from, topic.to].map(|end| self.walls.bound(end)),
+            suspicions: [topic.from, topic.to].map(|end| self.suspicions.of(end, now_ns)),
             history: deciding.history(topic, now_ns),
             questions_last_minute,
             deadline_ms: terms.deadline_ms,

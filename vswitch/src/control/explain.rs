@@ -240,7 +240,19 @@ impl Control {
                     to: q.snapshot.party(q.classifier, to, &p.dst),
                     service: process::service(p),
                 };
-                let ruling = judge(q.classifier, &query, notes);
+                let mut ruling = judge(q.classifier, &query, notes);
+                let is_built_in = ruling.tier.is_none()
+                    || ruling
+                        .rule
+                        .as_deref()
+                        .is_some_and(|rule| rule.starts_with("infrastructure/"));
+                if ruling.verdict == "allow" && !is_built_in && self.shared.suspects.asks(from) {
+                    ruling.verdict = "ask";
+                    notes.push(format!(
+                        "somebody is asked first, because {} is under suspicion; `vswitch response list` says until when",
+                        from.name
+                    ));
+                }
                 let wall = (ruling.verdict == "allow" || ruling.verdict == "ask")
                     .then(|| self.wall_between((from, to), p.dst, query.service));
                 match wall.flatten() {

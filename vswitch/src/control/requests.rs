@@ -129,7 +129,7 @@ pub(super) fn answer(
         Request::WallExplain { subject } => line(control.wall_explain(&subject)),
         Request::Transactions => line(Ok(control.transaction_infos())),
         Request::Suspicions => line(Ok(control.suspicion_infos())),
-        Request::Responses => line(Ok(control.responses_info())),
+        Request::Responses => line(Ok(control.responses_info(now_ns))),
         Request::Drops => line(Ok(control.drops())),
         Request::Stats => line(Ok(control.stats())),
         Request::PolicyDiff { toml, source } => {

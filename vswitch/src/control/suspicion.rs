@@ -1,12 +1,13 @@
 //! From a suspicion to what follows. Workers tell of suspicions (`datapath/suspect`); each one is recorded, told to whoever
 //! watches, and answered by every `[[response]]` that is about it, in the order of the policy. One switch stops all of them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use tracing::{info, warn};
 
 use super::api::{
-    ApiError, Applied, ErrorCode, Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo,
+    ApiError, Applied, ContainedInfo, ErrorCode, Followed, ResponseInfo, ResponsesInfo, Stopped,
+    SuspicionInfo,
 };
 use super::apply::Control;
 use super::events::protocol_name;
@@ -15,9 +16,9 @@ use super::validate::facts;
 use super::walls::now_wall_ns;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::worker::Shared;
-use crate::event::{Consumer, SuspicionEvent};
+use crate::event::{Consumer, Detector, SuspicionEvent};
 use crate::packet::proto;
-use crate::policy::suspicion::{Reaction, Response};
+use crate::policy::suspicion::{Level, Reaction, Response};
 
 /// Suspicions that are kept to be listed, the newest ones; all are in the ledger.
 const LISTED: usize = 256;
@@ -26,11 +27,19 @@ const PER_TURN: usize = 1024;
 /// Who acts when a suspicion is recorded.
 const DETECTOR: &str = "detector";
 
+/// How long rules that answer questions hear of a suspicion: as long as of other answers.
+const REMEMBERED_NS: u64 = 3600 * SECOND_NS;
+/// Workloads of which that is remembered before old ones are forgotten: as many as there usually are.
+const RAISED_MAX: usize = 1024;
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// How often a response was carried out, and how often not.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tally {
     done: u64,
     withheld: u64,
+    /// When it was carried out, as far back as its limit looks.
+    times: VecDeque<u64>,
 }
 
 /// See the module documentation.
@@ -42,6 +51,19 @@ pub(super) struct Suspicions {
     /// By the qualified name of the response.
     tallies: HashMap<String, Tally>,
     stopped: Option<Stopped>,
+    /// Whom a response takes something away from.
+    contained: HashMap<AttachmentId, Contained>,
+    /// By which detectors somebody was suspected, and when last.
+    raised: HashMap<AttachmentId, BTreeMap<Detector, u64>>,
+}
+
+/// Somebody whom a response takes something away from.
+#[derive(Clone, Debug)]
+struct Contained {
+    workload: String,
+    response: String,
+    action: Reaction,
+    until_ns: u64,
 }
 
 impl Suspicions {
@@ -52,16 +74,47 @@ impl Suspicions {
             recent: VecDeque::new(),
             tallies: HashMap::new(),
             stopped: None,
+            contained: HashMap::new(),
+            raised: HashMap::new(),
         }
     }
 
-    /// Workloads that a `notify` response told of, and nobody has cleared.
+    /// Workloads that somebody should look at, and nobody has cleared.
     pub(super) fn open(&self) -> Vec<String> {
-        let open = self.recent.iter().filter(|s| s.open);
-        let mut names: Vec<_> = open.map(|s| s.workload.clone()).collect();
+        let open = self.recent.iter().filter(|s| s.open).map(|s| &s.workload);
+        let contained = self.contained.values().map(|c| &c.workload);
+        let mut names: Vec<_> = open.chain(contained).cloned().collect();
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+impl Suspicions {
+    /// By which detectors a workload was suspected within the last hour.
+    #[cfg(feature = "manager")]
+    pub(super) fn of(&self, workload: AttachmentId, now_ns: u64) -> Vec<String> {
+        let raised = self.raised.get(&workload).into_iter().flatten();
+        let raised = raised.filter(|(_, at)| now_ns.saturating_sub(**at) < REMEMBERED_NS);
+        raised
+            .map(|(detector, _)| detector.name().to_owned())
+            .collect()
+    }
+
+    /// When somebody is let go.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        self.contained.values().map(|c| c.until_ns).min()
+    }
+
+    fn remember(&mut self, e: &SuspicionEvent, now_ns: u64) {
+        if self.raised.len() > RAISED_MAX {
+            self.raised.retain(|_, raised| {
+                let mut times = raised.values();
+                times.any(|at| now_ns.saturating_sub(*at) < REMEMBERED_NS)
+            });
+        }
+        let raised = self.raised.entry(AttachmentId(e.attachment)).or_default();
+        raised.insert(e.detector, now_ns);
     }
 }
 
@@ -89,6 +142,8 @@ impl Control {
                 if let Some(id) = self.attachments.of(port, workload) {
                     let thresholds = desired.policy.thresholds_of(&facts(tenant, workload));
                     self.shared.suspects.set(id, &thresholds);
+                    let asks = self.suspicions.contained.contains_key(&id);
+                    self.shared.suspects.ask(id, asks);
                 }
             }
         }
@@ -100,17 +155,24 @@ impl Control {
     }
 
     /// Takes the workers' suspicions, and does what follows.
-    pub(super) fn take_suspicions(&mut self) {
+    pub(super) fn take_suspicions(&mut self, now_ns: u64) {
+        let over = self.suspicions.contained.iter();
+        let over = over.filter(|(_, c)| c.until_ns <= now_ns);
+        let over: Vec<_> = over.map(|(id, _)| *id).collect();
+        self.let_go(&over);
         let mut rings = std::mem::take(&mut self.suspicions.rings);
         for ring in &mut rings {
             for event in std::iter::from_fn(|| ring.pop()).take(PER_TURN) {
-                self.suspected(&event);
+                self.suspected(&event, now_ns);
             }
         }
         self.suspicions.rings = rings;
     }
 
-    fn suspected(&mut self, e: &SuspicionEvent) {
+    fn suspected(&mut self, e: &SuspicionEvent, now_ns: u64) {
+        self.suspicions.remember(e, now_ns);
+        #[cfg(feature = "manager")]
+        self.outdate(Some(AttachmentId(e.attachment)), now_ns);
         let id = Some(AttachmentId(e.attachment));
         let who = self
             .residents()
@@ -134,7 +196,8 @@ impl Control {
         let before = self.recorder.who().to_owned();
         self.recorder.by(DETECTOR);
         for response in &responses {
-            let outcome = self.follow(response, &mut info);
+            let about = (AttachmentId(e.attachment), &mut info);
+            let outcome = self.follow(response, about, now_ns);
             let tally = self.suspicions.tallies.entry(response.qualified());
             let tally = tally.or_default();
             match &outcome {
@@ -162,7 +225,19 @@ impl Control {
     ///
     /// # Errors
     /// Why it was not.
-    fn follow(&mut self, response: &Response, info: &mut SuspicionInfo) -> Result<(), String> {
+    fn follow(
+        &mut self,
+        response: &Response,
+        (id, info): (AttachmentId, &mut SuspicionInfo),
+        now_ns: u64,
+    ) -> Result<(), String> {
+        // What it would be withheld for anyhow is said of a staged one, too.
+        let until_ns = now_ns + u64::from(response.for_s) * SECOND_NS;
+        let is_contained = self.suspicions.contained.contains_key(&id);
+        let renews = response.action.contains() && is_contained;
+        if !renews {
+            self.within_limits(response, id, now_ns)?;
+        }
         if response.staged {
             return Err("staged".to_owned());
         }
@@ -192,8 +267,84 @@ impl Control {
                 );
                 info.open = true;
             }
+            Reaction::Ask => {
+                warn!(
+                    response = name,
+                    workload, detector, count, seconds, last, "suspicion"
+                );
+                let contained = Contained {
+                    workload: workload.clone(),
+                    response: name.clone(),
+                    action: response.action,
+                    until_ns,
+                };
+                self.suspicions.contained.insert(id, contained);
+                self.shared.suspects.ask(id, true);
+                info.open = true;
+            }
+        }
+        if response.limit.count > 0 && !renews {
+            let tally = self.suspicions.tallies.entry(name).or_default();
+            tally.times.push_back(now_ns);
         }
         Ok(())
+    }
+
+    /// Whether a response may be carried out once more, and to one more.
+    fn within_limits(
+        &mut self,
+        response: &Response,
+        id: AttachmentId,
+        now_ns: u64,
+    ) -> Result<(), String> {
+        let Level { count, within_s } = response.limit;
+        let name = response.qualified();
+        let times = &mut self.suspicions.tallies.entry(name).or_default().times;
+        let within_ns = u64::from(within_s) * SECOND_NS;
+        while times
+            .front()
+            .is_some_and(|at| now_ns.saturating_sub(*at) >= within_ns)
+        {
+            times.pop_front();
+        }
+        if count > 0 && times.len() >= count as usize {
+            return Err(format!("over its limit of {count} in {within_s} s"));
+        }
+        if !response.action.contains() {
+            return Ok(());
+        }
+        let policy = &self.desired.policy;
+        let members = self.residents().filter(|(port, workload)| {
+            let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
+            policy.is_about(response, &facts(tenant, workload))
+        });
+        let members: Vec<_> = members
+            .filter_map(|(port, workload)| self.attachments.of(port, workload))
+            .collect();
+        let others = members
+            .iter()
+            .filter(|member| **member != id && self.suspicions.contained.contains_key(member));
+        let (others, all) = (others.count(), members.len());
+        let most = (all * usize::from(response.share_percent) / 100).max(1);
+        if others >= most {
+            return Err(format!("over its share: {others} of {all} are contained"));
+        }
+        Ok(())
+    }
+
+    /// What rules allow these is not asked about any more.
+    fn let_go(&mut self, workloads: &[AttachmentId]) {
+        for id in workloads {
+            if let Some(contained) = self.suspicions.contained.remove(id) {
+                self.shared.suspects.ask(*id, false);
+                let (workload, response) = (contained.workload, contained.response);
+                info!(workload, response, "let go");
+            }
+        }
+        // What waits for an answer need not any more.
+        if !workloads.is_empty() {
+            self.judge_again();
+        }
     }
 
     /// The newest suspicions, newest first.
@@ -201,11 +352,11 @@ impl Control {
         self.suspicions.recent.iter().rev().cloned().collect()
     }
 
-    pub(super) fn responses_info(&self) -> ResponsesInfo {
+    pub(super) fn responses_info(&self, now_ns: u64) -> ResponsesInfo {
         let responses = self.desired.policy.responses.iter().map(|response| {
             let name = response.qualified();
             let tally = self.suspicions.tallies.get(&name);
-            let tally = tally.copied().unwrap_or_default();
+            let tally = tally.cloned().unwrap_or_default();
             ResponseInfo {
                 name,
                 on: response.on.iter().map(|d| d.name().to_owned()).collect(),
@@ -216,7 +367,16 @@ impl Control {
                 withheld: tally.withheld,
             }
         });
+        let contained = self.suspicions.contained.values().map(|c| ContainedInfo {
+            workload: c.workload.clone(),
+            action: c.action.name().to_owned(),
+            response: c.response.clone(),
+            left_s: c.until_ns.saturating_sub(now_ns).div_ceil(SECOND_NS),
+        });
+        let mut contained: Vec<_> = contained.collect();
+        contained.sort_unstable_by(|a, b| a.workload.cmp(&b.workload));
         ResponsesInfo {
+            contained,
             stopped: self.suspicions.stopped.clone(),
             responses: responses.collect(),
         }
@@ -224,7 +384,10 @@ impl Control {
 
     /// A person has seen to it.
     pub(super) fn clear_suspicion(&mut self, text: &str) -> Result<Applied, ApiError> {
-        let known = |name: &str| self.suspicions.recent.iter().any(|s| s.workload == name);
+        let suspicions = &self.suspicions;
+        let contained = || suspicions.contained.values().map(|c| &c.workload);
+        let recent = suspicions.recent.iter().map(|s| &s.workload);
+        let known = |name: &str| recent.chain(contained()).any(|s| s == name);
         // It may be gone by now.
         let name = if known(text) {
             text.to_owned()
@@ -234,7 +397,10 @@ impl Control {
         let mut changes = Vec::new();
         let recent = self.suspicions.recent.iter_mut();
         let of: Vec<_> = recent.filter(|s| s.workload == name && s.open).collect();
-        if of.is_empty() {
+        let contained = self.suspicions.contained.iter();
+        let contained = contained.filter(|(_, c)| c.workload == name);
+        let contained: Vec<_> = contained.map(|(id, _)| *id).collect();
+        if of.is_empty() && contained.is_empty() {
             let error =
                 format!("{name} is not under suspicion; `vswitch suspicion list` shows who is");
             return Err(ApiError::new(ErrorCode::Usage, error));
@@ -247,6 +413,12 @@ impl Control {
             changes.push(format!("{name} is cleared of {detector}"));
         }
         changes.sort_unstable();
+        if !contained.is_empty() {
+            changes.push(format!(
+                "what rules allow {name} is not asked about any more"
+            ));
+            self.let_go(&contained);
+        }
         let generation = self.shared.snapshots.generation();
         self.recorder.suspicion_cleared(generation, &name);
         Ok(applied(generation, changes))

@@ -29,6 +29,7 @@ use crate::frame::kept::{Kept, KeptFrame};
 use crate::frame::{BURST_MAX, Burst};
 use crate::packet::{Parsed, proto};
 use crate::policy::model::Record;
+use crate::policy::suspicion::ASKED;
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Service, Verdict};
 use crate::port::PortId;
 
@@ -116,7 +117,11 @@ pub(crate) struct Question {
 impl Question {
     fn rule(judgement: &Judgement, asking: &Asking) -> Self {
         Question {
-            about: About::Rule,
+            about: if asking.definition == ASKED {
+                About::Suspect
+            } else {
+                About::Rule
+            },
             alone: !asking.answer,
             rule: asking.rule,
             also: judgement.also,
@@ -369,7 +374,15 @@ pub(crate) fn settle(
         ctx.hold.question = Some(wants);
         return Ok(None);
     }
-    match classifier.asking(judgement) {
+    let asking = classifier.asking(judgement);
+    if judgement.verdict == Verdict::Allow
+        && ctx.suspects.asks(ends.0)
+        && asking.is_none_or(|asking| !asking.answer)
+        && let Some(asking) = classifier.asking_suspect(judgement)
+    {
+        return answered(ctx, classifier, (judgement, &asking), p, ends, conn);
+    }
+    match asking {
         None => passes::settle(ctx, classifier, judgement, p, ends, conn),
         Some(asking) => answered(ctx, classifier, (judgement, &asking), p, ends, conn),
     }
@@ -519,7 +532,9 @@ pub(crate) fn keep(
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);
     let ask = event(ctx, (src, dst), p, &question);
     let topic = match question.about {
-        About::Rule => topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key(),
+        About::Rule | About::Suspect => {
+            topic(src, dst, p).ok_or(DropReason::PolicyAskDenied)?.key()
+        }
         About::Wall | About::Payload => passes::pair(ask.tenant, src.attachment, dst.attachment),
     };
     let asked = if question.alone { *conn } else { topic };
@@ -558,7 +573,7 @@ pub(crate) fn keep(
         }
         hold.asked = true;
         port.questions.push(asked);
-        if question.about == About::Rule {
+        if matches!(question.about, About::Rule | About::Suspect) {
             ctx.counters.worker.conn_asked.add(1);
         }
     }

@@ -18,7 +18,7 @@
 //! answers (a late one, of UDP, comes from a lower port than it goes to), and segments of connections that are gone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::RandomState;
@@ -60,8 +60,10 @@ struct Cell {
     /// Count, of a sketch its bits, and seconds.
     levels: [AtomicU64; WINDOWS],
     windows: [AtomicU64; WINDOWS],
-    /// The last attempt in vain: one that is repeated within a second is no news.
-    last: AtomicU64,
+    /// What rules allow it is asked about first.
+    asks: AtomicBool,
+    /// The last attempt in vain, and its second: one that is repeated in it is no news.
+    last: [AtomicU64; 3],
     sketches: [[AtomicU64; SKETCH_WORDS]; 2 * Detector::DISTINCT],
 }
 
@@ -147,6 +149,21 @@ impl Suspects {
         }
     }
 
+    /// Whether all that rules allow a workload is asked about first. Control thread only; workers see it at once.
+    pub fn ask(&self, workload: AttachmentId, asks: bool) {
+        let cell = self.book().cells.get(&workload).copied();
+        if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
+            cell.asks.store(asks, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is.
+    #[inline]
+    pub fn asks(&self, owner: &Owner) -> bool {
+        let cell = self.cells.get(owner.cell as usize);
+        cell.is_some_and(|cell| cell.asks.load(Ordering::Relaxed))
+    }
+
     /// What a workload's windows hold, for tests.
     #[cfg(test)]
     pub(super) fn counts(&self, workload: AttachmentId) -> [u64; WINDOWS] {
@@ -175,9 +192,16 @@ fn count_of(bits: u32) -> u32 {
 impl Cell {
     fn clear(&self) {
         let sketches = self.sketches.iter().flatten();
-        for word in sketches.chain(&self.windows).chain([&self.last]) {
+        for word in sketches.chain(&self.windows).chain(&self.last) {
             word.store(0, Ordering::Relaxed);
         }
+        self.asks.store(false, Ordering::Relaxed);
+    }
+
+    fn watches(&self, detector: Detector) -> bool {
+        let levels = self.levels.chunks(2).nth(detector as usize);
+        let mut levels = levels.unwrap_or_default().iter();
+        levels.any(|level| level.load(Ordering::Relaxed) >> 32 != 0)
     }
 
     fn set(&self, thresholds: &Thresholds) {
@@ -197,6 +221,16 @@ impl Cell {
             }
         }
     }
+}
+
+fn halves(addr: Addr) -> [u64; 2] {
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte))
+    };
+    let (high, low) = addr.0.split_at(8);
+    [word(high), word(low)]
 }
 
 /// What somebody tried.
@@ -279,12 +313,17 @@ impl Witness {
             return;
         };
         let Attempt { protocol, to, port } = attempt;
-        let service = suspects.hasher.hash_one((to, port, protocol));
-        let again = service ^ u64::from(at.tick);
-        if cell.last.load(Ordering::Relaxed) == again {
+        let [high, low] = halves(to);
+        let what = u64::from(at.tick) << 32 | u64::from(protocol) << 16 | u64::from(port);
+        // What another worker writes between is compared as well: at worst one attempt counts twice, which is once.
+        let last = cell.last.iter().zip([high, low, what]);
+        if last
+            .clone()
+            .all(|(word, new)| word.load(Ordering::Relaxed) == new)
+        {
             return;
         }
-        cell.last.store(again, Ordering::Relaxed);
+        last.for_each(|(word, new)| word.store(new, Ordering::Relaxed));
         if matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
             let port = suspects.hasher.hash_one((port, protocol));
             self.differs(cell, owner, (Detector::PortScan, port), attempt, at);
@@ -544,7 +583,7 @@ pub(crate) fn opened(ctx: &mut Ctx<'_>, p: &Parsed, src: &Owner, dst: &Owner) {
             .happens(cell, src, Detector::SynFlood, attempt, at);
     }
     // How many servers outside there are says nothing about it.
-    if !dst.outside {
+    if !dst.outside && cell.watches(Detector::FanOut) {
         let peer = suspects.hasher.hash_one(dst.attachment);
         ctx.witness
             .differs(cell, src, (Detector::FanOut, peer), attempt, at);

@@ -81,6 +81,8 @@ pub struct Question {
     pub number: u16,
     /// Sides of walls that the one is bound to, and the other: `wall/side`.
     pub walls: [Vec<String>; 2],
+    /// Detectors that suspected the one within the last hour, and the other.
+    pub suspicions: [Vec<String>; 2],
     /// What was answered before.
     pub history: History,
     /// Questions of the same workload, or from behind the same uplink, in the last minute.

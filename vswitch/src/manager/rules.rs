@@ -505,7 +505,7 @@ fn record<const N: usize>(fields: [(&str, Value); N]) -> Value {
 }
 
 /// What rules may know of a question, but for the time.
-fn context(question: &Question) -> [(&'static str, Value); 5] {
+fn context(question: &Question) -> [(&'static str, Value); 6] {
     let History {
         allowed,
         denied,
@@ -522,15 +522,15 @@ fn context(question: &Question) -> [(&'static str, Value); 5] {
         ]),
         _ => record([protocol]),
     };
-    let [principal, resource] = question
-        .walls
-        .each_ref()
-        .map(|sides| Value::set_of_lits(sides.iter().map(|side| side.as_str().into()), None));
+    let of_both = |texts: &[Vec<String>; 2]| {
+        let [principal, resource] = texts
+            .each_ref()
+            .map(|texts| Value::set_of_lits(texts.iter().map(|text| text.as_str().into()), None));
+        record([("principal", principal), ("resource", resource)])
+    };
     [
-        (
-            "walls",
-            record([("principal", principal), ("resource", resource)]),
-        ),
+        ("walls", of_both(&question.walls)),
+        ("suspicions", of_both(&question.suspicions)),
         ("rule", question.rule.as_str().into()),
         ("service", service),
         (

@@ -37,12 +37,14 @@ pub fn ask(question: &Question) -> v1::FromSwitch {
         Scope::Connection => v1::Scope::Connection,
         Scope::Service => v1::Scope::Service,
     };
+    let [from, to] = [&question.from, &question.to];
     let [from_walls, to_walls] = &question.walls;
+    let [from_suspicions, to_suspicions] = &question.suspicions;
     let ask = v1::Ask {
         id: question.id,
         rule: question.rule.clone(),
-        from: Some(party(&question.from, from_walls)),
-        to: Some(party(&question.to, to_walls)),
+        from: Some(party(from, from_walls, from_suspicions)),
+        to: Some(party(to, to_walls, to_suspicions)),
         service: Some(v1::Service {
             protocol: question.protocol.into(),
             number: question.number.into(),
@@ -77,7 +79,7 @@ pub fn from_manager(message: v1::from_manager::Message) -> v1::FromManager {
     }
 }
 
-fn party(party: &Party, walls: &[String]) -> v1::Party {
+fn party(party: &Party, walls: &[String], suspicions: &[String]) -> v1::Party {
     let (kind, segments) = match party {
         Party::Workload(workload) => {
             let known = v1::Workload {
@@ -104,6 +106,7 @@ fn party(party: &Party, walls: &[String]) -> v1::Party {
         kind: Some(kind),
         segments,
         walls: walls.to_vec(),
+        suspicions: suspicions.to_vec(),
     }
 }
 
@@ -119,9 +122,12 @@ pub fn question(ask: v1::Ask) -> Result<Question, String> {
     };
     let service = ask.service.ok_or("service: missing")?;
     let history = ask.history.unwrap_or_default();
-    let walls = [&ask.from, &ask.to].map(|p| p.as_ref().map_or_else(Vec::new, |p| p.walls.clone()));
+    let ends = [&ask.from, &ask.to];
+    let walls = ends.map(|p| p.as_ref().map_or_else(Vec::new, |p| p.walls.clone()));
+    let suspicions = ends.map(|p| p.as_ref().map_or_else(Vec::new, |p| p.suspicions.clone()));
     Ok(Question {
         walls,
+        suspicions,
         id: ask.id,
         rule: ask.rule,
         from: received(ask.from).map_err(|e| format!("from: {e}"))?,

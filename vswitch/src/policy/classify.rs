@@ -21,6 +21,7 @@ use super::lanes::{Job, Lanes, run};
 use super::limit::RuleState;
 use super::model::{Action, Ask, Record, Rule, Tier};
 use super::ranges::{Find as FindRange, FindAll as FindRanges, Ranges, TOGETHER, WideRanges};
+use super::suspicion;
 use super::{Judgement, Query, RuleId, Service, SetId, TenantId, Verdict, Why};
 use crate::packet::Addr;
 
@@ -482,12 +483,29 @@ impl Classifier {
         }
     }
 
-    /// Of all rules that hold first packets, what stands for what is written in them.
+    /// What is asked of a suspect whom the judgement allows something: all but what the built-in rules do.
+    #[must_use]
+    pub fn asking_suspect(&self, judgement: &Judgement) -> Option<Asking> {
+        let Why::Rule(rule) = judgement.why else {
+            return None;
+        };
+        self.rule_written(rule)?;
+        Some(Asking {
+            rule,
+            answer: true,
+            record: self.rule(rule)?.1.record,
+            terms: suspicion::ASK,
+            definition: suspicion::ASKED,
+        })
+    }
+
+    /// Of all rules that hold first packets, what stands for what is written in them; and of what suspects are asked.
     #[must_use]
     pub fn definitions(&self) -> HashSet<u64> {
         let infos = self.rules().filter_map(|r| self.rule(r.id));
         let definitions = infos.map(|(_, info, _)| info.definition);
-        definitions.filter(|definition| *definition != 0).collect()
+        let definitions = definitions.filter(|definition| *definition != 0);
+        definitions.chain([suspicion::ASKED]).collect()
     }
 
     #[cold]

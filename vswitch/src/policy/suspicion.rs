@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::WorkloadFacts;
 use super::error::FieldPath;
-use super::model::{ANY, Policy, SegmentRef, qualified};
+use super::model::{ANY, Ask, Otherwise, Policy, SegmentRef, qualified};
 use super::validate::Check;
 use crate::event::Detector;
 
@@ -17,8 +17,17 @@ pub const COUNT_MAX: u32 = 1_000_000_000;
 /// The longest window: a day.
 pub const WITHIN_S_MAX: u32 = 86_400;
 
-/// So many within so long. `count` 0: never.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What a suspect's questions are like. Half a minute: a person has seen it by then, and a client still retries.
+pub(super) const ASK: Ask = Ask {
+    deadline_ms: 30_000,
+    ..Ask::new(Otherwise::Deny)
+};
+/// Stands for that among the definitions of rules ([`super::Asking`]): an answer to a suspect's question outlives the rule that
+/// would have allowed it. No rule's, but by a chance of one in 2^64.
+pub const ASKED: u64 = 0x5355_5350_4543_5421;
+
+/// So many within so long. `count` 0: never; of a limit, no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Level {
     /// How many.
     pub count: u32,
@@ -123,11 +132,13 @@ pub enum Reaction {
     Log,
     /// A warning there, and in `status` until somebody has cleared the workload.
     Notify,
+    /// The rules that would allow it something ask first.
+    Ask,
 }
 
 impl Reaction {
     /// All.
-    pub const ALL: [Reaction; 2] = [Reaction::Log, Reaction::Notify];
+    pub const ALL: [Reaction; 3] = [Reaction::Log, Reaction::Notify, Reaction::Ask];
 
     /// As written in the file.
     #[must_use]
@@ -135,7 +146,14 @@ impl Reaction {
         match self {
             Reaction::Log => "log",
             Reaction::Notify => "notify",
+            Reaction::Ask => "ask",
         }
+    }
+
+    /// Whether it takes something away from the workload.
+    #[must_use]
+    pub const fn contains(self) -> bool {
+        matches!(self, Reaction::Ask)
     }
 }
 
@@ -153,6 +171,12 @@ pub struct Response {
     pub of: Vec<SegmentRef>,
     /// What is done.
     pub action: Reaction,
+    /// For how long, seconds.
+    pub for_s: u32,
+    /// It is done to at most this share of those it is about at a time, but to one always.
+    pub share_percent: u8,
+    /// It is done so often.
+    pub limit: Level,
     /// It only says what it would do.
     pub staged: bool,
 }
@@ -162,6 +186,16 @@ fn names<S: Serializer>(list: &[Detector], s: S) -> Result<S::Ok, S::Error> {
 }
 
 impl Response {
+    /// An hour: by then somebody has looked, or it is suspected anew.
+    pub const FOR_S: u32 = 3600;
+    /// What serves is left with three quarters of itself.
+    pub const SHARE_PERCENT: u8 = 25;
+    /// Of what contains: more is no incident, but an attack by way of us.
+    pub const LIMIT: Level = Level {
+        count: 10,
+        within_s: 3600,
+    };
+
     /// Its name; outside the default tenant with the tenant's.
     #[must_use]
     pub fn qualified(&self) -> String {
@@ -197,6 +231,12 @@ impl Policy {
         self.responses.iter().filter(move |response| {
             response.on.contains(&detector) && self.means(&response.tenant, &response.of, workload)
         })
+    }
+
+    /// Whether a response is about this workload.
+    #[must_use]
+    pub fn is_about(&self, response: &Response, workload: &WorkloadFacts) -> bool {
+        self.means(&response.tenant, &response.of, workload)
     }
 
     fn means(&self, tenant: &str, of: &[SegmentRef], workload: &WorkloadFacts) -> bool {

@@ -21,6 +21,12 @@ on = ["port-scan", "wall"]
 of = ["web", "db"]
 action = "notify"
 stage = "staged"
+[[response]]
+name = "slow-down"
+on = "fan-out"
+action = "ask"
+share_percent = 50
+limit = { count = 3, within_s = 60 }
 "#;
 
 fn policy() -> String {
@@ -65,7 +71,14 @@ fn thresholds_and_responses_are_read_whole() {
     let follows = |detector, who| policy.responses_to(detector, who).count();
     assert_eq!(follows(Detector::Wall, &web), 1);
     assert_eq!(follows(Detector::Wall, &other), 0);
-    assert_eq!(follows(Detector::FanOut, &web), 0);
+    assert_eq!(follows(Detector::Spoofing, &web), 0);
+    let ask = &policy.responses[1];
+    let limit = Level {
+        count: 3,
+        within_s: 60,
+    };
+    assert_eq!((ask.action, ask.for_s), (Reaction::Ask, 3600));
+    assert_eq!((ask.share_percent, ask.limit), (50, limit));
     assert_eq!(policy.responses[0].action, Reaction::Notify);
     let json = serde_json::to_value(policy).unwrap();
     assert_eq!(json["suspicion"][0]["port-scan"]["slow_count"], 50);
@@ -82,6 +95,19 @@ fn thresholds_and_responses_are_read_whole() {
 
 #[test]
 fn every_error_is_told_where_it_is() {
+    // What only some actions have.
+    let refused = errors(
+        SWITCH,
+        &policy().replace(
+            "action = \"notify\"",
+            "action = \"notify\"\nfor_s = 5\nshare_percent = 5",
+        ),
+    );
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert!(
+        refused[0].starts_with("policy.toml:54:9: error: it does nothing that could end"),
+        "{refused:?}"
+    );
     let errors = |old: &str, new: &str| {
         let text = policy();
         assert_eq!(text.matches(old).count(), 1, "{old}");
@@ -116,7 +142,7 @@ fn every_error_is_told_where_it_is() {
         (
             "action = \"notify\"",
             "action = \"nuke\"",
-            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\"",
+            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\", \"ask\"",
         ),
         (
             "of = [\"web\", \"db\"]",

@@ -19,7 +19,7 @@ pub struct SuspicionInfo {
     pub last: String,
     /// What followed, response by response.
     pub followed: Vec<Followed>,
-    /// The workload has not been cleared since, and a `notify` response told of it.
+    /// The workload has not been cleared since, and a response told of it or took something away.
     pub open: bool,
 }
 
@@ -41,6 +41,21 @@ pub struct ResponsesInfo {
     pub stopped: Option<Stopped>,
     /// In the order of the policy.
     pub responses: Vec<ResponseInfo>,
+    /// Whom they take something away from.
+    pub contained: Vec<ContainedInfo>,
+}
+
+/// Somebody whom a response takes something away from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainedInfo {
+    /// Who: NAME or TENANT/NAME.
+    pub workload: String,
+    /// How: `ask`.
+    pub action: String,
+    /// By which response.
+    pub response: String,
+    /// For so many seconds more, unless somebody clears it, or it is suspected anew.
+    pub left_s: u64,
 }
 
 /// Somebody has stopped all responses.

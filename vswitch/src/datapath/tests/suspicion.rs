@@ -3,7 +3,7 @@
 use super::rig::*;
 use crate::datapath::snapshot::AttachmentId;
 use crate::drop_reason::DropReason as R;
-use crate::event::{Detector, SuspicionEvent};
+use crate::event::{About, Detector, SuspicionEvent};
 use crate::packet::{Addr, Mac, arp};
 use crate::policy::model::{Action, Policy};
 use crate::policy::suspicion::{Level, Threshold, Thresholds};
@@ -355,4 +355,31 @@ fn who_comes_and_goes_is_watched_from_the_start() {
         before,
         "a policy changes nothing"
     );
+}
+
+#[test]
+fn a_suspect_is_asked_about_all_that_it_opens_and_nothing_that_is_open() {
+    let mut r = rig();
+    exchange(&mut r, ("a", "b"), A_B(), 1, 80);
+    r.shared.suspects.ask(r.attachment("a"), true);
+    r.apply(&policy());
+    // What is open goes on, and others are not asked about.
+    let goes_on = A_B().tcp((1, 80), "AP", 103, 503, b"more");
+    r.send("a", &goes_on).reached("b", &goes_on);
+    exchange(&mut r, ("c", "b"), C_B(), 1, 80);
+    let back = A_B().back().udp(9, 9, b"");
+    r.send("b", &back).reached("a", &back);
+    assert_eq!(r.asks(), []);
+
+    let probe = A_B().udp(1000, 7, b"x");
+    assert_eq!(r.send("a", &probe), Outcome::default());
+    let asks = r.asks();
+    assert_eq!(asks.len(), 1);
+    assert_eq!(asks[0].about, About::Suspect);
+    // What is denied is not asked about.
+    syn(&mut r, "a", A_B(), 1, 20_000);
+    assert_eq!(r.asks(), []);
+    r.shared.suspects.ask(r.attachment("a"), false);
+    r.apply(&policy());
+    r.step().reached("b", &probe);
 }

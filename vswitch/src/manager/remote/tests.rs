@@ -161,6 +161,7 @@ fn question(id: u64, rule: &str) -> Question {
         protocol: 17,
         number: 53,
         walls: [vec!["trading/buy".to_owned()], Vec::new()],
+        suspicions: [Vec::new(), vec!["fan-out".to_owned()]],
         history: History::default(),
         questions_last_minute: 1,
         deadline_ms: 1000,

@@ -37,6 +37,7 @@ fn question() -> Question {
         protocol: proto::TCP,
         number: 5432,
         walls: [vec!["trading/buy".to_owned()], Vec::new()],
+        suspicions: [vec!["port-scan".to_owned()], Vec::new()],
         history: History {
             allowed: 1,
             denied: 2,
@@ -73,6 +74,21 @@ fn rules_look_at_what_the_ends_are_bound_to() {
     let free = "forbid(principal, action, resource) unless { context.walls.resource.isEmpty() };";
     assert_eq!(yes(free, &question()), None);
     assert_eq!(yes(free, &other), Some(false));
+}
+
+#[test]
+fn rules_look_at_what_the_ends_are_suspected_of() {
+    let no = "forbid(principal, action, resource) when { context.suspicions.principal.contains(\"port-scan\") };";
+    assert_eq!(yes(no, &question()), Some(false));
+    let other = Question {
+        suspicions: [Vec::new(), vec!["port-scan".to_owned()]],
+        ..question()
+    };
+    assert_eq!(yes(no, &other), None);
+    let clean =
+        "permit(principal, action, resource) when { context.suspicions.resource.isEmpty() };";
+    assert_eq!(yes(clean, &question()), Some(true));
+    assert_eq!(yes(clean, &other), None);
 }
 
 /// A rule with this condition.

@@ -159,7 +159,7 @@ impl Control {
         let over = self.suspicions.contained.iter();
         let over = over.filter(|(_, c)| c.until_ns <= now_ns);
         let over: Vec<_> = over.map(|(id, _)| *id).collect();
-        self.let_go(&over);
+        self.ask_no_more(&over);
         let mut rings = std::mem::take(&mut self.suspicions.rings);
         for ring in &mut rings {
             for event in std::iter::from_fn(|| ring.pop()).take(PER_TURN) {
@@ -333,7 +333,7 @@ impl Control {
     }
 
     /// What rules allow these is not asked about any more.
-    fn let_go(&mut self, workloads: &[AttachmentId]) {
+    fn ask_no_more(&mut self, workloads: &[AttachmentId]) {
         for id in workloads {
             if let Some(contained) = self.suspicions.contained.remove(id) {
                 self.shared.suspects.ask(*id, false);
@@ -417,7 +417,7 @@ impl Control {
             changes.push(format!(
                 "what rules allow {name} is not asked about any more"
             ));
-            self.let_go(&contained);
+            self.ask_no_more(&contained);
         }
         let generation = self.shared.snapshots.generation();
         self.recorder.suspicion_cleared(generation, &name);

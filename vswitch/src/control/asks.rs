@@ -7,10 +7,11 @@
 
 mod kept;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::Ordering::Relaxed;
 
+use ahash::AHashMap as HashMap;
 use flowtable::{Endpoint, FlowKey, Participant};
 pub(super) use kept::Kept;
 use tracing::{info, warn};

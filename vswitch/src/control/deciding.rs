@@ -4,12 +4,12 @@
 //! were when it was asked, and what was asked and answered before. That memory is bounded: of one workload the last
 //! [`PER_WORKLOAD`] topics of the last hour.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
 use std::sync::Arc;
 
+use ahash::AHashMap as HashMap;
 use tracing::{debug, error};
 
 use super::api::ManagerInfo;

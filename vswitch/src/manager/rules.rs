@@ -1,12 +1,13 @@
 //! Rules for decisions: Cedar policies, checked against the published schema when they are read, and what they say to a question.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{self, BTreeMap, HashSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ahash::AHashMap as HashMap;
 use cedar_policy::{
     AuthorizationError, Authorizer, Context, Decision, Effect, Entities, Entity, EntityId,
     EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
@@ -561,7 +562,7 @@ fn named(kind: &EntityTypeName, id: &str) -> EntityUid {
 
 fn entity(names: &Names, party: &Party) -> Option<Entity> {
     let text = |s: &str| Expression::new_string(s.to_owned());
-    let attributes: HashMap<_, _> = match party {
+    let attributes: collections::HashMap<_, _> = match party {
         Party::Workload(workload) => {
             let Workload {
                 name,

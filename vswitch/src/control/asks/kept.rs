@@ -1,8 +1,9 @@
 //! What is kept about many topics: found by its key, forgotten when its time is over, and so many at most of one workload,
 //! whose lowest in rank gives way to a new one. Nothing is searched, however many there are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use ahash::AHashMap as HashMap;
 use flowtable::FlowKey;
 
 use crate::datapath::snapshot::AttachmentId;

@@ -247,6 +247,7 @@ impl Queue {
     }
 
     fn answer(&self, answers: impl Iterator<Item = (Pending, Result<u64, Refused>)>) {
+        let mut waiting = Vec::new();
         let mut inner = self.lock();
         let before = inner.acks.len();
         for (pending, result) in answers {
@@ -265,8 +266,7 @@ impl Queue {
                 Reply::Own => {}
                 Reply::Wait(to) => {
                     inner.under_way -= 1;
-                    // Whoever waited may be gone.
-                    let _ = to.send(result);
+                    waiting.push((to, result));
                 }
             }
         }
@@ -274,6 +274,11 @@ impl Queue {
         drop(inner);
         if more {
             self.wake.signal();
+        }
+        // Last: whoever waited for one record finds all that was acknowledged before it.
+        for (to, result) in waiting {
+            // He may be gone.
+            let _ = to.send(result);
         }
     }
 

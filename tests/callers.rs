@@ -109,6 +109,19 @@ fn each_person_may_what_his_roles_say_and_nobody_answers_for_his_own_workload() 
         "docker sets tags that begin with \"docker/\"",
     );
     by.may("otto", &["workload", "tag", "a", "tier:web"]);
+    let put = ["workload", "quarantine", "b"];
+    by.may_not(
+        "docker",
+        &put,
+        "workload-quarantine needs the role operator or security",
+    );
+    by.may("otto", &put);
+    by.may_not(
+        "ann",
+        &["workload", "release", "b"],
+        "workload-release needs",
+    );
+    by.may("otto", &["workload", "release", "b"]);
 
     let ips = ([10, 0, 0, 1], [10, 0, 0, 2]);
     let datagram = udp((mac(1), mac(2)), ips, (1000, 53), b"may I");

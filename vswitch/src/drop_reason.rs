@@ -113,6 +113,8 @@ drop_reasons! {
     AskCancelled => "ask_cancelled",
     /// A Chinese wall stands between the two: together they would carry both sides of it.
     Wall => "wall",
+    /// Its sender or its receiver is in quarantine, and it is no part of a connection that is kept.
+    Quarantined => "quarantined",
     /// The rule's `limit` is exhausted.
     PolicyLimit => "policy_limit",
     /// An EtherType or multicast that no rule's `service` names.

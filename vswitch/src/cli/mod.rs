@@ -16,6 +16,7 @@ mod run;
 mod show;
 mod suspicion;
 mod walls;
+mod workload;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use serde::Serialize;
 use crate::control::api::{
     ApiError, Applied, AskAnswer, AskInfo, ConnList, DropInfo, ErrorCode, ExplainQuery,
     Explanation, PolicyDiff, PolicyView, PortInfo, ProposalInfo, Reach, Request, SegmentInfo,
-    Stats, Status, WatchEvent, WatchFilter, WorkloadInfo,
+    Stats, Status, WatchEvent, WatchFilter,
 };
 #[cfg(feature = "demo")]
 use crate::demo;
@@ -95,7 +96,7 @@ enum Command {
     Port(PortCommand),
     /// Workloads.
     #[command(subcommand)]
-    Workload(WorkloadCommand),
+    Workload(workload::WorkloadCommand),
     /// Segments.
     #[command(subcommand)]
     Segment(SegmentCommand),
@@ -160,7 +161,7 @@ enum Command {
         /// Only with this workload at an end.
         #[arg(long)]
         workload: Option<String>,
-        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion.
+        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion; quarantine, release.
         #[arg(long, value_delimiter = ',')]
         kind: Vec<String>,
     },
@@ -243,23 +244,6 @@ struct PortAdd {
     /// The port carries the outside, and has no workload.
     #[arg(long)]
     uplink: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum WorkloadCommand {
-    /// All workloads.
-    List,
-    /// Change a workload's tags until the daemon ends.
-    Tag {
-        /// Workload, or tenant/workload.
-        workload: String,
-        /// Tags to add, as in tier:web.
-        #[arg(required_unless_present = "remove")]
-        add: Vec<String>,
-        /// A tag to remove.
-        #[arg(long, value_name = "TAG")]
-        remove: Vec<String>,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -479,19 +463,7 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         Command::Port(PortCommand::Del { name }) => {
             out.applied(&client()?.call(Request::PortDel { name })?)
         }
-        Command::Workload(WorkloadCommand::List) => {
-            let workloads: Vec<WorkloadInfo> = client()?.call(Request::Workloads)?;
-            out.print(&workloads, |w| show::workloads(w))
-        }
-        Command::Workload(WorkloadCommand::Tag {
-            workload,
-            add,
-            remove,
-        }) => out.applied(&client()?.call(Request::WorkloadTag {
-            workload,
-            add,
-            remove,
-        })?),
+        Command::Workload(command) => command.run(client()?, out),
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client()?.call(Request::Segments)?;
             out.print(&segments, |s| show::segments(s))

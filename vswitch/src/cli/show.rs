@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::control::api::{
     Applied, AskInfo, ConnInfo, ConnList, DropInfo, EndInfo, Explanation, PolicyView, PortInfo,
-    ProposalInfo, SegmentInfo, Stats, Status, WatchEvent, WorkloadInfo, XdpInfo,
+    ProposalInfo, SegmentInfo, Stats, Status, WatchEvent, XdpInfo,
 };
 use crate::policy::model::{Otherwise, qualified};
 
@@ -35,7 +35,7 @@ pub(super) fn moment(at_s: u64) -> String {
     format!("{day} {:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
 }
 
-fn list(items: &[String]) -> String {
+pub(super) fn list(items: &[String]) -> String {
     if items.is_empty() {
         "-".to_owned()
     } else {
@@ -47,7 +47,7 @@ fn count(counters: &BTreeMap<String, u64>, name: &str) -> u64 {
     counters.get(name).copied().unwrap_or(0)
 }
 
-fn up(up: bool) -> &'static str {
+pub(super) fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }
 
@@ -125,6 +125,9 @@ pub(super) fn status(s: &Status) -> String {
             "questions    answered by {who}; {} asked, {} answered, {} left to people, {} too late, {} not taken, {} of unlisted rules",
             m.asked, m.answered, m.undecided, m.late, m.busy, m.unlisted
         );
+    }
+    if !s.quarantined.is_empty() {
+        let _ = writeln!(out, "quarantine   {}", s.quarantined.join(" "));
     }
     for line in &s.refused {
         let _ = writeln!(out, "configuration refused: {line}");
@@ -234,38 +237,6 @@ pub(super) fn port(p: &PortInfo) -> String {
     out.trim_end().to_owned()
 }
 
-pub(super) fn workloads(workloads: &[WorkloadInfo]) -> String {
-    let mut t = table(&[
-        "WORKLOAD",
-        "TENANT",
-        "PORT",
-        "LINK",
-        "MAC",
-        "IP",
-        "TAGS",
-        "SEGMENTS",
-        "ASSURANCE",
-    ]);
-    for w in workloads {
-        let port = match w.vlan {
-            Some(vlan) => format!("{} vlan {vlan}", w.port),
-            None => w.port.clone(),
-        };
-        t.add_row([
-            w.name.clone(),
-            w.tenant.clone(),
-            port,
-            up(w.up).to_owned(),
-            list(&w.mac),
-            list(&w.ip),
-            list(&w.tags),
-            list(&w.segments),
-            w.assurance.clone(),
-        ]);
-    }
-    text(&t, "no workloads")
-}
-
 pub(super) fn segments(segments: &[SegmentInfo]) -> String {
     let mut t = table(&["SEGMENT", "TENANT", "TAGS", "NAMES", "CIDR", "MEMBERS"]);
     for s in segments {
@@ -295,7 +266,11 @@ fn conn_table(conns: &[ConnInfo]) -> String {
             c.protocol.clone(),
             format!("{} {}:{}", c.from, c.src, c.sport),
             format!("{} {}:{}", c.to, c.dst, c.dport),
-            c.state.clone(),
+            if c.kept {
+                format!("{} (kept)", c.state)
+            } else {
+                c.state.clone()
+            },
             c.rule.clone(),
             generation,
             format!("{}s", c.idle_s),
@@ -500,6 +475,12 @@ pub(super) fn event(e: &WatchEvent) -> String {
     if let Some(detector) = &e.detector {
         return format!(
             "{:>12.6} {:<7} {}: {detector}: {why}",
+            e.time_s, e.kind, e.from
+        );
+    }
+    if let ("-", Some(who)) = (e.to.as_str(), &e.who) {
+        return format!(
+            "{:>12.6} {:<7} {} by {who}: {why}",
             e.time_s, e.kind, e.from
         );
     }

@@ -8,6 +8,7 @@ mod counts;
 mod decisions;
 mod explain;
 mod policy;
+mod quarantine;
 mod suspicion;
 mod watch;
 
@@ -19,6 +20,7 @@ pub use decisions::{
 };
 pub use explain::{EndInfo, ExplainQuery, Explanation, Leg};
 pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
+pub use quarantine::{KeptInfo, QuarantineInfo};
 use serde::{Deserialize, Serialize};
 pub use suspicion::{ContainedInfo, Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
 pub use watch::{WatchEvent, WatchFilter};
@@ -71,6 +73,22 @@ pub enum Request {
         add: Vec<String>,
         /// Tags to remove.
         remove: Vec<String>,
+    },
+    /// Puts a workload into quarantine. [`Applied`].
+    WorkloadQuarantine {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// Live connections that go on: each as `conn list` shows it, or `WORKLOAD:SERVICE` for all of these.
+        keep: Vec<String>,
+        /// Why.
+        reason: String,
+    },
+    /// Ends its quarantine. [`Applied`].
+    WorkloadRelease {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// Why.
+        reason: String,
     },
     /// A list of [`SegmentInfo`].
     Segments,
@@ -271,6 +289,9 @@ pub struct Status {
     pub events_lost: u64,
     /// Why the configuration files, as they are now, are not in force; empty when they are.
     pub refused: Vec<String>,
+    /// Workloads in quarantine, by the names they were put there.
+    #[serde(default)]
+    pub quarantined: Vec<String>,
     /// Who answers questions, beside people.
     pub manager: Option<ManagerInfo>,
     /// Workloads that somebody should look at, because a response told of them or took something away, and nobody has cleared.
@@ -398,6 +419,9 @@ pub struct WorkloadInfo {
     pub segments: Vec<String>,
     /// `vm`, `shared-kernel`, `nested` or `none`.
     pub assurance: String,
+    /// Its quarantine, when it is in one.
+    #[serde(default)]
+    pub quarantine: Option<QuarantineInfo>,
 }
 
 /// One segment.
@@ -459,4 +483,7 @@ pub struct ConnInfo {
     pub original_bytes: u64,
     /// Bytes to the initiator.
     pub reply_bytes: u64,
+    /// It goes on although one of its ends is in quarantine.
+    #[serde(default)]
+    pub kept: bool,
 }

@@ -31,6 +31,7 @@ use super::attachments::Attachments;
 use super::deciding::Deciding;
 use super::plan::{Plan, describe, plan};
 use super::ports::{OpenPort, PortControl};
+use super::quarantine::Quarantines;
 use super::reach::Known;
 use super::recorder::Recorder;
 use super::state::{Desired, PortConfig, SwitchConfig};
@@ -120,6 +121,7 @@ pub(crate) struct Control {
     pub(super) events: Vec<Consumer<ConnEvent>>,
     pub(super) asks: Asks,
     pub(super) walls: Walls,
+    pub(super) quarantine: Quarantines,
     pub(super) suspicions: Suspicions,
     /// What files or the builder say.
     base: Desired,
@@ -176,6 +178,7 @@ impl Control {
             events,
             asks,
             walls: Walls::new(shared_walls),
+            quarantine: Quarantines::default(),
             suspicions,
             base: empty.clone(),
             overlay: Overlay::default(),
@@ -202,6 +205,7 @@ impl Control {
     pub(super) fn recorded_by(mut self, recorder: Recorder) -> Self {
         self.recorder = recorder;
         self.load_walls();
+        self.load_quarantines();
         self.load_responses();
         self
     }
@@ -454,6 +458,7 @@ impl Control {
         });
         let (model, walls) = self.model(&desired);
         let snapshot = snapshot.walled(walls);
+        let snapshot = snapshot.quarantined(self.quarantine_view(&desired));
 
         self.outlive(&desired, &classifier);
         let start = Instant::now();

@@ -270,13 +270,14 @@ impl Asks {
     }
 }
 
-/// What one run of each workload is: a number that changes with its tags, addresses and place.
+/// What one run of each workload is: a number that changes with its tags, addresses and place, and with quarantine.
 fn incarnations(control: &Control, desired: &Desired) -> HashMap<AttachmentId, u64> {
     let workloads = desired.ports.iter().flat_map(|port| {
         port.workloads.iter().filter_map(|workload| {
             let id = control.attachments.of(port, workload)?;
             let mut hasher = DefaultHasher::new();
             format!("{workload:?}").hash(&mut hasher);
+            control.is_quarantined(port, workload).hash(&mut hasher);
             Some((id, hasher.finish()))
         })
     });

@@ -72,6 +72,8 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::PolicyConfirm => ("policy-confirm", &[Operator]),
         Request::Reload => ("reload", &[Operator]),
         Request::WorkloadTag { .. } => ("workload-tag", &[Operator, Orchestrator]),
+        Request::WorkloadQuarantine { .. } => ("workload-quarantine", &[Operator, Security]),
+        Request::WorkloadRelease { .. } => ("workload-release", &[Operator, Security]),
         Request::Answer(_) => ("answer", &[Approver]),
         Request::Approve { .. } => ("approve", &[Security]),
         Request::Disapprove { .. } => ("disapprove", &[Operator, Security]),
@@ -274,6 +276,21 @@ mod tests {
                     remove: Vec::new(),
                 },
                 &[Operator, Orchestrator],
+            ),
+            (
+                Request::WorkloadQuarantine {
+                    workload: text(),
+                    keep: Vec::new(),
+                    reason: text(),
+                },
+                &[Operator, Security],
+            ),
+            (
+                Request::WorkloadRelease {
+                    workload: text(),
+                    reason: text(),
+                },
+                &[Operator, Security],
             ),
             (Request::Answer(answer), &[Approver]),
             (Request::Proposals, &[]),

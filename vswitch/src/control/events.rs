@@ -192,6 +192,21 @@ impl Control {
         });
     }
 
+    /// Somebody was put into quarantine, or released.
+    pub(super) fn tell_quarantine(&self, kind: &str, workload: &str, why: &str) {
+        self.asks.told.tell(|| WatchEvent {
+            time_s: self.time_s(monotonic_ns()),
+            kind: kind.to_owned(),
+            port: "-".to_owned(),
+            from: workload.to_owned(),
+            to: "-".to_owned(),
+            generation: self.shared.snapshots.generation(),
+            who: Some(self.recorder.who().to_owned()),
+            why: Some(why.to_owned()),
+            ..WatchEvent::default()
+        });
+    }
+
     fn show(&self, e: &ConnEvent) -> WatchEvent {
         let rule = (e.rule != NONE_U32)
             .then(|| self.classifier_at(e.generation))

@@ -222,6 +222,10 @@ impl Control {
         let (from, to) = (q.snapshot.owner(leg.from)?, q.snapshot.owner(leg.to)?);
         let entry = self.live(q, leg, (from, to), live);
         let p = &leg.packet;
+        let parted = self.quarantine_between(
+            [from.attachment, to.attachment],
+            entry.as_ref().map(|e| &e.key),
+        );
         let ruling = match (leg.dropped, entry) {
             (Some(reason), _) => Ruling {
                 verdict: "deny",
@@ -231,6 +235,11 @@ impl Control {
             _ if p.l3 != L3::Other && neighbour::is_discovery(p) => Ruling {
                 verdict: "deny",
                 why: "the switch answers neighbour discovery itself and forwards none of it".into(),
+                ..Ruling::default()
+            },
+            _ if parted.is_some() => Ruling {
+                verdict: "deny",
+                why: parted.unwrap_or_default(),
                 ..Ruling::default()
             },
             (None, Some(entry)) => self.standing(q, entry, (from, to), notes),
@@ -318,6 +327,9 @@ impl Control {
         if reply {
             notes.push("it is an answer, to a connection the other end opened".to_owned());
         }
+        if self.quarantine.kept(&entry.key).is_some() {
+            notes.push("it is kept although one of its ends is in quarantine".to_owned());
+        }
         let way = if reply { "an answer on" } else { "part of" };
         if entry.generation == self.shared.snapshots.generation() {
             let rule = q.classifier.rules().find(|r| r.id == entry.rule);
@@ -336,7 +348,10 @@ impl Control {
             to: q.snapshot.party(q.classifier, other, &b.addr),
             service: conn::service(&entry.key, entry.initiator),
         };
-        let ruling = judge(q.classifier, &query, notes);
+        let mut ruling = judge(q.classifier, &query, notes);
+        if ruling.verdict == "ask" && self.quarantine.answers(&entry.key) {
+            ruling.verdict = "allow";
+        }
         Ruling {
             why: format!("{way} a live connection, judged again: {}", ruling.why),
             ..ruling

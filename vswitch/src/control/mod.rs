@@ -19,6 +19,7 @@ mod loader;
 mod path;
 mod plan;
 mod ports;
+mod quarantine;
 mod reach;
 mod reactor;
 #[cfg_attr(not(feature = "manager"), path = "recorder_none.rs")]

@@ -7,15 +7,16 @@ use tracing::error;
 use super::api::{AskInfo, Stopped as ResponsesStopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
+use super::quarantine::Record;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
-use crate::manager::ledger::bindings::{Bound, RESPONSES};
+use crate::manager::ledger::bindings::{Bound, Quarantined, RESPONSES};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
-    ProposalDropped, Proposed, ResponsesSwitched, RoleRefused, Started, Stopped, Suspicion,
-    SuspicionCleared, TransactionBegun, TransactionEnded, Verdict, WallBreached, WallCommitted,
-    WallDenied, WallReleased, WallReserved, WallReset,
+    ProposalDropped, Proposed, Quarantine, Release, ResponsesSwitched, RoleRefused, Started,
+    Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded, Verdict,
+    WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
@@ -24,6 +25,9 @@ use crate::sys::eventfd::EventFd;
 
 /// Changes listed in one record; who changes more has a file that says what.
 const LISTED: usize = 100;
+
+/// What a record of a release says of kept connections, bytes: it must fit ([`crate::manager::ledger::record::MAX_BODY_BYTES`]).
+const KEPT_BYTES: usize = 48 << 10;
 
 /// The switch itself, as the one who acts.
 const SWITCH: &str = "switch";
@@ -260,9 +264,7 @@ impl Recorder {
 
     /// The same, and waits until it is durable: for what people do, not for what workloads do.
     pub(super) fn mark_durably(&self, generation: u64, mark: &Mark<'_>) -> Result<(), String> {
-        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
-        let recorded = ledger.append(self.marked(generation, mark));
-        recorded.map(|_seq| ()).map_err(|why| why.to_string())
+        self.append(self.marked(generation, mark))
     }
 
     fn marked(&self, generation: u64, mark: &Mark<'_>) -> Entry {
@@ -382,6 +384,52 @@ impl Recorder {
         })
     }
 
+    /// Somebody is in quarantine; waits until that is durable.
+    pub(super) fn quarantined(&self, generation: u64, record: &Record) -> Result<(), String> {
+        let body = Quarantine {
+            reason: record.reason.clone(),
+            keep: record.keep.clone(),
+            workloads: record.workloads.clone(),
+            addresses: record.addresses.clone(),
+        };
+        self.append(self.entry(generation, body).workload(&record.workload))
+    }
+
+    /// He is released; the same. `kept` is what was kept of him.
+    pub(super) fn released(
+        &self,
+        generation: u64,
+        workload: &str,
+        reason: &str,
+        kept: &[String],
+    ) -> Result<(), String> {
+        let mut room = KEPT_BYTES;
+        let fits = |text: &&String| {
+            room = room.saturating_sub(text.len());
+            room > 0
+        };
+        let body = Release {
+            reason: reason.to_owned(),
+            kept: kept.iter().take_while(fits).cloned().collect(),
+        };
+        self.append(self.entry(generation, body).workload(workload))
+    }
+
+    /// Who was in quarantine when the ledger was opened.
+    pub(super) fn in_quarantine(&self) -> Vec<Record> {
+        let record = |q: &Quarantined| Record {
+            workload: q.workload.clone(),
+            since_ns: q.since_ns,
+            who: q.who.clone(),
+            reason: q.body.reason.clone(),
+            keep: q.body.keep.clone(),
+            workloads: q.body.workloads.clone(),
+            addresses: q.body.addresses.clone(),
+        };
+        let all = self.ledger.iter().flat_map(Ledger::quarantined);
+        all.map(record).collect()
+    }
+
     /// The switch has ended. Returns when that is on disk.
     pub(super) fn close(&mut self, generation: u64) {
         let reason = "shut down".to_owned();
@@ -391,6 +439,12 @@ impl Recorder {
 
     fn entry(&self, generation: u64, body: impl Into<Body>) -> Entry {
         Entry::by(&self.who, body).generation(generation)
+    }
+
+    fn append(&self, entry: Entry) -> Result<(), String> {
+        let ledger = self.ledger.as_ref().ok_or("there is no ledger")?;
+        let recorded = ledger.append(entry);
+        recorded.map(|_seq| ()).map_err(|why| why.to_string())
     }
 
     fn submit(&self, entry: Entry, token: u64) -> Result<(), String> {

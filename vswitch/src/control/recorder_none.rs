@@ -3,6 +3,7 @@
 use super::api::{AskInfo, Stopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
+use super::quarantine::Record;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 use crate::policy::model::Policy;
@@ -90,6 +91,18 @@ impl Recorder {
 
     pub(super) fn responses_stopped(&self) -> Option<Stopped> {
         None
+    }
+
+    pub(super) fn quarantined(&self, _: u64, _: &Record) -> Result<(), String> {
+        Err("there is no ledger".to_owned())
+    }
+
+    pub(super) fn released(&self, _: u64, _: &str, _: &str, _: &[String]) -> Result<(), String> {
+        Err("there is no ledger".to_owned())
+    }
+
+    pub(super) fn in_quarantine(&self) -> Vec<Record> {
+        Vec::new()
     }
 
     pub(super) fn close(&mut self, _: u64) {}

@@ -174,7 +174,15 @@ fn later<A: Send + 'static, T: Serialize>(
 }
 
 /// Kinds of events that the control thread tells itself.
-const OWN_KINDS: [&str; 5] = ["ask", "yes", "no", "wall", "suspicion"];
+const OWN_KINDS: [&str; 7] = [
+    "ask",
+    "yes",
+    "no",
+    "wall",
+    "suspicion",
+    "quarantine",
+    "release",
+];
 
 fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
     use crate::event::ConnEventKind as K;
@@ -321,6 +329,18 @@ fn enact(
             add,
             remove,
         } => Ok(control.tag(&workload, &add, &remove)?),
+        Request::WorkloadQuarantine {
+            workload,
+            keep,
+            reason,
+        } => {
+            let who = control.recorder.who().to_owned();
+            Ok(control.quarantine(&workload, &keep, &reason, &who)?)
+        }
+        Request::WorkloadRelease { workload, reason } => {
+            let who = control.recorder.who().to_owned();
+            Ok(control.release(&workload, &reason, &who)?)
+        }
         Request::WallReset {
             wall,
             subject,

@@ -97,6 +97,7 @@ impl Control {
             confirm_s: self.confirm_s(now_ns),
             events_lost: self.events_lost(),
             refused: self.refused.clone(),
+            quarantined: self.quarantined_names(),
             manager: self.deciding.info(),
             suspects: self.suspicions.open(),
         }
@@ -203,6 +204,7 @@ impl Control {
                 vlan: w.vlan,
                 segments: self.segments_of(p, w),
                 assurance: assurance(p, w).to_owned(),
+                quarantine: self.quarantine_info(p, w),
             })
             .collect()
     }
@@ -312,10 +314,13 @@ impl Control {
         let key = c.key();
         let (from, to) = conn::ends(&key, c.initiator());
         let present = self.shared.snapshots.generation();
-        // One on probation is judged by whatever is in force.
-        let generation = match conn::generation(c.word()) {
-            0 => present,
-            generation => generation,
+        let kept = self.quarantine.kept(&key);
+        let judged = kept.and_then(|kept| kept.carried.judged());
+        let generation = match (judged, conn::generation(c.word())) {
+            (Some(judged), _) => judged,
+            // One on probation is judged by whatever is in force.
+            (None, 0) => present,
+            (None, generation) => generation,
         };
         let rule = conn::admission(c).rule;
         let (original_bytes, reply_bytes) = conn::bytes(c);
@@ -342,6 +347,7 @@ impl Control {
             idle_s: tick.saturating_sub(c.last_seen()),
             original_bytes,
             reply_bytes,
+            kept: kept.is_some(),
         }
     }
 

@@ -457,7 +457,7 @@ impl Control {
                 self.grant(both);
             }
             Some(why) => {
-                self.release(both, &why);
+                self.let_go(both, &why);
                 self.deny_for_now(both, now_ns, &why);
             }
         }
@@ -549,7 +549,7 @@ impl Control {
         }
     }
 
-    fn release(&mut self, both: Pair, why: &str) {
+    fn let_go(&mut self, both: Pair, why: &str) {
         if let Some(reservation) = self.walls.reserved.remove(&both) {
             self.give_up(&reservation.facts, why);
             self.try_again();
@@ -586,7 +586,7 @@ impl Control {
         for both in done {
             let ended = self.walls.reserved.get(&both);
             if ended.is_some_and(|r| r.conns.is_empty()) {
-                self.release(both, "no payload passed");
+                self.let_go(both, "no payload passed");
             }
         }
     }

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use flowtable::{ConnRef, FlowKey, Participant};
+use flowtable::{FlowKey, Participant, Side};
 
 use crate::counters::Counters;
 use crate::datapath::conn;
@@ -442,8 +442,9 @@ pub(crate) fn settle_again(
     ctx: &Ctx<'_>,
     classifier: &Classifier,
     judgement: Judgement,
-    conn: &ConnRef<'_>,
+    (key, initiator): (&FlowKey, Side),
     (from, to): (&Owner, &Owner),
+    kept: bool,
 ) -> Judgement {
     let Some(asking) = classifier.asking(&judgement) else {
         return judgement;
@@ -451,15 +452,14 @@ pub(crate) fn settle_again(
     if ctx.hold.cannot_record(&asking, Record::Strict) {
         return with(judgement, false);
     }
-    if !asking.answer {
-        // It was recorded, or admitted before that was wanted.
+    if !asking.answer || kept {
+        // It was recorded, or admitted before that was wanted; or whoever kept it in quarantine has answered.
         return judgement;
     }
-    let key = conn.key();
-    let (src, dst) = conn::addresses(&key, conn.initiator());
+    let (src, dst) = conn::addresses(key, initiator);
     let Service::Ip {
         protocol, dport, ..
-    } = conn::service(&key, conn.initiator())
+    } = conn::service(key, initiator)
     else {
         return with(judgement, false);
     };
@@ -467,7 +467,7 @@ pub(crate) fn settle_again(
     let (access, purpose) = (&ctx.hold.verdicts, Purpose::GoOn);
     let yes = verdicts::find(
         access,
-        (&topic, &key),
+        (&topic, key),
         asking.definition,
         purpose,
         ctx.now_ns,

@@ -14,6 +14,7 @@ pub(crate) mod neighbour;
 pub mod passes;
 pub mod process;
 pub(crate) mod profile;
+pub mod quarantine;
 pub mod quota;
 pub(crate) mod reject;
 pub(crate) mod report;

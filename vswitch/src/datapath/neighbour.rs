@@ -8,7 +8,8 @@
 use crate::datapath::decision::Decisions;
 use crate::datapath::guard::{eui64_link_local, is_link_local_v6, is_of_another, is_unspecified};
 use crate::datapath::process::{Ctx, Place, in_cell, send};
-use crate::datapath::snapshot::{Owner, OwnerIdx};
+use crate::datapath::quarantine;
+use crate::datapath::snapshot::Owner;
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, Frame, HEAD_CAP, OutItem};
 use crate::packet::arp::{self, Arp, ArpOp};
@@ -129,7 +130,13 @@ pub(crate) fn handle(
             consume(ctx);
             Ok(())
         }
-        Some(idx) => answer(ctx, burst, slot, at, (idx, &message.target, &wire), out),
+        Some(idx) => {
+            let owner = snapshot.owner(idx).ok_or(DropReason::UnknownNeighbour)?;
+            if quarantine::parts(snapshot, sender, owner) {
+                return Err(quarantine::refused(ctx, p, (sender, owner)));
+            }
+            answer(ctx, burst, slot, at, (owner, &message.target, &wire), out)
+        }
         None if sender.outside || message.target == message.sender => {
             consume(ctx);
             Ok(())
@@ -155,7 +162,7 @@ fn restate(burst: &mut Burst, slot: usize, wire: &Wire) -> Result<(), DropReason
 /// An advertisement or ARP reply. The switch answers for workloads, so only what comes from the
 /// outside for one workload is of use to anybody.
 fn deliver(
-    ctx: &Ctx<'_>,
+    ctx: &mut Ctx<'_>,
     burst: &mut Burst,
     slot: usize,
     at: Place,
@@ -163,12 +170,16 @@ fn deliver(
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
     let dst_mac = burst.frame(slot).ok_or(DropReason::Runt)?.parsed.dst_mac;
-    match ctx
-        .snapshot
+    let snapshot = ctx.snapshot;
+    match snapshot
         .by_mac(at.domain, dst_mac)
         .filter(|_| sender.outside)
-        .and_then(|idx| ctx.snapshot.owner(idx))
+        .and_then(|idx| snapshot.owner(idx))
     {
+        Some(owner) if quarantine::parts(snapshot, sender, owner) => {
+            let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+            return Err(quarantine::refused(ctx, p, (sender, owner)));
+        }
         Some(owner) => {
             restate(burst, slot, wire)?;
             send(ctx, slot, owner, out);
@@ -193,13 +204,22 @@ fn to_uplinks(
         return Err(DropReason::UnknownNeighbour);
     }
     restate(burst, slot, wire)?;
-    let mut copies = 0u64;
+    let sender = snapshot.owner(at.src).ok_or(DropReason::UnknownSender)?;
+    let (mut parted, mut copies) = (None, 0u64);
     for owner in uplinks.iter().filter_map(|idx| snapshot.owner(*idx)) {
+        if quarantine::parts(snapshot, sender, owner) {
+            parted = Some(owner);
+            continue;
+        }
         if !ctx.budget.take(ctx.in_port, ctx.tick) {
             break;
         }
         send(ctx, slot, owner, out);
         copies += 1;
+    }
+    if let (0, Some(owner)) = (copies, parted) {
+        let p = &burst.frame(slot).ok_or(DropReason::Runt)?.parsed;
+        return Err(quarantine::refused(ctx, p, (sender, owner)));
     }
     let extra = copies.checked_sub(1).ok_or(DropReason::FloodBudget)?;
     if let Some(cell) = in_cell(ctx) {
@@ -214,13 +234,9 @@ fn answer(
     burst: &mut Burst,
     slot: usize,
     at: Place,
-    (idx, target, wire): (OwnerIdx, &Addr, &Wire),
+    (owner, target, wire): (&Owner, &Addr, &Wire),
     out: &mut Decisions,
 ) -> Result<(), DropReason> {
-    let owner = ctx
-        .snapshot
-        .owner(idx)
-        .ok_or(DropReason::UnknownNeighbour)?;
     let made_of = |mac: &&Mac| eui64_link_local(**mac) == *target;
     let mac = *owner
         .macs

@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 
-use flowtable::{ConnRef, Endpoint, FlowKey};
+use flowtable::{Endpoint, FlowKey, Side};
 
 use crate::datapath::conn;
 use crate::datapath::hold::{Question, event};
@@ -168,20 +168,19 @@ pub(crate) fn settle_again(
     classifier: &Classifier,
     judgement: &Judgement,
     p: &Parsed,
-    conn: &ConnRef<'_>,
+    (key, initiator): (&FlowKey, Side),
     ends: (&Owner, &Owner),
 ) -> Result<Passage, DropReason> {
     if ctx.snapshot.walls().is_none() || judgement.verdict != Verdict::Allow {
         return Ok(Passage::Open(ctx.generation));
     }
-    let key = conn.key();
-    let (from, to) = conn::ends(&key, conn.initiator());
+    let (from, to) = conn::ends(key, initiator);
     let asked = Asked {
-        service: conn::service(&key, conn.initiator()),
+        service: conn::service(key, initiator),
         from: (from.addr, from.port),
         to: (to.addr, to.port),
     };
-    let about = (&key, Purpose::GoOn);
+    let about = (key, Purpose::GoOn);
     passage(ctx, classifier, judgement, p, ends, asked, about)
 }
 

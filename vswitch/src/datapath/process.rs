@@ -20,6 +20,7 @@
 use flowtable::{ConnRef, Endpoint, FlowKey, InsertError, New, Participant, Side};
 
 use crate::counters::{Counters, PortCell};
+use crate::datapath::again::{self, Again};
 use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::fragment::FragmentTable;
@@ -29,7 +30,7 @@ use crate::datapath::profile::Profile;
 use crate::datapath::quota::Quotas;
 use crate::datapath::snapshot::{DomainId, Owner, OwnerIdx, PortView, Snapshot};
 use crate::datapath::suspect::{self, Suspects, Witness};
-use crate::datapath::{again, flood, guard, judge, neighbour, reject, report, tcp};
+use crate::datapath::{flood, guard, judge, neighbour, quarantine, reject, report, tcp};
 use crate::drop_reason::DropReason;
 use crate::event::{ConnEvent, ConnEventKind, Producer};
 use crate::frame::{BURST_MAX, Burst, Frame, Gso, OutItem};
@@ -114,7 +115,7 @@ pub(crate) struct Flow<'s> {
     pub(crate) slot: u16,
     pub(crate) ends: Ends<'s>,
     /// The side the frame's sender is on; for an ICMP error, the sender of the quoted packet.
-    side: Side,
+    pub(crate) side: Side,
     /// The frame is an ICMP error about the connection with this key.
     pub(crate) about: bool,
 }
@@ -198,7 +199,10 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
             Err(reason) => {
                 if matches!(
                     reason,
-                    DropReason::PolicyReject | DropReason::PolicyAskDenied | DropReason::Wall
+                    DropReason::PolicyReject
+                        | DropReason::PolicyAskDenied
+                        | DropReason::Wall
+                        | DropReason::Quarantined
                 ) {
                     reject::answer(ctx, burst, flow, out);
                 }
@@ -222,7 +226,7 @@ fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason)
         cell.drops.add(reason, 1);
     }
     // Policy's own denials were reported where they were made, with rule and other end.
-    if let (false, Some(frame)) = (is_policy(reason), burst.frame(slot))
+    if let (false, Some(frame)) = (report::is_policy(reason), burst.frame(slot))
         && ctx.events.has_room()
     {
         let event = report::event(ctx, ConnEventKind::Deny, &frame.parsed);
@@ -231,20 +235,6 @@ fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason)
             ..event
         });
     }
-}
-
-fn is_policy(reason: DropReason) -> bool {
-    use DropReason as R;
-    matches!(
-        reason,
-        R::PolicyDefaultDeny
-            | R::PolicyDeny
-            | R::PolicyReject
-            | R::PolicyAskDenied
-            | R::Wall
-            | R::PolicyLimit
-            | R::EtherTypeDenied
-    )
 }
 
 /// Sends a received frame to `dst`, or counts that it can't be.
@@ -452,7 +442,6 @@ fn track(
         ..
     } = flow.ends;
     let classifier = ctx.snapshot.classifier().ok_or(DropReason::NoPolicy)?;
-    let table = ctx.table;
     let dir_in = |conn: &ConnRef<'_>| {
         if flow.side == conn.initiator() {
             Dir::Original
@@ -476,14 +465,32 @@ fn track(
         let forward = (dir == Dir::Original) != flow.about;
         let (from, to) = if forward { (src, dst) } else { (dst, src) };
         match again::judge(ctx, classifier, &conn, frame, from, to)? {
-            Fate::Passes => {}
+            Again::Passes => {}
+            Again::Kept(kept) => {
+                let (conn, flow) = ((conn, dir), (flow, key));
+                return quarantine::carry(ctx, classifier, conn, flow, frame, kept);
+            }
             // Of an error about it there will be another one.
-            Fate::Waits if flow.about => return Err(DropReason::AskPending),
-            Fate::Waits => return Ok(Fate::Waits),
+            Again::Waits if flow.about => return Err(DropReason::AskPending),
+            Again::Waits => return Ok(Fate::Waits),
         }
     } else {
         ctx.counters.worker.conn_hit.add(1);
     }
+    carry(ctx, classifier, (conn, dir), (flow, key), frame)
+}
+
+/// What a connection that may go on learns from a packet, and whether the packet is part of it.
+#[inline(always)]
+pub(crate) fn carry(
+    ctx: &mut Ctx<'_>,
+    classifier: &Classifier,
+    (conn, dir): (ConnRef<'_>, Dir),
+    (flow, key): (&Flow<'_>, &FlowKey),
+    frame: &Frame,
+) -> Result<Fate, DropReason> {
+    let p = &frame.parsed;
+    let (src, dst) = (flow.ends.sender, flow.ends.receiver);
     // Both ends are in one domain, so of one tenant: one rule admitted it.
     let admission = conn::admission(&conn);
     let limit = admission.limited.then_some(admission.rule);
@@ -508,7 +515,7 @@ fn track(
             tcp::Step::Reopen => {
                 // A SYN on a connection that is over (RFC 9293 section 3.6.1): a new one.
                 report::end(ctx, &conn, ConnEventKind::Close);
-                ctx.quotas.remove(table, conn);
+                ctx.quotas.remove(ctx.table, conn);
                 return open(ctx, classifier, (flow, key), frame, None);
             }
         }
@@ -520,7 +527,7 @@ fn track(
 /// What is left to do for a packet that may pass. `limit` is the rule whose limit on bits it spent, which the
 /// later fragments of a first one spend too.
 #[inline]
-fn passed(
+pub(crate) fn passed(
     ctx: &mut Ctx<'_>,
     frame: &Frame,
     flow: &Flow<'_>,
@@ -558,6 +565,9 @@ fn open(
     let (src, dst) = (flow.ends.sender, flow.ends.receiver);
     if conn::is_echo_reply(p) {
         return Err(DropReason::ReplyWithoutRequest);
+    }
+    if quarantine::concerns(src, dst) {
+        return quarantine::pick_up(ctx, classifier, (flow, key), frame);
     }
     let mut j = match judged {
         Some(j) => *j,
@@ -676,6 +686,9 @@ pub(crate) fn judge_frame(
     src: &Owner,
     dst: &Owner,
 ) -> Result<(), DropReason> {
+    if quarantine::concerns(src, dst) {
+        return Err(quarantine::refused(ctx, &frame.parsed, (src, dst)));
+    }
     let query = question(ctx.snapshot, classifier, &frame.parsed, src, dst);
     let mut j = classifier.classify(&query);
     // It can't wait: an answer that stands is all that counts.

@@ -126,3 +126,19 @@ pub(crate) fn end(ctx: &mut Ctx<'_>, conn: &ConnRef<'_>, kind: ConnEventKind) {
         ctx.events.push(event);
     }
 }
+
+/// Whether it was decided about both ends, and reported there.
+pub(crate) fn is_policy(reason: DropReason) -> bool {
+    use DropReason as R;
+    matches!(
+        reason,
+        R::PolicyDefaultDeny
+            | R::PolicyDeny
+            | R::PolicyReject
+            | R::PolicyAskDenied
+            | R::Wall
+            | R::Quarantined
+            | R::PolicyLimit
+            | R::EtherTypeDenied
+    )
+}

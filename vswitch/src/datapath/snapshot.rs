@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::datapath::frozen::FrozenMap;
 use crate::datapath::guard::eui64_link_local;
 use crate::datapath::passes::Walls;
+use crate::datapath::quarantine::Quarantine;
 use crate::datapath::quota::{GroupId, Quota};
 use crate::datapath::suspect::UNWATCHED;
 use crate::packet::{Addr, Cidr, Mac};
@@ -101,6 +102,8 @@ pub struct Owner {
     pub party: Party,
     /// Whether this is the outside behind an uplink.
     pub outside: bool,
+    /// Whether it is in quarantine; see [`Snapshot::quarantine`].
+    pub quarantined: bool,
     /// Its segments with a quota.
     pub group: GroupId,
     /// The first of `macs` and of `ips`, here too: nearly every frame is from and for these, and to follow
@@ -195,6 +198,7 @@ pub struct Snapshot {
     by_attachment: FrozenMap<u64>,
     classifier: Option<Arc<Classifier>>,
     walls: Option<Arc<Walls>>,
+    quarantine: Option<Arc<Quarantine>>,
     segments: Vec<Quota>,
     assignments: Vec<Vec<RxAssignment>>,
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
@@ -321,6 +325,24 @@ impl Snapshot {
         self.walls.as_deref()
     }
 
+    /// With these in quarantine.
+    #[must_use]
+    pub fn quarantined(mut self, quarantine: Option<Arc<Quarantine>>) -> Self {
+        for owner in &mut self.owners {
+            let holds = |q: &Arc<Quarantine>| q.holds(owner.attachment);
+            owner.quarantined = quarantine.as_ref().is_some_and(holds);
+        }
+        self.quarantine = quarantine;
+        self
+    }
+
+    /// Who is in quarantine, and what is kept; `None` when nobody is, and nothing was kept.
+    #[inline]
+    #[must_use]
+    pub fn quarantine(&self) -> Option<&Quarantine> {
+        self.quarantine.as_deref()
+    }
+
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
     #[must_use]
     pub fn maintained(&self) -> &[Arc<Port>] {
@@ -409,6 +431,7 @@ impl Builder {
                 tag: w.vlan,
                 party: w.party,
                 outside: false,
+                quarantined: false,
                 group: w.group,
                 first: (
                     w.macs.first().copied(),
@@ -436,6 +459,7 @@ impl Builder {
                         set: Default::default(),
                     },
                     outside: true,
+                    quarantined: false,
                     group: GroupId::NONE,
                     first: (None, None),
                     quotas: Vec::new(),
@@ -531,6 +555,7 @@ impl Builder {
             by_attachment: FrozenMap::new(by_attachment),
             classifier: input.classifier,
             walls: None,
+            quarantine: None,
             segments: input.segments,
             assignments,
         }

@@ -432,6 +432,19 @@ pub fn start(first: &Segment) -> [u64; WORDS] {
     ]
 }
 
+/// The words of a connection that is picked up by a segment of `dir`, none of which is a SYN's.
+#[must_use]
+pub fn pick_up(first: &Segment, dir: Dir) -> [u64; WORDS] {
+    let [mut facts, original, reply, offered, answered] = start(first);
+    if dir == Dir::Original {
+        return [facts, original, reply, offered, answered];
+    }
+    if first.has(tcp_flag::FIN) {
+        facts = facts & !fact::FIN[0] | fact::FIN[1];
+    }
+    [facts, reply, original, answered, offered]
+}
+
 /// The state of a connection.
 #[must_use]
 pub fn state<W: Words>(words: &W) -> State {

@@ -521,8 +521,9 @@ impl State {
                 [key.low(), key.high()]
                     .iter()
                     .any(|e| snapshot.by_attachment(AttachmentId(e.attachment)).is_none())
+                    || snapshot.quarantine().is_some_and(|q| q.cuts(&key))
             };
-            // Only a connection judged under an older snapshot can have lost an end.
+            // Only a connection judged under an older snapshot can have lost an end, or be cut off by quarantine.
             let kind = if silent {
                 ConnEventKind::Expire
             } else if conn::generation(c.word()) < generation && gone() {

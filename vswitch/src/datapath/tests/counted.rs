@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 
 use super::rig::*;
 use crate::counters::{PortValues, WorkerValues};
+use crate::datapath::quarantine::Quarantine;
+use crate::datapath::snapshot::AttachmentId;
 use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind as Kind;
 use crate::frame::{Csum, Gso, Offload};
@@ -93,7 +95,7 @@ fn extended(first: u8, headers: &[u8]) -> Vec<u8> {
 }
 
 /// An ARP request of `web` for `target` that says its sender is at `claimed` (RFC 826).
-fn arp(src_mac: u8, claimed: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+pub(super) fn arp(src_mac: u8, claimed: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     let mut frame = [[0xff; 6], mac(src_mac).0].concat();
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
     frame.extend([&mac(src_mac).0[..], &claimed, &[0; 6], &target].concat());
@@ -310,6 +312,13 @@ fn provoke(reason: R) -> Option<AtAPort> {
             r.now_ns += LATE_NS;
             assert_eq!(r.step().drops[reason.name()], 1);
             return None;
+        }
+        R::Quarantined => {
+            let held = std::collections::HashSet::from([AttachmentId(101)]);
+            let quarantine = Quarantine::new(held, std::collections::HashMap::new());
+            r.quarantine = Some(std::sync::Arc::new(quarantine));
+            r.apply(&policy());
+            ("web", changed(q, 0, &[0xff; 6]))
         }
         R::PolicyLimit => {
             let f = WEB_DB().udp(9, 4, b"");

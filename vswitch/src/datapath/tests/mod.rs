@@ -7,6 +7,7 @@ mod identity;
 mod infrastructure;
 mod limits;
 mod neighbours;
+mod quarantine;
 mod quotas;
 mod rig;
 mod suspicion;

@@ -8,6 +8,7 @@ use etherparse::PacketBuilder;
 
 use crate::counters::{PortValues, WorkerValues};
 use crate::datapath::passes::Walls;
+use crate::datapath::quarantine::Quarantine;
 use crate::datapath::quota::{GroupId, Groups, Quota};
 use crate::datapath::snapshot::{AttachmentId, PortInput, Snapshot, SnapshotInput, WorkloadInput};
 use crate::datapath::worker::{PollMode, Shared, Worker, WorkerConfig};
@@ -117,6 +118,7 @@ pub(super) struct Rig {
     groups: Groups,
     /// In force with the next policy.
     pub(super) walls: Option<Arc<Walls>>,
+    pub(super) quarantine: Option<Arc<Quarantine>>,
 }
 
 impl Rig {
@@ -160,6 +162,7 @@ impl Rig {
             classifier: None,
             groups: Groups::default(),
             walls: None,
+            quarantine: None,
         };
         rig.apply(policy);
         rig
@@ -236,6 +239,7 @@ impl Rig {
             workers: 1,
         };
         let snapshot = Snapshot::build(input).walled(self.walls.clone());
+        let snapshot = snapshot.quarantined(self.quarantine.clone());
         self.shared.publish(snapshot);
     }
 

@@ -1,9 +1,10 @@
-//! Who is bound to which side of a wall: what records of walls and transactions say, in a table beside them, so that nobody has
+//! Who is bound to which side of a wall, and who is in quarantine: what records say of that, in tables beside them, so that nobody has
 //! to read all records, and archives take nothing away. Written in the same transaction as its record.
 
 use rusqlite::Connection;
 
-use super::body::Body;
+use super::Entry;
+use super::body::{Body, Quarantine};
 
 /// A row.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,19 @@ pub struct Bound {
     pub since_ns: i64,
     /// By which connection.
     pub connection: String,
+}
+
+/// Somebody in quarantine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Quarantined {
+    /// Who.
+    pub workload: String,
+    /// Since when, wall clock.
+    pub since_ns: i64,
+    /// Who did it.
+    pub who: String,
+    /// What was recorded.
+    pub body: Quarantine,
 }
 
 /// The subject of a row that stands for an open transaction: nobody's, because they begin with what they are.
@@ -41,11 +55,19 @@ pub(super) enum Effect {
     Remove([String; 3]),
     /// All of a wall's subject, or of the wall.
     RemoveAll(String, Option<String>),
+    /// A workload, who did it, and the record.
+    Quarantine([String; 3]),
+    Release(String),
 }
 
 impl Effect {
-    pub(super) fn of(body: &Body) -> Option<Self> {
-        Some(match body {
+    pub(super) fn of(entry: &Entry) -> Option<Self> {
+        let workload = || entry.workload.clone();
+        Some(match &entry.body {
+            Body::Quarantine(_) => {
+                Effect::Quarantine([workload()?, entry.who.clone(), entry.body.to_json()])
+            }
+            Body::Release(_) => Effect::Release(workload()?),
             Body::WallReserved(b) => Effect::Put {
                 row: [&b.wall, &b.subject, &b.side].map(String::clone),
                 state: "reserved",
@@ -101,15 +123,48 @@ impl Effect {
                 "DELETE FROM wall WHERE wall = ?1 AND (?2 IS NULL OR subject = ?2)",
                 (wall, subject),
             ),
+            Effect::Quarantine([workload, who, body]) => db.execute(
+                "INSERT OR REPLACE INTO quarantine VALUES (?1, ?2, ?3, ?4)",
+                (workload, now_ns, who, body),
+            ),
+            Effect::Release(workload) => {
+                db.execute("DELETE FROM quarantine WHERE workload = ?1", [workload])
+            }
         }
         .map(|_rows| ())
     }
 }
 
-/// All rows; none in a file from before there were walls, or an archive.
+fn is_there(db: &Connection, table: &str) -> rusqlite::Result<bool> {
+    let known = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+    let count: i64 = db.query_row(known, [table], |r| r.get(0))?;
+    Ok(count != 0)
+}
+
+/// Everybody in quarantine; none in a file from before there was any, or an archive.
+pub(super) fn quarantined(db: &Connection) -> rusqlite::Result<Vec<Quarantined>> {
+    if !is_there(db, "quarantine")? {
+        return Ok(Vec::new());
+    }
+    let mut select = db.prepare("SELECT workload, since_ns, who, body FROM quarantine")?;
+    let rows = select.query_map([], |r| {
+        let text: String = r.get(3)?;
+        let body = serde_json::from_str(&text).map_err(|e| {
+            rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, Box::new(e))
+        })?;
+        Ok(Quarantined {
+            workload: r.get(0)?,
+            since_ns: r.get(1)?,
+            who: r.get(2)?,
+            body,
+        })
+    })?;
+    rows.collect()
+}
+
+/// All rows about walls; none in a file from before there were any, or an archive.
 pub(super) fn read(db: &Connection) -> rusqlite::Result<Vec<Bound>> {
-    let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'wall'";
-    if db.query_row(known, [], |r| r.get::<_, i64>(0))? == 0 {
+    if !is_there(db, "wall")? {
         return Ok(Vec::new());
     }
     let mut select =

@@ -299,11 +299,17 @@ kinds! {
         reason: String,
         /// Connections kept.
         keep: Vec<String>,
+        /// All that are in it: the workload, and those of its VM.
+        workloads: Vec<String>,
+        /// MACs and addresses by which they are known, too.
+        addresses: Vec<String>,
     }
     /// It was released.
     Release = "release", Reserved {
         /// Why.
         reason: String,
+        /// Connections that were kept, with what they carried; as many as fit.
+        kept: Vec<String>,
     }
     /// It was restarted.
     Restart = "restart", Reserved {

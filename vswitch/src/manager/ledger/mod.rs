@@ -171,6 +171,7 @@ pub struct Ledger {
     anchor: Option<Anchor>,
     after: &'static str,
     bound: Vec<bindings::Bound>,
+    quarantined: Vec<bindings::Quarantined>,
 }
 
 impl Ledger {
@@ -207,6 +208,7 @@ impl Ledger {
             Some(_) => "died",
         };
         let bound = store.take_bound();
+        let quarantined = store.take_quarantined();
         let room = writer::room(store.used_bytes(), config.max_bytes);
         let accounts = Accounts::new(config.quota, config.max_bytes, store.usage());
         let queue = Arc::new(Queue::new(accounts, room, wake, clock));
@@ -239,6 +241,7 @@ impl Ledger {
             anchor,
             after,
             bound,
+            quarantined,
         })
     }
 
@@ -252,6 +255,12 @@ impl Ledger {
     #[must_use]
     pub fn bound(&self) -> &[bindings::Bound] {
         &self.bound
+    }
+
+    /// Who was in quarantine when it was opened.
+    #[must_use]
+    pub fn quarantined(&self) -> &[bindings::Quarantined] {
+        &self.quarantined
     }
 
     /// Hands a record to the writer, and never waits. Its acknowledgement will come with `token`; none comes for a record that

@@ -41,6 +41,10 @@ pub(super) const WALLS: &str = "CREATE TABLE wall (wall TEXT NOT NULL, subject T
      state TEXT NOT NULL, since_ns INTEGER NOT NULL, connection TEXT NOT NULL, PRIMARY KEY (wall, subject, side)) \
      STRICT, WITHOUT ROWID";
 
+/// Who is in quarantine, in the same way.
+pub(super) const QUARANTINE: &str = "CREATE TABLE quarantine (workload TEXT PRIMARY KEY, since_ns INTEGER NOT NULL, \
+     who TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID";
+
 /// In an archive too: it takes no more records.
 pub(super) const SEAL: &str = "CREATE TRIGGER record_sealed BEFORE INSERT ON record BEGIN \
      SELECT RAISE(ABORT, 'an archive takes no more records'); END";
@@ -109,7 +113,10 @@ fn limit(bytes: usize) -> i32 {
 pub(super) fn create(db: &Connection, meta: &Meta) -> rusqlite::Result<()> {
     // Records come last in the file: whatever is torn off its end is missed.
     let [begins, usage, records @ ..] = SCHEMA;
-    for sql in [begins, usage, WALLS].into_iter().chain(records) {
+    for sql in [begins, usage, WALLS, QUARANTINE]
+        .into_iter()
+        .chain(records)
+    {
         db.execute_batch(sql)?;
     }
     db.execute(
@@ -119,11 +126,13 @@ pub(super) fn create(db: &Connection, meta: &Meta) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Makes the table of bindings, where there is none.
-pub(super) fn add_walls(db: &Connection) -> rusqlite::Result<()> {
-    let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'wall'";
-    if db.query_row(known, [], |r| r.get::<_, i64>(0))? == 0 {
-        db.execute_batch(WALLS)?;
+/// Makes the tables of bindings and of quarantine, where there are none.
+pub(super) fn add_tables(db: &Connection) -> rusqlite::Result<()> {
+    let known = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+    for (name, sql) in [("wall", WALLS), ("quarantine", QUARANTINE)] {
+        if db.query_row(known, [name], |r| r.get::<_, i64>(0))? == 0 {
+            db.execute_batch(sql)?;
+        }
     }
     Ok(())
 }
@@ -149,12 +158,13 @@ pub(super) fn check(db: &Connection, path: &Path) -> Result<Meta, LedgerError> {
         while let Some(row) = rows.next().map_err(sqlite)? {
             let sql: Option<String> = row.get(0).map_err(sqlite)?;
             found.push(sql.unwrap_or_default());
-            if found.len() > SCHEMA.len() + 2 {
+            if found.len() > SCHEMA.len() + 3 {
                 break;
             }
         }
     }
-    let known = |sql: &String| SCHEMA.contains(&sql.as_str()) || sql == SEAL || sql == WALLS;
+    let beside = [SEAL, WALLS, QUARANTINE];
+    let known = |sql: &String| SCHEMA.contains(&sql.as_str()) || beside.contains(&sql.as_str());
     if !found.iter().all(known) || !SCHEMA.iter().all(|sql| found.iter().any(|f| f == sql)) {
         return Err(not(
             "its tables and triggers are not those of a ledger, or were changed",

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
-use super::bindings::{self, Bound, Effect};
+use super::bindings::{self, Bound, Effect, Quarantined};
 use super::body::{Body, Class, Genesis};
 use super::clock::Stamp;
 use super::error::LedgerError;
@@ -45,6 +45,7 @@ pub(super) struct Encoded {
 
 impl Encoded {
     pub(super) fn new(stamp: Stamp, entry: Entry) -> Self {
+        let effect = Effect::of(&entry);
         Encoded {
             stamp,
             kind: entry.body.kind(),
@@ -53,7 +54,7 @@ impl Encoded {
             who: entry.who,
             workload: entry.workload,
             port: entry.port,
-            effect: Effect::of(&entry.body),
+            effect,
             body: entry.body.to_json(),
         }
     }
@@ -102,6 +103,8 @@ pub(super) struct Store {
     last_kind: Option<String>,
     /// Who was bound to what by walls then.
     bound: Vec<Bound>,
+    /// Who was in quarantine then.
+    quarantined: Vec<Quarantined>,
     /// Bytes of ordinary records by owner.
     usage: HashMap<String, u64>,
     /// Bytes in use.
@@ -156,9 +159,10 @@ impl Store {
         if fresh {
             begin(&mut db, now).map_err(sqlite)?;
         }
-        schema::add_walls(&db).map_err(sqlite)?;
+        schema::add_tables(&db).map_err(sqlite)?;
         let meta = schema::check(&db, path)?;
         let bound = bindings::read(&db).map_err(sqlite)?;
+        let quarantined = bindings::quarantined(&db).map_err(sqlite)?;
         let mut store = Store {
             path: path.to_owned(),
             db,
@@ -166,6 +170,7 @@ impl Store {
             head: (-1, Hash::default(), now),
             last_kind: None,
             bound,
+            quarantined,
             usage: HashMap::new(),
             used_bytes: 0,
             version: 0,
@@ -200,6 +205,11 @@ impl Store {
     /// Who was bound to what when the file was opened; once.
     pub(super) fn take_bound(&mut self) -> Vec<Bound> {
         std::mem::take(&mut self.bound)
+    }
+
+    /// Who was in quarantine then; once.
+    pub(super) fn take_quarantined(&mut self) -> Vec<Quarantined> {
+        std::mem::take(&mut self.quarantined)
     }
 
     /// Bytes of ordinary records by owner.

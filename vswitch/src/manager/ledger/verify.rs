@@ -97,6 +97,10 @@ pub fn verify(
             let what = format!("its table of bindings cannot be read: {e}");
             check.problem(file.path(), None, what);
         }
+        if let Err(e) = bindings::quarantined(file.db()) {
+            let what = format!("its table of quarantine cannot be read: {e}");
+            check.problem(file.path(), None, what);
+        }
         if is_short(file) == Some(true) {
             check.problem(file.path(), None, "it is shorter than it says");
         }

@@ -1,0 +1,666 @@
+//! Who is in quarantine, why, and which connections of theirs go on (`datapath/quarantine` is what it means to frames).
+//!
+//! A workload is known by its name, and by each of its MACs and addresses: whoever turns up with one of these is the same one,
+//! whatever he is called. Of a container in a VM it is all that the VM has, because nothing but its kernel tells them apart.
+//! What is kept is known by names too, so both outlive ports, policies and, where there is a ledger, the switch.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flowtable::{Endpoint, FlowKey, Participant};
+use tracing::{info, warn};
+
+use super::api::{ApiError, Applied, ErrorCode, KeptInfo, QuarantineInfo};
+use super::apply::{ApplyError, Control};
+use super::asks::Given;
+use super::events::protocol_name;
+use super::state::{Desired, PortConfig, WorkloadConfig};
+use super::view::assurance;
+use super::walls::now_wall_ns;
+use crate::datapath::quarantine::{Carried, Kept, Quarantine};
+use crate::datapath::snapshot::AttachmentId;
+use crate::datapath::{conn, tcp};
+use crate::packet::{Addr, Mac, proto};
+use crate::policy::model::{Scope, ServiceSpec, qualified};
+use crate::sys::time::monotonic_ns;
+
+/// Connections that may be kept of one quarantine. A guess: a pool of connections to a database has some tens; and they fit one record.
+const KEPT_MAX: usize = 256;
+
+/// A connection by the names of its ends, as `conn list` shows it: what outlives their numbers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Named {
+    protocol: String,
+    ends: [NamedEnd; 2],
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct NamedEnd {
+    /// Absent only in what a caller says.
+    who: Option<String>,
+    addr: IpAddr,
+    port: u16,
+}
+
+impl fmt::Display for NamedEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(who) = &self.who {
+            write!(f, "{who} ")?;
+        }
+        write!(f, "{}:{}", self.addr, self.port)
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [from, to] = &self.ends;
+        write!(f, "{} {from} > {to}", self.protocol)
+    }
+}
+
+impl Named {
+    /// `tcp web-1 10.0.0.1:40000 > db-1 10.0.0.2:5432`; names and `>` may be left out, and what follows is not looked at, so
+    /// that a line of `conn list` will do.
+    fn parse(text: &str) -> Option<Named> {
+        let mut words = text.split_whitespace().filter(|word| *word != ">");
+        let protocol = words.next()?.to_owned();
+        let mut end = || {
+            let address = |word: &str| {
+                let (addr, port) = word.rsplit_once(':')?;
+                Some((addr.parse().ok()?, port.parse().ok()?))
+            };
+            let first = words.next()?;
+            let (who, (addr, port)) = match address(first) {
+                Some(found) => (None, found),
+                None => (Some(first.to_owned()), address(words.next()?)?),
+            };
+            Some(NamedEnd { who, addr, port })
+        };
+        let ends = [end()?, end()?];
+        Some(Named { protocol, ends })
+    }
+
+    /// Whether this, which may lack names, means `other`.
+    fn means(&self, other: &Named) -> bool {
+        let mut ends = self.ends.iter().zip(&other.ends);
+        let same = |(said, is): (&NamedEnd, &NamedEnd)| {
+            (said.addr, said.port) == (is.addr, is.port)
+                && (said.who.is_none() || said.who == is.who)
+        };
+        self.protocol == other.protocol && ends.all(same)
+    }
+}
+
+/// What `--keep` says.
+enum Wanted {
+    Connection(Named),
+    /// All that the two have for this service.
+    Service(String, ServiceSpec),
+}
+
+/// What tells that somebody is one of those who were put into quarantine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Marks {
+    /// Qualified names.
+    names: BTreeSet<String>,
+    /// Their tenants' traffic only.
+    tenants: BTreeSet<String>,
+    macs: Vec<Mac>,
+    ips: Vec<IpAddr>,
+}
+
+impl Marks {
+    fn add(&mut self, port: &PortConfig, workload: &WorkloadConfig) {
+        self.names.insert(qualified(&port.tenant, &workload.name));
+        self.tenants.insert(port.tenant.clone());
+        self.macs.extend(&workload.mac);
+        self.ips.extend(&workload.ip);
+    }
+
+    fn fit(&self, port: &PortConfig, workload: &WorkloadConfig) -> bool {
+        self.names
+            .contains(&qualified(&port.tenant, &workload.name))
+            || self.tenants.contains(&port.tenant)
+                && (workload.mac.iter().any(|mac| self.macs.contains(mac))
+                    || workload.ip.iter().any(|ip| self.ips.contains(ip)))
+    }
+
+    /// Whether a workload is in quarantine by these: itself, or its VM.
+    fn hold(&self, port: &PortConfig, workload: &WorkloadConfig) -> bool {
+        self.fit(port, workload)
+            || assurance(port, workload) == "nested"
+                && port.workloads.iter().any(|w| self.fit(port, w))
+    }
+}
+
+/// Somebody in quarantine.
+#[derive(Clone, Debug)]
+struct Held {
+    since_ns: i64,
+    who: String,
+    reason: String,
+    /// The ledger has it.
+    recorded: bool,
+    marks: Marks,
+    kept: BTreeMap<Named, Arc<Carried>>,
+}
+
+/// A quarantine, as it is recorded.
+#[cfg_attr(not(feature = "manager"), allow(dead_code))] // without a ledger there is nobody to write it down
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) workload: String,
+    pub(super) since_ns: i64,
+    pub(super) who: String,
+    pub(super) reason: String,
+    /// Connections that are kept.
+    pub(super) keep: Vec<String>,
+    /// All that are in it.
+    pub(super) workloads: Vec<String>,
+    /// By what else they are known.
+    pub(super) addresses: Vec<String>,
+}
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Quarantines {
+    /// By the qualified name of the one who was meant.
+    held: BTreeMap<String, Held>,
+    /// What was kept of those who were released: it needs no answer again.
+    granted: HashMap<FlowKey, Kept>,
+    /// What was published last.
+    view: Option<Arc<Quarantine>>,
+}
+
+impl Quarantines {
+    /// What a connection is, if it is kept.
+    pub(super) fn kept(&self, key: &FlowKey) -> Option<&Kept> {
+        self.view.as_ref()?.keeps(key)
+    }
+
+    /// Whether a connection needs no answer, because it is kept or was.
+    pub(super) fn answers(&self, key: &FlowKey) -> bool {
+        self.view
+            .as_ref()
+            .is_some_and(|view| view.kept(key).is_some())
+    }
+
+    fn of(&self, port: &PortConfig, workload: &WorkloadConfig) -> Option<(&String, &Held)> {
+        let mut held = self.held.iter();
+        held.find(|(_, held)| held.marks.hold(port, workload))
+    }
+}
+
+fn usage(what: String) -> ApiError {
+    ApiError::new(ErrorCode::Usage, what)
+}
+
+impl Control {
+    /// Puts a workload into quarantine. Of its live connections those go on that `keep` names; everything else ends at once, and
+    /// nothing new is admitted. One that is in quarantine already keeps from now on what `keep` names now.
+    pub(super) fn quarantine(
+        &mut self,
+        workload: &str,
+        keep: &[String],
+        reason: &str,
+        who: &str,
+    ) -> Result<Applied, ApiError> {
+        let (port, resident) = self.resident(workload)?;
+        let name = qualified(&port.tenant, &resident.name);
+        let mut marks = Marks::default();
+        let of_vm = assurance(port, resident) == "nested";
+        let all = port.workloads.iter();
+        all.filter(|w| of_vm || w.name == resident.name)
+            .for_each(|w| marks.add(port, w));
+        let ends = self.held_attachments(&self.desired, &marks);
+        let (kept, cut) = self.select(&name, &ends, keep)?;
+        let mut changes = vec![format!(
+            "{name} is in quarantine: {cut} live connection{} cut, {} kept",
+            if cut == 1 { "" } else { "s" },
+            kept.len()
+        )];
+        let others = marks.names.iter().filter(|n| **n != name);
+        changes.extend(others.map(|n| format!("{n} is, too: it is in the same VM")));
+        changes.extend(kept.keys().map(|named| format!("kept: {named}")));
+        let held = Held {
+            since_ns: now_wall_ns(),
+            who: who.to_owned(),
+            reason: reason.to_owned(),
+            recorded: false,
+            marks,
+            kept,
+        };
+        self.recorder.by(who);
+        self.deny_waiting(&ends);
+        let before = self.quarantine.held.insert(name.clone(), held);
+        let mut applied = match self.weigh_again() {
+            Err(e) if !matches!(e, ApplyError::NotSettled(_)) => {
+                let held = &mut self.quarantine.held;
+                match before {
+                    Some(before) => held.insert(name, before),
+                    None => held.remove(&name),
+                };
+                return Err(e.into());
+            }
+            done => done,
+        };
+        warn!(workload = name, reason, who, "in quarantine");
+        self.tell_quarantine("quarantine", &name, reason);
+        let generation = self.shared.snapshots.generation();
+        let recorded = self.record_of(&name).map(|record| {
+            // It is in force already; but whoever did it is to know whether it lasts.
+            self.recorder.quarantined(generation, &record)
+        });
+        match recorded {
+            Some(Ok(())) => {
+                if let Some(held) = self.quarantine.held.get_mut(&name) {
+                    held.recorded = true;
+                }
+            }
+            Some(Err(why)) => changes.push(format!(
+                "it is not recorded, so it ends with the daemon: {why}"
+            )),
+            None => {}
+        }
+        if let Ok(applied) = &mut applied {
+            applied.changes.splice(0..0, changes);
+        }
+        Ok(applied?)
+    }
+
+    /// Ends it. What was kept is judged as everything else from now on, but is not asked about again.
+    pub(super) fn release(
+        &mut self,
+        workload: &str,
+        reason: &str,
+        who: &str,
+    ) -> Result<Applied, ApiError> {
+        let name = self.quarantined_as(workload)?;
+        let Some(held) = self.quarantine.held.remove(&name) else {
+            return Err(usage(format!("{name} is in no quarantine")));
+        };
+        self.recorder.by(who);
+        let view = self.quarantine.view.clone();
+        let mut granted = HashMap::new();
+        for named in held.kept.keys() {
+            let key = self.flow_of(&self.desired, named).map(|(key, _)| key);
+            let kept = key.and_then(|key| Some((key, view.as_ref()?.kept(&key)?.clone())));
+            granted.extend(kept);
+        }
+        let before = self.quarantine.granted.clone();
+        self.quarantine.granted.extend(granted);
+        let applied = match self.weigh_again() {
+            Err(e) if !matches!(e, ApplyError::NotSettled(_)) => {
+                self.quarantine.granted = before;
+                self.quarantine.held.insert(name, held);
+                return Err(e.into());
+            }
+            done => done,
+        };
+        info!(workload = name, reason, who, "released from quarantine");
+        self.tell_quarantine("release", &name, reason);
+        let carried = |(named, carried): (&Named, &Arc<Carried>)| {
+            let ([out, back], [out_bytes, back_bytes]) = carried.counts();
+            format!(
+                "{named}: {out} packets, {out_bytes} bytes there; {back} packets, {back_bytes} bytes back"
+            )
+        };
+        let kept: Vec<_> = held.kept.iter().map(carried).collect();
+        let generation = self.shared.snapshots.generation();
+        let recorded = self.recorder.released(generation, &name, reason, &kept);
+        let mut applied = applied?;
+        let released = std::iter::once(format!("{name} is released"));
+        applied.changes.splice(0..0, released.chain(kept));
+        if let Err(why) = recorded
+            && held.recorded
+        {
+            applied.changes.push(format!(
+                "that is not recorded, so it is in quarantine again when the daemon starts: {why}"
+            ));
+        }
+        Ok(applied)
+    }
+
+    /// Whether a workload is in quarantine.
+    pub(super) fn is_quarantined(&self, port: &PortConfig, workload: &WorkloadConfig) -> bool {
+        self.quarantine.of(port, workload).is_some()
+    }
+
+    /// Under which name somebody is in quarantine: his own, also when he is gone, or that of whom he is one with.
+    fn quarantined_as(&self, text: &str) -> Result<String, ApiError> {
+        let held = &self.quarantine.held;
+        if held.contains_key(text) {
+            return Ok(text.to_owned());
+        }
+        let (port, workload) = self.resident(text)?;
+        match self.quarantine.of(port, workload) {
+            Some((name, _)) => Ok(name.clone()),
+            None => Err(usage(format!("{text} is in no quarantine"))),
+        }
+    }
+
+    /// The numbers of all that marks hold.
+    fn held_attachments(&self, desired: &Desired, marks: &Marks) -> HashSet<AttachmentId> {
+        let ports = desired.ports.iter();
+        let all = ports.flat_map(|port| port.workloads.iter().map(move |w| (port, w)));
+        all.filter(|(port, w)| marks.hold(port, w))
+            .filter_map(|(port, w)| self.attachments.of(port, w))
+            .collect()
+    }
+
+    /// A connection of the table in words.
+    fn named(&self, c: &flowtable::ConnRef<'_>) -> Named {
+        let key = c.key();
+        let (from, to) = conn::ends(&key, c.initiator());
+        let end = |e: &Endpoint| NamedEnd {
+            who: Some(self.attachments.name(e.attachment)),
+            addr: e.addr.to_ip(),
+            port: e.port,
+        };
+        Named {
+            protocol: protocol_name(key.proto()),
+            ends: [end(&from), end(&to)],
+        }
+    }
+
+    /// The live connections of these that `keep` names, and how many it does not.
+    fn select(
+        &self,
+        name: &str,
+        ends: &HashSet<AttachmentId>,
+        keep: &[String],
+    ) -> Result<(BTreeMap<Named, Arc<Carried>>, usize), ApiError> {
+        let wanted = keep.iter().map(|text| self.wanted(text));
+        let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+        let mut found = vec![0usize; wanted.len()];
+        let (mut kept, mut all) = (BTreeMap::new(), 0usize);
+        self.each_conn(|c| {
+            let key = c.key();
+            let [a, b] =
+                [key.low(), key.high()].map(|e| ends.contains(&AttachmentId(e.attachment)));
+            if !(a || b) || !is_live(&c) {
+                return;
+            }
+            all += 1;
+            let named = self.named(&c);
+            let meant = |wanted: &Wanted| match wanted {
+                Wanted::Connection(said) => said.means(&named),
+                Wanted::Service(who, service) => {
+                    let service_is = conn::service(&key, c.initiator());
+                    let is_end =
+                        |end: &NamedEnd| end.who.as_ref().is_some_and(|w| is_called(w, who));
+                    service.covers(service_is) && named.ends.iter().any(is_end)
+                }
+            };
+            let mut is_meant = false;
+            for (wanted, found) in wanted.iter().zip(&mut found) {
+                let meant = meant(wanted);
+                *found += usize::from(meant);
+                is_meant |= meant;
+            }
+            // Beyond the bound they are counted only.
+            if is_meant && kept.len() <= KEPT_MAX {
+                let before = self.quarantine.kept(&key).map(|k| Arc::clone(&k.carried));
+                kept.insert(named, before.unwrap_or_default());
+            }
+        });
+        let missing = keep.iter().zip(&found).filter(|(_, found)| **found == 0);
+        let errors: Vec<_> = missing
+            .map(|(text, _)| {
+                format!(
+                    "--keep {text:?}: {name} has no such live connection; `vswitch conn list --workload {name}` shows what it has"
+                )
+            })
+            .collect();
+        if !errors.is_empty() {
+            let code = ErrorCode::Usage;
+            return Err(ApiError { code, errors });
+        }
+        if kept.len() > KEPT_MAX {
+            return Err(ApiError::new(
+                ErrorCode::Refused,
+                format!("more than {KEPT_MAX} connections would be kept; name fewer"),
+            ));
+        }
+        let cut = all - kept.len();
+        Ok((kept, cut))
+    }
+
+    fn wanted(&self, text: &str) -> Result<Wanted, ApiError> {
+        if let Some(named) = Named::parse(text) {
+            return Ok(Wanted::Connection(named));
+        }
+        let service = text.rsplit_once(':');
+        let service =
+            service.and_then(|(who, spec)| Some((who, spec.parse::<ServiceSpec>().ok()?)));
+        let Some((who, spec)) = service else {
+            return Err(usage(format!(
+                "--keep {text:?}: write a connection as `vswitch conn list` shows it (\"tcp web-1 10.0.0.1:40000 > db-1 10.0.0.2:5432\"), or WORKLOAD:SERVICE (db-1:tcp/5432)"
+            )));
+        };
+        if who == "outside" {
+            return Ok(Wanted::Service(who.to_owned(), spec));
+        }
+        Ok(Wanted::Service(self.resolve(who)?, spec))
+    }
+
+    /// Questions of these and about them are answered with no.
+    fn deny_waiting(&mut self, ends: &HashSet<AttachmentId>) {
+        let now_ns = monotonic_ns();
+        let waiting = self.ask_infos(now_ns).into_iter();
+        let waiting = waiting.filter(|(_, t)| ends.contains(&t.from) || ends.contains(&t.to));
+        let ids: Vec<_> = waiting
+            .filter_map(|(ask, _)| u64::from_str_radix(&ask.id, 16).ok())
+            .collect();
+        for id in ids {
+            let no = Given {
+                yes: false,
+                scope: Scope::Service,
+                ttl_s: 1,
+            };
+            self.conclude(id, no, "in quarantine", now_ns);
+            self.cancel_at_manager(id);
+        }
+    }
+
+    /// The key of a connection, by who has its ends now.
+    fn flow_of(&self, desired: &Desired, named: &Named) -> Option<(FlowKey, flowtable::Side)> {
+        let protocol = (0..=u8::MAX).find(|n| protocol_name(*n) == named.protocol)?;
+        let mut zone = 0;
+        let mut end = |end: &NamedEnd| {
+            let who = end.who.as_deref()?;
+            let ports = desired.ports.iter();
+            let outside = who
+                .strip_prefix("outside(")
+                .and_then(|p| p.strip_suffix(')'));
+            let (port, attachment) = match outside {
+                Some(name) => {
+                    let port = ports.clone().find(|p| p.name == name)?;
+                    (port, self.attachments.outside_of(port)?)
+                }
+                None => {
+                    let mut all = ports.flat_map(|p| p.workloads.iter().map(move |w| (p, w)));
+                    let (port, w) = all.find(|(p, w)| qualified(&p.tenant, &w.name) == who)?;
+                    (port, self.attachments.of(port, w)?)
+                }
+            };
+            zone = desired.policy.tenant_id(&port.tenant).unwrap_or_default().0;
+            Some(Endpoint {
+                addr: Addr::from(end.addr),
+                port: end.port,
+                attachment: attachment.0,
+            })
+        };
+        let (from, to) = (end(&named.ends[0])?, end(&named.ends[1])?);
+        Some(FlowKey::new(zone, protocol, &from, &to))
+    }
+
+    /// What the data path is to know of quarantine, of a state that is about to be published.
+    pub(super) fn quarantine_view(&mut self, desired: &Desired) -> Option<Arc<Quarantine>> {
+        self.quarantine.view = None;
+        let mut table: Participant = self.shared.table.participant();
+        self.quarantine
+            .granted
+            .retain(|key, _| table.lookup(key).is_some());
+        table.offline();
+        if self.quarantine.held.is_empty() && self.quarantine.granted.is_empty() {
+            return None;
+        }
+        let mut kept = self.quarantine.granted.clone();
+        let held = self.quarantine.held.values();
+        let held: Vec<_> = held
+            .map(|held| {
+                let keys = held.kept.iter().filter_map(|(named, carried)| {
+                    let (key, initiator) = self.flow_of(desired, named)?;
+                    let carried = Arc::clone(carried);
+                    Some((key, Kept { initiator, carried }))
+                });
+                let keys: HashMap<_, _> = keys.collect();
+                (self.held_attachments(desired, &held.marks), keys)
+            })
+            .collect();
+        let mut attachments = HashSet::new();
+        for (ends, keys) in &held {
+            attachments.extend(ends);
+            kept.extend(keys.iter().map(|(key, k)| (*key, k.clone())));
+        }
+        // Of two in quarantine both must keep what is between them.
+        kept.retain(|key, _| {
+            let ends = [key.low(), key.high()].map(|end| AttachmentId(end.attachment));
+            held.iter().all(|(held, keys)| {
+                !ends.iter().any(|end| held.contains(end)) || keys.contains_key(key)
+            })
+        });
+        let view = Arc::new(Quarantine::new(attachments, kept));
+        self.quarantine.view = Some(Arc::clone(&view));
+        Some(view)
+    }
+
+    /// Takes over what was recorded before.
+    pub(super) fn load_quarantines(&mut self) {
+        for record in self.recorder.in_quarantine() {
+            let mut marks = Marks::default();
+            for name in &record.workloads {
+                let tenant = name.split_once('/').map_or("default", |(tenant, _)| tenant);
+                marks.tenants.insert(tenant.to_owned());
+                marks.names.insert(name.clone());
+            }
+            for address in &record.addresses {
+                match address.parse::<Mac>() {
+                    Ok(mac) => marks.macs.push(mac),
+                    Err(_) => marks.ips.extend(address.parse::<IpAddr>()),
+                }
+            }
+            let kept = record.keep.iter().filter_map(|text| Named::parse(text));
+            let held = Held {
+                since_ns: record.since_ns,
+                who: record.who,
+                reason: record.reason,
+                recorded: true,
+                marks,
+                kept: kept
+                    .map(|named| (named, Arc::new(Carried::awaited())))
+                    .collect(),
+            };
+            warn!(
+                workload = record.workload,
+                reason = held.reason,
+                "in quarantine since an earlier run"
+            );
+            self.quarantine.held.insert(record.workload, held);
+        }
+    }
+
+    fn record_of(&self, name: &str) -> Option<Record> {
+        let held = self.quarantine.held.get(name)?;
+        let macs = held.marks.macs.iter().map(ToString::to_string);
+        let ips = held.marks.ips.iter().map(ToString::to_string);
+        Some(Record {
+            workload: name.to_owned(),
+            since_ns: held.since_ns,
+            who: held.who.clone(),
+            reason: held.reason.clone(),
+            keep: held.kept.keys().map(ToString::to_string).collect(),
+            workloads: held.marks.names.iter().cloned().collect(),
+            addresses: macs.chain(ips).collect(),
+        })
+    }
+
+    /// Those in quarantine, by the names they were put there.
+    pub(super) fn quarantined_names(&self) -> Vec<String> {
+        self.quarantine.held.keys().cloned().collect()
+    }
+
+    /// What there is to say of a workload's quarantine.
+    pub(super) fn quarantine_info(
+        &self,
+        port: &PortConfig,
+        workload: &WorkloadConfig,
+    ) -> Option<QuarantineInfo> {
+        let (name, held) = self.quarantine.of(port, workload)?;
+        let mut table: Participant = self.shared.table.participant();
+        let kept = held.kept.iter().map(|(named, carried)| {
+            let key = self.flow_of(&self.desired, named).map(|(key, _)| key);
+            let live = key.and_then(|key| table.lookup(&key));
+            let state = match live {
+                Some(c) if is_live(&c) => "live",
+                None if carried.is_awaited() => "awaited",
+                _ => "over",
+            };
+            let ([original_pkts, reply_pkts], [original_bytes, reply_bytes]) = carried.counts();
+            KeptInfo {
+                connection: named.to_string(),
+                state: state.to_owned(),
+                original_pkts,
+                original_bytes,
+                reply_pkts,
+                reply_bytes,
+            }
+        });
+        let kept = kept.collect();
+        table.offline();
+        Some(QuarantineInfo {
+            name: name.clone(),
+            since: u64::try_from(held.since_ns / 1_000_000_000).unwrap_or_default(),
+            who: held.who.clone(),
+            reason: held.reason.clone(),
+            recorded: held.recorded,
+            kept,
+        })
+    }
+
+    /// Why nothing passes between two, if one of them is in quarantine and the connection, if there is one, is not kept.
+    pub(super) fn quarantine_between(
+        &self,
+        ends: [AttachmentId; 2],
+        connection: Option<&FlowKey>,
+    ) -> Option<String> {
+        let view = self.quarantine.view.as_ref()?;
+        let held = ends.into_iter().find(|end| view.holds(*end))?;
+        if connection.is_some_and(|key| view.kept(key).is_some()) {
+            return None;
+        }
+        let name = self.attachments.name(held.0);
+        let mut residents = self.residents();
+        let of = residents.find(|(port, w)| qualified(&port.tenant, &w.name) == name);
+        let held = of.and_then(|(port, w)| self.quarantine.of(port, w));
+        let why = held.map_or("", |(_, held)| &held.reason);
+        Some(format!("{name} is in quarantine: {why}"))
+    }
+}
+
+/// Whether what is called `is` is meant by `who`: the outside has a name for each port.
+fn is_called(is: &str, who: &str) -> bool {
+    is == who || who == "outside" && is.starts_with("outside(")
+}
+
+/// Whether a connection is established and not over: what can be kept.
+fn is_live(c: &flowtable::ConnRef<'_>) -> bool {
+    let over = matches!(tcp::state(c), tcp::State::Closed | tcp::State::TimeWait);
+    !(conn::is_half_open(c) || c.key().proto() == proto::TCP && over)
+}
+
+#[cfg(test)]
+mod tests;

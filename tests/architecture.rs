@@ -20,7 +20,7 @@ const LAYERS: &[(Order, &[&str])] = &[
     (Order::Unordered, &["datapath"]),
     (
         Order::Ordered,
-        &["manager", "control", "observe", "containers"],
+        &["manager", "restart", "control", "observe", "containers"],
     ),
     (Order::Ordered, &["config", "bench", "demo", "cli", "main"]),
 ];

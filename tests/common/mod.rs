@@ -18,9 +18,11 @@
 #![allow(unreachable_pub, reason = "the module is compiled into each test file")]
 
 pub mod container;
+pub mod docker;
 pub mod netns;
 pub mod process;
 pub mod raw;
+pub mod restart;
 pub mod skip;
 pub mod station;
 pub mod stream;

@@ -2,7 +2,7 @@
 //!
 //! Modules stand in layers; a module imports lower layers only (a test checks it):
 //! 0 `packet drop_reason publish event sys` · 1 `frame offload counters` · 2 `port policy guest` ·
-//! 3 `datapath` · 4 `manager control` · 5 `config bench demo cli`.
+//! 3 `datapath` · 4 `manager restart control` · 5 `config bench demo cli`.
 
 pub mod bench;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod packet;
 pub mod policy;
 pub mod port;
 pub mod publish;
+pub mod restart;
 pub mod sys;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod ledger;
 mod manager;
 mod progress;
 mod reach;
+mod restart;
 mod run;
 mod show;
 mod suspicion;
@@ -156,12 +157,12 @@ enum Command {
         limit: usize,
     },
     /// What happens, as it does: denials and cuts, connections of rules with `log = true`, questions and answers, whom
-    /// walls bind, and who is suspected.
+    /// walls bind, who is suspected, and who is restarted.
     Watch {
         /// Only with this workload at an end.
         #[arg(long)]
         workload: Option<String>,
-        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion; quarantine, release.
+        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion; quarantine, release; restart.
         #[arg(long, value_delimiter = ',')]
         kind: Vec<String>,
     },
@@ -180,6 +181,10 @@ enum Command {
     #[cfg(feature = "manager")]
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Restart workloads for the switch that started this process.
+    #[cfg(feature = "manager")]
+    #[command(hide = true)]
+    Restarter,
     /// Print a completion script.
     Completions {
         /// bash, zsh, fish, elvish or powershell.
@@ -463,7 +468,7 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         Command::Port(PortCommand::Del { name }) => {
             out.applied(&client()?.call(Request::PortDel { name })?)
         }
-        Command::Workload(command) => command.run(client()?, out),
+        Command::Workload(command) => command.run(client, out),
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client()?.call(Request::Segments)?;
             out.print(&segments, |s| show::segments(s))
@@ -526,6 +531,8 @@ fn execute(cli: Cli) -> Result<Answer, Failure> {
         Command::Ledger(command) => ledger::ledger(command, out),
         #[cfg(feature = "manager")]
         Command::Manager(command) => manager::manager(command, out),
+        #[cfg(feature = "manager")]
+        Command::Restarter => restart::restarter(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vswitch", &mut script);

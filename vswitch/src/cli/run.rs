@@ -44,6 +44,8 @@ pub(super) fn run(config: &Path, socket: Option<PathBuf>) -> Result<Answer, Fail
         .desired(desired)
         .api(&socket)
         .loader(Box::new(files))
+        // The very program that runs, also when another one stands in its place by now.
+        .restarter("/proc/self/exe")
         .spawn()?;
     info!(socket = %socket.display(), pid = std::process::id(), "running");
     for signal in signals.forever() {

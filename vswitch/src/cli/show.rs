@@ -291,6 +291,13 @@ pub(super) fn conns(list: &ConnList) -> String {
             list.total
         );
     }
+    for r in &list.readmissions {
+        let _ = write!(
+            out,
+            "\nreadmitted after restart {}: {} > {}, {}, {} more, for {} s",
+            r.restart, r.from, r.to, r.service, r.left, r.expires_s
+        );
+    }
     out
 }
 

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use clap::Subcommand;
 
 use super::client::{Client, Failure};
+use super::restart::{self, RestartCommand};
 use super::show::{list, moment, table, text, up};
 use super::{Answer, Out};
-use crate::control::api::{ApiError, ErrorCode, Request, WorkloadInfo};
+use crate::control::api::{ApiError, ErrorCode, Request, RestartInfo, WorkloadInfo};
 use crate::policy::model::{DEFAULT_TENANT, qualified};
 
 #[derive(Debug, Subcommand)]
@@ -49,17 +50,25 @@ pub(super) enum WorkloadCommand {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Quarantine it and restart it, as its [port.workload.restart] says; it is released when that was done.
+    Restart(RestartCommand),
+    /// Restarts under way, and the last ones.
+    Restarts,
 }
 
 impl WorkloadCommand {
-    pub(super) fn run(self, client: Client, out: Out) -> Result<Answer, Failure> {
+    pub(super) fn run(
+        self,
+        client: impl Fn() -> Result<Client, Failure>,
+        out: Out,
+    ) -> Result<Answer, Failure> {
         let request = match self {
             WorkloadCommand::List => {
-                let workloads: Vec<WorkloadInfo> = client.call(Request::Workloads)?;
+                let workloads: Vec<WorkloadInfo> = client()?.call(Request::Workloads)?;
                 return out.print(&workloads, |w| workload_table(w));
             }
             WorkloadCommand::Show { workload } => {
-                let all: Vec<WorkloadInfo> = client.call(Request::Workloads)?;
+                let all: Vec<WorkloadInfo> = client()?.call(Request::Workloads)?;
                 return out.print(named(&all, &workload)?, shown);
             }
             WorkloadCommand::Tag {
@@ -80,11 +89,16 @@ impl WorkloadCommand {
                 keep,
                 reason,
             },
+            WorkloadCommand::Restart(command) => return command.run(client, out),
+            WorkloadCommand::Restarts => {
+                let restarts: Vec<RestartInfo> = client()?.call(Request::Restarts)?;
+                return out.print(&restarts, |r| restart::list(r));
+            }
             WorkloadCommand::Release { workload, reason } => {
                 Request::WorkloadRelease { workload, reason }
             }
         };
-        out.applied(&client.call(request)?)
+        out.applied(&client()?.call(request)?)
     }
 }
 

@@ -6,6 +6,7 @@
 mod errors;
 mod policy;
 mod read;
+mod restart;
 mod suspicion;
 mod switch;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::policy::texts;
 use super::read::Section;
+use super::restart::restart;
 use crate::control::state::{
     ApiConfig, LedgerConfig, ManagerConfig, PersonConfig, Poll, PortConfig, PortKind, Role,
     SwitchConfig, TlsConfig, WorkloadConfig,
@@ -293,6 +294,8 @@ fn workload(mut table: Section<'_>) -> WorkloadConfig {
         owners: texts(table.strings("owners")),
         vlan: table.integer("vlan", 0, u64::from(u16::MAX)),
         volumes: texts(table.strings("volumes")),
+        stateless: table.boolean("stateless").unwrap_or_default(),
+        restart: table.table("restart").and_then(restart),
     };
     table.finish();
     workload

@@ -10,6 +10,7 @@ use crate::packet::Mac;
 use crate::policy::FieldPath;
 use crate::policy::model::{Action, Ask, Limit, OnExpiry, Otherwise, Scope, ServiceSpec, Tier};
 
+mod restart;
 mod suspicion;
 mod walls;
 
@@ -688,7 +689,7 @@ fn added_ports_are_checked_beside_the_others_at_their_own_lines() {
         [
             "p.toml:2:8: error: duplicate port \"web-1\"; rename one; a port is known by its name",
             &mac.replace("52:54", "p.toml:6:8: error: 52:54"),
-            "p.toml:7:1: error: unknown key \"wrong\"; known here: ip, mac, name, owners, tags, vlan, volumes",
+            "p.toml:7:1: error: unknown key \"wrong\"; known here: ip, mac, name, owners, restart, stateless, tags, vlan, volumes",
             "p.toml:8:2: error: unknown key \"switch\"; known here: port",
         ]
     );

@@ -9,6 +9,7 @@ mod decisions;
 mod explain;
 mod policy;
 mod quarantine;
+mod restart;
 mod suspicion;
 mod watch;
 
@@ -21,6 +22,7 @@ pub use decisions::{
 pub use explain::{EndInfo, ExplainQuery, Explanation, Leg};
 pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
 pub use quarantine::{KeptInfo, QuarantineInfo};
+pub use restart::{ReadmissionInfo, RestartInfo, RestartState};
 use serde::{Deserialize, Serialize};
 pub use suspicion::{ContainedInfo, Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
 pub use watch::{WatchEvent, WatchFilter};
@@ -90,6 +92,18 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// Quarantines a workload and restarts it. [`RestartInfo`], while it is under way.
+    WorkloadRestart {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// Why.
+        reason: String,
+        /// Services (`tcp/873`) that are the reason: connections for them are not readmitted.
+        #[serde(default)]
+        evidence: Vec<String>,
+    },
+    /// Restarts under way, and the last ones: a list of [`RestartInfo`].
+    Restarts,
     /// A list of [`SegmentInfo`].
     Segments,
     /// [`ConnList`].
@@ -450,6 +464,9 @@ pub struct ConnList {
     pub truncated: bool,
     /// Those asked for.
     pub connections: Vec<ConnInfo>,
+    /// Connections that may be opened again after a restart.
+    #[serde(default)]
+    pub readmissions: Vec<ReadmissionInfo>,
 }
 
 /// One live connection, in its original direction.

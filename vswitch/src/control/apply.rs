@@ -34,6 +34,7 @@ use super::ports::{OpenPort, PortControl};
 use super::quarantine::Quarantines;
 use super::reach::Known;
 use super::recorder::Recorder;
+use super::restart::Restarts;
 use super::state::{Desired, PortConfig, SwitchConfig};
 use super::suspicion::Suspicions;
 use super::validate;
@@ -146,6 +147,7 @@ pub(crate) struct Control {
     pub(super) deciding: Deciding,
     pub(super) proposals: Proposals,
     pub(super) reach: Known,
+    pub(super) restarts: Restarts,
     /// To what the change at hand takes away from walls.
     pub(super) consent: Consent,
 }
@@ -197,6 +199,7 @@ impl Control {
             deciding: Deciding::new(),
             proposals: Proposals::default(),
             reach: Known::default(),
+            restarts: Restarts::default(),
             consent: Consent::Nobodys,
         }
     }
@@ -459,6 +462,7 @@ impl Control {
         let (model, walls) = self.model(&desired);
         let snapshot = snapshot.walled(walls);
         let snapshot = snapshot.quarantined(self.quarantine_view(&desired));
+        let snapshot = snapshot.reborn(self.restarts.reborn());
 
         self.outlive(&desired, &classifier);
         let start = Instant::now();
@@ -475,6 +479,7 @@ impl Control {
         self.record(&plan, &before, generation, cause, &changes);
         self.decide_by(rules, decisions);
         self.walls_are(model);
+        self.restarts_are();
         self.reap();
         if !settled {
             error!(generation, "workers have not taken up the snapshot");
@@ -607,6 +612,7 @@ impl Control {
         self.take_answers(now_ns);
         self.tick_asks(now_ns);
         self.tick_walls(now_ns);
+        self.tick_restarts(now_ns);
         for port in &mut self.ports {
             if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {
                 port.tick(now_ns);
@@ -665,12 +671,14 @@ impl Control {
 
     /// When [`Control::tick`] has something to do next.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
-        let decisions = [self.asks.next_deadline_ns(), self.walls.next_deadline_ns()];
-        let decisions = decisions
-            .into_iter()
-            .chain([self.suspicions.next_deadline_ns()]);
-        let all = decisions.chain([self.ports_deadline_ns()]);
-        all.flatten().min()
+        let all = [
+            self.asks.next_deadline_ns(),
+            self.walls.next_deadline_ns(),
+            self.suspicions.next_deadline_ns(),
+            self.restarts.next_deadline_ns(),
+            self.ports_deadline_ns(),
+        ];
+        all.into_iter().flatten().min()
     }
 
     /// When it may open, close or renew a port.

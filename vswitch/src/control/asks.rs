@@ -407,15 +407,20 @@ impl Control {
             askers: 1,
             by_rules: false,
         };
-        if !asking.answer {
+        let why = if asking.answer {
+            self.readmits(&event, &asking, now_ns)
+        } else {
+            Some("its rule".to_owned())
+        };
+        if let Some(why) = why {
             let answer = Answer {
                 yes: true,
                 once: true,
-                keep: true,
+                keep: !asking.answer || asking.terms.on_expiry == OnExpiry::Keep,
                 expires_ns: now_ns + u64::from(asking.terms.ttl_s) * SECOND_NS,
                 definition: asking.definition,
             };
-            self.decided(question, (id, pending), answer, "its rule", now_ns);
+            self.decided(connection(&event), (id, pending), answer, &why, now_ns);
             return;
         }
         log(&pending.shown, "ask", None);

@@ -43,6 +43,8 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::Status => ("status", &[]),
         Request::Ports => ("ports", &[]),
         Request::Workloads => ("workloads", &[]),
+        Request::Restarts => ("restarts", &[]),
+        Request::WorkloadRestart { .. } => ("workload-restart", &[Operator, Security]),
         Request::Segments => ("segments", &[]),
         Request::Conns { .. } => ("conns", &[]),
         Request::PolicyShow => ("policy-show", &[]),
@@ -222,6 +224,15 @@ mod tests {
             (Request::Ports, &[]),
             (Request::Workloads, &[]),
             (Request::Segments, &[]),
+            (Request::Restarts, &[]),
+            (
+                Request::WorkloadRestart {
+                    workload: text(),
+                    reason: text(),
+                    evidence: Vec::new(),
+                },
+                &[Operator, Security],
+            ),
             (
                 Request::Conns {
                     workload: None,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tracing::info;
 
-use super::api::{AskInfo, SuspicionInfo, WatchEvent, WatchFilter};
+use super::api::{AskInfo, RestartInfo, RestartState, SuspicionInfo, WatchEvent, WatchFilter};
 use super::apply::Control;
 use super::walls::Mark;
 use crate::event::{ConnEvent, ConnEventKind, NONE_U32};
@@ -203,6 +203,27 @@ impl Control {
             generation: self.shared.snapshots.generation(),
             who: Some(self.recorder.who().to_owned()),
             why: Some(why.to_owned()),
+            ..WatchEvent::default()
+        });
+    }
+
+    /// A restart has come further, or to its end.
+    pub(super) fn tell_restart(&self, info: &RestartInfo) {
+        let state = match info.state {
+            RestartState::UnderWay => "under way",
+            RestartState::Done if info.trusted => "done, trusted",
+            RestartState::Done => "done, untrusted",
+            RestartState::Failed => "failed",
+        };
+        self.asks.told.tell(|| WatchEvent {
+            time_s: self.time_s(monotonic_ns()),
+            kind: "restart".to_owned(),
+            port: "-".to_owned(),
+            from: info.workload.clone(),
+            to: "-".to_owned(),
+            generation: self.shared.snapshots.generation(),
+            who: Some(info.by.clone()),
+            why: Some(format!("{state}: {}", info.said)),
             ..WatchEvent::default()
         });
     }

@@ -12,10 +12,12 @@ use super::state::{PortConfig, WorkloadConfig};
 use super::view::{assurance, only};
 use crate::datapath::snapshot::{Owner, OwnerIdx, Snapshot};
 use crate::datapath::tcp::State;
+use crate::datapath::verdicts::Topic;
 use crate::datapath::{conn, guard, neighbour, process, tcp};
 use crate::packet::{Addr, L3, Mac, proto};
 use crate::policy::model::{PortRange, Record, ServiceSpec, qualified};
 use crate::policy::{Classifier, Query, RuleId, Service, Verdict, Why};
+use crate::sys::time::monotonic_ns;
 
 /// Live connections shown at most; `conn list` shows all.
 const MAX_LIVE: usize = 16;
@@ -261,6 +263,10 @@ impl Control {
                         "somebody is asked first, because {} is under suspicion; `vswitch response list` says until when",
                         from.name
                     ));
+                }
+                if ruling.verdict == "ask" {
+                    let topic = Topic::new((from, p.src), (to, p.dst), p.protocol, p.dport);
+                    notes.extend(self.readmission_note(&topic, monotonic_ns()));
                 }
                 let wall = (ruling.verdict == "allow" || ruling.verdict == "ask")
                     .then(|| self.wall_between((from, to), p.dst, query.service));

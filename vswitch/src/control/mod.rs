@@ -22,9 +22,11 @@ mod ports;
 mod quarantine;
 mod reach;
 mod reactor;
+mod readmission;
 #[cfg_attr(not(feature = "manager"), path = "recorder_none.rs")]
 mod recorder;
 mod requests;
+mod restart;
 mod server;
 pub mod state;
 mod suspicion;

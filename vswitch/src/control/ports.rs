@@ -386,6 +386,14 @@ impl OpenPort {
         }
     }
 
+    /// The machine that is attached to it, by number: another one has another.
+    pub(super) fn machine(&self) -> Option<u64> {
+        match &self.control {
+            PortControl::Vhost(c) => c.connected(),
+            _ => None,
+        }
+    }
+
     /// Closes a port that was removed on purpose.
     pub(super) fn close(self) {
         info!(port = self.config.name, "closed");

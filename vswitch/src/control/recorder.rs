@@ -4,7 +4,7 @@
 
 use tracing::error;
 
-use super::api::{AskInfo, Stopped as ResponsesStopped, SuspicionInfo};
+use super::api::{AskInfo, RestartInfo, Stopped as ResponsesStopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::quarantine::Record;
@@ -14,8 +14,8 @@ pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::bindings::{Bound, Quarantined, RESPONSES};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
-    ProposalDropped, Proposed, Quarantine, Release, ResponsesSwitched, RoleRefused, Started,
-    Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded, Verdict,
+    ProposalDropped, Proposed, Quarantine, Release, ResponsesSwitched, Restart, RoleRefused,
+    Started, Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded, Verdict,
     WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
 };
 use crate::manager::ledger::record::digest;
@@ -243,6 +243,19 @@ impl Recorder {
             needs: no.needs.clone(),
         };
         self.note(Entry::by(&self.who, record));
+    }
+
+    /// A restart begins, or this came of it.
+    pub(super) fn restart(&self, generation: u64, info: &RestartInfo, outcome: &str) {
+        let record = Restart {
+            driver: info.driver.clone(),
+            image: info.image.clone(),
+            trusted: info.trusted,
+            outcome: outcome.to_owned(),
+            reason: info.reason.clone(),
+        };
+        let entry = Entry::by(&info.by, record).generation(generation);
+        self.note(entry.workload(&info.workload));
     }
 
     /// Something about walls.

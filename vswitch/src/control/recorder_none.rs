@@ -1,6 +1,6 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
-use super::api::{AskInfo, Stopped, SuspicionInfo};
+use super::api::{AskInfo, RestartInfo, Stopped, SuspicionInfo};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::quarantine::Record;
@@ -64,6 +64,8 @@ impl Recorder {
     pub(super) fn approved(&self, _: u64, _: &str, _: &str, _: &[String]) {}
 
     pub(super) fn role_refused(&self, _: &NotYours) {}
+
+    pub(super) fn restart(&self, _: u64, _: &RestartInfo, _: &str) {}
 
     pub(super) fn mark(&self, _: u64, _: &Mark<'_>) {}
 

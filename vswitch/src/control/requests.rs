@@ -12,6 +12,7 @@ use super::loader::Loader;
 use super::server::Answer;
 use super::state::Desired;
 use crate::datapath::worker::tick;
+use crate::policy::model::ServiceSpec;
 
 /// Longest probation of a policy: a day. A longer one was forgotten, not planned.
 const MAX_CONFIRM_S: u64 = 86_400;
@@ -95,6 +96,14 @@ pub(super) fn answer(
         Request::Status => line(Ok(control.status(now_ns))),
         Request::Ports => line(Ok(control.port_infos())),
         Request::Workloads => line(Ok(control.workload_infos())),
+        Request::Restarts => line(Ok(control.restart_infos(now_ns))),
+        Request::WorkloadRestart {
+            workload,
+            reason,
+            evidence,
+        } => line(services(&evidence).and_then(|evidence| {
+            control.restart(&workload, (&reason, &evidence), &caller.name, now_ns)
+        })),
         Request::Segments => line(Ok(control.segment_infos())),
         Request::Conns { workload, limit } => {
             line(control.conns(workload.as_deref(), limit, tick(now_ns)))
@@ -173,8 +182,17 @@ fn later<A: Send + 'static, T: Serialize>(
     }
 }
 
+/// Services, as rules name them.
+fn services(texts: &[String]) -> Result<Vec<ServiceSpec>, ApiError> {
+    let parse = |text: &String| {
+        let wrong = |e| ApiError::new(ErrorCode::Usage, format!("{text:?} is no service: {e}"));
+        text.parse().map_err(wrong)
+    };
+    texts.iter().map(parse).collect()
+}
+
 /// Kinds of events that the control thread tells itself.
-const OWN_KINDS: [&str; 7] = [
+const OWN_KINDS: [&str; 8] = [
     "ask",
     "yes",
     "no",
@@ -182,6 +200,7 @@ const OWN_KINDS: [&str; 7] = [
     "suspicion",
     "quarantine",
     "release",
+    "restart",
 ];
 
 fn watch(control: &Control, mut filter: WatchFilter) -> Answer {

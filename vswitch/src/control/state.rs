@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::packet::{Cidr, Mac};
 use crate::policy::model::Policy;
+pub use crate::restart::{Driver, Image, Method, RestartConfig};
 
 /// Everything: machine, ports, policy.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -305,6 +306,10 @@ pub struct WorkloadConfig {
     pub vlan: Option<u16>,
     /// Volumes it has, by stable name: another workload with one of them has its data (`docs/walls.md`).
     pub volumes: Vec<String>,
+    /// Nothing that it writes is kept, but on its volumes: it may be made anew.
+    pub stateless: bool,
+    /// How it is restarted; `None`: not by us.
+    pub restart: Option<RestartConfig>,
 }
 
 fn macs<S: serde::Serializer>(macs: &[Mac], s: S) -> Result<S::Ok, S::Error> {

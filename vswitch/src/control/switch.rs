@@ -7,8 +7,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use super::api::{
-    ApiError, Applied, ConnList, DropInfo, ExplainQuery, Explanation, PolicyView, PortInfo, Stats,
-    Status,
+    ApiError, Applied, ConnList, DropInfo, ExplainQuery, Explanation, PolicyView, PortInfo,
+    RestartInfo, Stats, Status,
 };
 use super::apply::{ApplyError, Control};
 use super::deciding::ManagerError;
@@ -16,6 +16,7 @@ use super::http::{HttpError, HttpServer};
 use super::loader::Loader;
 use super::reactor::{Command, Reactor};
 use super::recorder::{Recorder, RecorderError};
+use super::restart::Restarts;
 use super::server::{Server, ServerError};
 use super::state::{
     Decisions, Desired, LedgerConfig, ManagerConfig, Poll, PortConfig, SwitchConfig,
@@ -78,6 +79,7 @@ pub struct SwitchBuilder {
     source: Option<String>,
     api: Option<PathBuf>,
     loader: Option<Box<dyn Loader>>,
+    restarter: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for SwitchBuilder {
@@ -168,6 +170,14 @@ impl SwitchBuilder {
         self
     }
 
+    /// Restarts workloads that say how, by the drivers of this program: a `vswitch` of this version. It is started as
+    /// `vswitch restarter`, and runs beside the switch.
+    #[must_use]
+    pub fn restarter(mut self, program: impl AsRef<Path>) -> Self {
+        self.restarter = Some(program.as_ref().to_owned());
+        self
+    }
+
     /// Takes later changes from files: what the daemon does. The desired state itself is the
     /// caller's to load first.
     #[must_use]
@@ -196,6 +206,7 @@ impl SwitchBuilder {
         let http = self.desired.switch.api.clone();
         let mut control = start(&self.desired.switch, &wake)?.recorded_by(recorder);
         control.deciding.connect(&self.desired.switch, &wake)?;
+        control.restarts = Restarts::by(self.restarter);
         let (commands, inbox) = channel();
         let reactor = Reactor::new(control, Arc::clone(&wake), inbox, server, self.loader)
             .map_err(SwitchError::Control)?;
@@ -378,6 +389,26 @@ impl Switch {
     pub fn remove_port(&self, name: &str) -> Result<Applied, SwitchError> {
         let name = name.to_owned();
         Ok(self.call(move |c| c.remove_port(&name))??)
+    }
+
+    /// Quarantines a workload and has it restarted; returns while that is under way.
+    ///
+    /// # Errors
+    /// It says nowhere how, is being restarted already, or nobody can do it: see
+    /// [`SwitchBuilder::restarter`].
+    pub fn restart(&self, workload: &str, reason: &str) -> Result<RestartInfo, SwitchError> {
+        let (workload, reason) = (workload.to_owned(), reason.to_owned());
+        let now_ns = monotonic_ns();
+        let why = move |c: &mut Control| c.restart(&workload, (&reason, &[]), "program", now_ns);
+        Ok(self.call(why)??)
+    }
+
+    /// Restarts under way, and the last ones.
+    ///
+    /// # Errors
+    /// The switch has shut down.
+    pub fn restarts(&self) -> Result<Vec<RestartInfo>, SwitchError> {
+        self.call(|c| c.restart_infos(monotonic_ns()))
     }
 
     /// The application's end of a mem port. `None` when there is none of that name, it is of

@@ -2,6 +2,8 @@
 //! the path to its field; `config` turns paths into lines, the library's builder shows them as
 //! they are.
 
+mod restart;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -524,6 +526,7 @@ impl<'a> Check<'a> {
         for (n, volume) in workload.volumes.iter().enumerate() {
             self.name(&at.item("volumes", n, ""), volume);
         }
+        self.errors.extend(restart::check(at, workload));
         for (n, tag) in workload.tags.iter().enumerate() {
             if tag.trim().is_empty() || tag.chars().any(char::is_control) {
                 self.error(

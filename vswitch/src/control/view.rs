@@ -22,6 +22,7 @@ use crate::drop_reason::DropReason;
 use crate::packet::proto;
 use crate::policy::model::{DEFAULT_TENANT, qualified};
 use crate::port::PortId;
+use crate::sys::time::monotonic_ns;
 
 /// Most connections one answer holds: 100,000 of them are about 30 MB of JSON.
 const MAX_CONNS: usize = 100_000;
@@ -284,6 +285,7 @@ impl Control {
             total: 0,
             truncated: false,
             connections: Vec::new(),
+            readmissions: self.readmission_infos(workload.flatten(), monotonic_ns()),
         };
         self.each_conn(|c| {
             let (from, to) = conn::ends(&c.key(), c.initiator());

@@ -197,13 +197,16 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
                 }
             }
             Err(reason) => {
-                if matches!(
-                    reason,
+                let is_told = match reason {
                     DropReason::PolicyReject
-                        | DropReason::PolicyAskDenied
-                        | DropReason::Wall
-                        | DropReason::Quarantined
-                ) {
+                    | DropReason::PolicyAskDenied
+                    | DropReason::Wall
+                    | DropReason::Quarantined => true,
+                    // Who has forgotten a connection would refuse it.
+                    DropReason::TcpNotSyn => ctx.snapshot.is_reborn(flow.ends.receiver.attachment),
+                    _ => false,
+                };
+                if is_told {
                     reject::answer(ctx, burst, flow, out);
                 }
                 if let Some(frame) = burst.frame(slot) {

@@ -199,6 +199,7 @@ pub struct Snapshot {
     classifier: Option<Arc<Classifier>>,
     walls: Option<Arc<Walls>>,
     quarantine: Option<Arc<Quarantine>>,
+    reborn: Vec<AttachmentId>,
     segments: Vec<Quota>,
     assignments: Vec<Vec<RxAssignment>>,
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
@@ -341,6 +342,19 @@ impl Snapshot {
     #[must_use]
     pub fn quarantine(&self) -> Option<&Quarantine> {
         self.quarantine.as_deref()
+    }
+
+    /// With these restarted a moment ago, without a memory of their connections.
+    #[must_use]
+    pub fn reborn(mut self, reborn: Vec<AttachmentId>) -> Self {
+        self.reborn = reborn;
+        self
+    }
+
+    /// Whether somebody has forgotten his connections: what belongs to one is refused in his stead.
+    #[must_use]
+    pub fn is_reborn(&self, attachment: AttachmentId) -> bool {
+        self.reborn.contains(&attachment)
     }
 
     /// Ports whose transmit queues need housekeeping also when nothing is sent.
@@ -556,6 +570,7 @@ impl Builder {
             classifier: input.classifier,
             walls: None,
             quarantine: None,
+            reborn: Vec::new(),
             segments: input.segments,
             assignments,
         }

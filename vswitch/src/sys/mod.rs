@@ -16,6 +16,7 @@ pub mod mmap;
 pub mod netlink;
 pub mod netns;
 pub mod peer;
+pub mod privileges;
 pub mod sigbus;
 pub mod time;
 pub mod unix;

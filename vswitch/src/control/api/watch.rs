@@ -17,7 +17,8 @@ pub struct WatchEvent {
     /// Seconds since the switch started.
     pub time_s: f64,
     /// `allow`, `deny`, `reject`, `cut`, `close`, `expire`, ...; `ask` when somebody is asked, `yes` or `no` when that was
-    /// answered, `wall` when a wall binds, frees or refuses somebody, `suspicion` when somebody is suspected.
+    /// answered, `wall` when a wall binds, frees or refuses somebody, `suspicion` when somebody is
+    /// suspected, `restart` when somebody is restarted.
     pub kind: String,
     /// Drop reason.
     pub reason: Option<String>,
@@ -53,10 +54,11 @@ pub struct WatchEvent {
     /// Of a question: its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<String>,
-    /// Of an answer: who gave it. Of a wall: who did it.
+    /// Of an answer: who gave it. Of a wall or a restart: who did it, or wanted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
-    /// Of an answer: why. Of a wall: what. Of a suspicion: why, and what follows.
+    /// Of an answer: why. Of a wall: what. Of a suspicion: why, and what follows. Of a restart, whose workload
+    /// stands in `from`: how far it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// The wall. Whoever is bound stands in `from`.

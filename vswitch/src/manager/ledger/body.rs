@@ -311,7 +311,7 @@ kinds! {
         /// Connections that were kept, with what they carried; as many as fit.
         kept: Vec<String>,
     }
-    /// It was restarted.
+    /// It is being restarted, or this came of it.
     Restart = "restart", Reserved {
         /// The driver that did it.
         driver: String,
@@ -319,8 +319,10 @@ kinds! {
         image: Option<String>,
         /// The driver verified that digest.
         trusted: bool,
-        /// What came of it.
+        /// "begun", or what came of it.
         outcome: String,
+        /// Why it was wanted.
+        reason: String,
     }
     /// The record's workload did as much as a threshold says.
     Suspicion = "suspicion", Ordinary {

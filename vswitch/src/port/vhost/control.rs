@@ -355,6 +355,12 @@ impl VhostControl {
         self.status.refused_second + self.status.refused_owner
     }
 
+    /// The front-end that is connected, if one is, counted from the first one.
+    #[must_use]
+    pub fn connected(&self) -> Option<u64> {
+        self.connection.as_ref().map(|_| self.status.connections)
+    }
+
     /// The attachment's state. Enters every queue's gate for a moment.
     #[must_use]
     pub fn status(&self) -> VhostStatus {

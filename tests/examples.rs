@@ -70,6 +70,19 @@ fn the_finance_files_are_valid_and_have_what_they_shall_show() {
     assert_eq!(recorded.count(), 1);
 }
 
+/// `docs/suspicion.md` explains them.
+#[test]
+fn the_files_about_containment_are_valid_and_have_what_they_shall_show() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/contain");
+    let desired = vswitch::config::load(&dir.join("switch.toml")).expect("they are valid");
+    let responses = &desired.policy.responses;
+    let mut actions: Vec<_> = responses.iter().map(|r| r.action.name()).collect();
+    actions.sort_unstable();
+    actions.dedup();
+    assert_eq!(actions, ["ask", "notify", "quarantine"]);
+    assert!(responses.iter().any(|r| r.staged) && responses.iter().any(|r| !r.keep.is_empty()));
+}
+
 #[test]
 fn no_example_is_forgotten() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -81,6 +94,7 @@ fn no_example_is_forgotten() {
     assert_eq!(
         names,
         [
+            "contain",
             "embed_mem",
             "finance",
             "flowtable_alone",

@@ -23,9 +23,10 @@ fn suspicions(switch: &Switch<'_>, workload: &str, detector: &str) -> Vec<Value>
     list
 }
 
+/// The first one, once there is one.
 fn wait_suspected(switch: &Switch<'_>, workload: &str, detector: &str) -> Value {
     wait_for(&format!("{detector} by {workload}"), LIMIT, || {
-        suspicions(switch, workload, detector).first().cloned()
+        suspicions(switch, workload, detector).pop()
     })
 }
 
@@ -276,6 +277,70 @@ fn a_suspect_is_asked_about_but_not_all_at_a_time() {
     a.send(&more);
     b.recv(&more);
     switch.wait_conserved();
+}
+
+/// Whoever scans is shut in, and keeps what it has open with `b` for one service.
+const SHUTTING_IN: &str = r#"
+[[rule]]
+name = "open"
+from = "any"
+to = "any"
+service = "udp/7-8"
+action = "allow"
+[[suspicion]]
+name = "quick"
+port-scan = { count = 10, within_s = 1 }
+[[response]]
+name = "shut-in"
+on = "port-scan"
+action = "quarantine"
+keep = ["b:udp/7"]
+share_percent = 34
+"#;
+
+#[test]
+fn a_suspect_is_quarantined_and_keeps_what_the_response_names() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let (switch, [mut a, mut b, mut c]) = start(&lab, SHUTTING_IN);
+    let (kept, other) = (datagram(1, 1000, 7), datagram(1, 1000, 8));
+    for (frame, dport) in [(&kept, 7), (&other, 8)] {
+        a.send(frame);
+        b.recv(frame);
+        let ips = ([10, 0, 0, 2], [10, 0, 0, 1]);
+        let answer = udp((mac(2), mac(1)), ips, (dport, 1000), b"yes");
+        b.send(&answer);
+        a.recv(&answer);
+    }
+    scan((&mut a, 1));
+    let found = wait_suspected(&switch, "a", "port-scan");
+    assert_eq!(followed(&found), [("shut-in", "done")]);
+    for frame in [&other, &datagram(1, 1001, 7), &kept] {
+        a.send(frame);
+    }
+    b.recv(&kept);
+
+    // A third of three is one: another one is not shut in, and goes on.
+    scan((&mut c, 3));
+    let found = wait_suspected(&switch, "c", "port-scan");
+    let withheld = [("shut-in", "over its share: 1 of 3 are contained")];
+    assert_eq!(followed(&found), withheld);
+    let free = datagram(3, 1000, 8);
+    c.send(&free);
+    b.recv(&free);
+
+    // It is a person who lets it go.
+    switch.cli_ok(&["workload", "release", "a"]);
+    a.send(&other);
+    b.recv(&other);
+    switch.wait_conserved();
+    let file = lab.path_str("ledger.db");
+    let show = ["ledger", "show", "--file", &file, "--kind", "quarantine"];
+    let recorded = wait_for("the record", LIMIT, || {
+        let recorded = switch.cli_json(&show);
+        (recorded.as_array()?.len() == 1).then_some(recorded)
+    });
+    assert_eq!(recorded[0]["who"], "response shut-in", "{recorded}");
+    assert_eq!(recorded[0]["workload"], "a", "{recorded}");
 }
 
 /// `a` may reach `b` on any TCP port; nothing else is allowed.

@@ -109,6 +109,14 @@ pub(super) fn response(mut table: Section<'_>) -> Response {
             table.refuse(key, what, todo);
         }
     }
+    if action.is_some_and(|action| action != Reaction::Quarantine) {
+        let todo = "remove it, or use action = \"quarantine\"";
+        table.refuse("keep", "it cuts nothing that could be kept", todo);
+    }
+    if action == Some(Reaction::Quarantine) {
+        let todo = "remove it: `vswitch workload release` ends a quarantine";
+        table.refuse("for_s", "a quarantine does not end by itself", todo);
+    }
     let limit = match table.table("limit") {
         Some(mut limit) => {
             let level = level(&mut limit, ("count", "within_s"), u64::from(COUNT_MAX));
@@ -124,6 +132,10 @@ pub(super) fn response(mut table: Section<'_>) -> Response {
         on,
         of,
         action: action.unwrap_or(Reaction::Log),
+        keep: table.parsed(
+            "keep",
+            "write WORKLOAD:SERVICE or SEGMENT:SERVICE, such as \"db:tcp/5432\"",
+        ),
         for_s: table
             .integer("for_s", 1, u64::from(WITHIN_S_MAX))
             .unwrap_or(Response::FOR_S),

@@ -657,7 +657,7 @@ fn is_called(is: &str, who: &str) -> bool {
 }
 
 /// Whether a connection is established and not over: what can be kept.
-fn is_live(c: &flowtable::ConnRef<'_>) -> bool {
+pub(super) fn is_live(c: &flowtable::ConnRef<'_>) -> bool {
     let over = matches!(tcp::state(c), tcp::State::Closed | tcp::State::TimeWait);
     !(conn::is_half_open(c) || c.key().proto() == proto::TCP && over)
 }

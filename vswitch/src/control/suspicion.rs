@@ -11,13 +11,16 @@ use super::api::{
 };
 use super::apply::Control;
 use super::events::protocol_name;
+use super::quarantine::is_live;
 use super::state::Desired;
 use super::validate::facts;
 use super::walls::now_wall_ns;
+use crate::datapath::conn;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::worker::Shared;
 use crate::event::{Consumer, Detector, SuspicionEvent};
 use crate::packet::proto;
+use crate::policy::model::qualified;
 use crate::policy::suspicion::{Level, Reaction, Response};
 
 /// Suspicions that are kept to be listed, the newest ones; all are in the ledger.
@@ -233,7 +236,11 @@ impl Control {
     ) -> Result<(), String> {
         // What it would be withheld for anyhow is said of a staged one, too.
         let until_ns = now_ns + u64::from(response.for_s) * SECOND_NS;
-        let is_contained = self.suspicions.contained.contains_key(&id);
+        let is_held = self.is_held(id);
+        if is_held && response.action == Reaction::Quarantine {
+            return Err("it is in quarantine".to_owned());
+        }
+        let is_contained = is_held || self.suspicions.contained.contains_key(&id);
         let renews = response.action.contains() && is_contained;
         if !renews {
             self.within_limits(response, id, now_ns)?;
@@ -267,6 +274,19 @@ impl Control {
                 );
                 info.open = true;
             }
+            Reaction::Quarantine => {
+                let reason = format!("{detector}: {count} in {seconds} s, last {last}");
+                let who = format!("response {name}");
+                let keep = self.open_with(response, id);
+                let mut done = self.quarantine(workload, &keep, &reason, &who);
+                // A suspect that has too much open to keep it all keeps nothing.
+                if done.is_err() && !keep.is_empty() {
+                    done = self.quarantine(workload, &[], &reason, &who);
+                }
+                self.recorder.by(DETECTOR);
+                done.map_err(|e| format!("failed: {}", e.errors.join("; ")))?;
+                info.open = true;
+            }
             Reaction::Ask => {
                 warn!(
                     response = name,
@@ -288,6 +308,50 @@ impl Control {
             tally.times.push_back(now_ns);
         }
         Ok(())
+    }
+
+    /// Whether somebody is in quarantine.
+    fn is_held(&self, id: AttachmentId) -> bool {
+        self.residents().any(|(port, workload)| {
+            self.attachments.of(port, workload) == Some(id) && self.is_quarantined(port, workload)
+        })
+    }
+
+    /// What a response would keep, as far as there is any of it: `WORKLOAD:SERVICE`.
+    fn open_with(&self, response: &Response, id: AttachmentId) -> Vec<String> {
+        let policy = &self.desired.policy;
+        let mut kept = Vec::new();
+        for (port, workload) in self.residents() {
+            let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
+            let facts = facts(tenant, workload);
+            for keep in &response.keep {
+                if policy.keeps_with(response, keep, &facts)
+                    && let Some(peer) = self.attachments.of(port, workload)
+                {
+                    let name = qualified(&port.tenant, &workload.name);
+                    kept.push((
+                        peer,
+                        keep.service,
+                        format!("{name}:{}", keep.service),
+                        false,
+                    ));
+                }
+            }
+        }
+        if kept.is_empty() {
+            return Vec::new();
+        }
+        self.each_conn(|c| {
+            let key = c.key();
+            let ends = [key.low(), key.high()].map(|end| AttachmentId(end.attachment));
+            let service = conn::service(&key, c.initiator());
+            for (peer, spec, _, found) in &mut kept {
+                let between = ends == [id, *peer] || ends == [*peer, id];
+                *found |= between && spec.covers(service) && is_live(&c);
+            }
+        });
+        let kept = kept.into_iter().filter(|(.., found)| *found);
+        kept.map(|(_, _, text, _)| text).collect()
     }
 
     /// Whether a response may be carried out once more, and to one more.
@@ -318,13 +382,14 @@ impl Control {
             let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
             policy.is_about(response, &facts(tenant, workload))
         });
-        let members: Vec<_> = members
-            .filter_map(|(port, workload)| self.attachments.of(port, workload))
-            .collect();
-        let others = members
-            .iter()
-            .filter(|member| **member != id && self.suspicions.contained.contains_key(member));
-        let (others, all) = (others.count(), members.len());
+        let (mut others, mut all) = (0usize, 0usize);
+        for (port, workload) in members {
+            all += 1;
+            let member = self.attachments.of(port, workload);
+            let asked = member.is_some_and(|m| self.suspicions.contained.contains_key(&m));
+            let contained = asked || self.is_quarantined(port, workload);
+            others += usize::from(contained && member != Some(id));
+        }
         let most = (all * usize::from(response.share_percent) / 100).max(1);
         if others >= most {
             return Err(format!("over its share: {others} of {all} are contained"));

@@ -70,6 +70,7 @@ pub(super) fn compile(
     );
     match compiled {
         Ok(compiled) => {
+            errors.extend(keeps(desired, &facts));
             errors.extend(walls(desired, &facts, &compiled));
             if errors.is_empty() {
                 return Ok(compiled);
@@ -78,6 +79,28 @@ pub(super) fn compile(
         Err(policy) => errors.extend(policy),
     }
     Err(errors)
+}
+
+/// Whom responses name that is not there.
+fn keeps(desired: &Desired, facts: &[WorkloadFacts]) -> Vec<FieldError> {
+    let policy = &desired.policy;
+    let mut errors = Vec::new();
+    for (n, response) in policy.responses.iter().enumerate() {
+        for (item, keep) in response.keep.iter().enumerate() {
+            let mut segments = policy.segments.iter();
+            let known = facts.iter().any(|w| policy.keeps_with(response, keep, w))
+                || segments.any(|s| s.tenant == response.tenant && s.name == keep.who);
+            if !known {
+                let at = FieldPath::root().item("response", n, &response.name);
+                errors.push(FieldError::new(
+                    at.item("keep", item, ""),
+                    format!("there is no workload or segment {:?}", keep.who),
+                    "name one of the response's tenant",
+                ));
+            }
+        }
+    }
+    errors
 }
 
 /// What is wrong with the walls, where they stand.

@@ -1,12 +1,14 @@
 //! From when on a workload is suspicious (`[[suspicion]]`), and what follows (`[[response]]`). What detectors count, and why
 //! the defaults are what they are, is in `docs/suspicion.md`.
 
+use std::str::FromStr;
+
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::WorkloadFacts;
 use super::error::FieldPath;
-use super::model::{ANY, Ask, Otherwise, Policy, SegmentRef, qualified};
+use super::model::{ANY, Ask, BadService, Otherwise, Policy, SegmentRef, ServiceSpec, qualified};
 use super::validate::Check;
 use crate::event::Detector;
 
@@ -134,11 +136,18 @@ pub enum Reaction {
     Notify,
     /// The rules that would allow it something ask first.
     Ask,
+    /// It is put into quarantine.
+    Quarantine,
 }
 
 impl Reaction {
     /// All.
-    pub const ALL: [Reaction; 3] = [Reaction::Log, Reaction::Notify, Reaction::Ask];
+    pub const ALL: [Reaction; 4] = [
+        Reaction::Log,
+        Reaction::Notify,
+        Reaction::Ask,
+        Reaction::Quarantine,
+    ];
 
     /// As written in the file.
     #[must_use]
@@ -147,13 +156,14 @@ impl Reaction {
             Reaction::Log => "log",
             Reaction::Notify => "notify",
             Reaction::Ask => "ask",
+            Reaction::Quarantine => "quarantine",
         }
     }
 
     /// Whether it takes something away from the workload.
     #[must_use]
     pub const fn contains(self) -> bool {
-        matches!(self, Reaction::Ask)
+        matches!(self, Reaction::Ask | Reaction::Quarantine)
     }
 }
 
@@ -173,12 +183,45 @@ pub struct Response {
     pub action: Reaction,
     /// For how long, seconds.
     pub for_s: u32,
+    /// What a quarantine leaves open.
+    pub keep: Vec<Keep>,
     /// It is done to at most this share of those it is about at a time, but to one always.
     pub share_percent: u8,
     /// It is done so often.
     pub limit: Level,
     /// It only says what it would do.
     pub staged: bool,
+}
+
+/// `WORKLOAD:SERVICE` or `SEGMENT:SERVICE`: what is open between the suspect and these, for this service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Keep {
+    /// A workload, or a segment of the response's tenant.
+    pub who: String,
+    /// For what.
+    pub service: ServiceSpec,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (who, service) = text.rsplit_once(':').ok_or("there is no service")?;
+        if who.is_empty() {
+            return Err("there is no name".to_owned());
+        }
+        let service = service.parse().map_err(|e: BadService| e.to_string())?;
+        Ok(Keep {
+            who: who.to_owned(),
+            service,
+        })
+    }
+}
+
+impl Serialize for Keep {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&format_args!("{}:{}", self.who, self.service))
+    }
 }
 
 fn names<S: Serializer>(list: &[Detector], s: S) -> Result<S::Ok, S::Error> {
@@ -231,6 +274,17 @@ impl Policy {
         self.responses.iter().filter(move |response| {
             response.on.contains(&detector) && self.means(&response.tenant, &response.of, workload)
         })
+    }
+
+    /// Whether what a response keeps may be with this workload.
+    #[must_use]
+    pub fn keeps_with(&self, response: &Response, keep: &Keep, workload: &WorkloadFacts) -> bool {
+        let segment = SegmentRef {
+            tenant: None,
+            name: keep.who.clone(),
+        };
+        self.tenant_name(workload.tenant) == Some(response.tenant.as_str())
+            && (workload.name == keep.who || self.refers_to(&response.tenant, &segment, workload))
     }
 
     /// Whether a response is about this workload.

@@ -27,6 +27,11 @@ on = "fan-out"
 action = "ask"
 share_percent = 50
 limit = { count = 3, within_s = 60 }
+[[response]]
+name = "shut-in"
+on = "wall"
+action = "quarantine"
+keep = ["db:tcp/5432", "inner:udp"]
 "#;
 
 fn policy() -> String {
@@ -69,8 +74,13 @@ fn thresholds_and_responses_are_read_whole() {
     );
 
     let follows = |detector, who| policy.responses_to(detector, who).count();
-    assert_eq!(follows(Detector::Wall, &web), 1);
-    assert_eq!(follows(Detector::Wall, &other), 0);
+    assert_eq!(follows(Detector::Wall, &web), 2);
+    assert_eq!(follows(Detector::Wall, &other), 1);
+    let json = serde_json::to_value(&policy.responses[2]).unwrap();
+    assert_eq!(
+        json["keep"],
+        serde_json::json!(["db:tcp/5432", "inner:udp"])
+    );
     assert_eq!(follows(Detector::Spoofing, &web), 0);
     let ask = &policy.responses[1];
     let limit = Level {
@@ -95,6 +105,20 @@ fn thresholds_and_responses_are_read_whole() {
 
 #[test]
 fn every_error_is_told_where_it_is() {
+    let keep = |text: &str| {
+        let text = policy().replace("\"inner:udp\"", text);
+        errors(SWITCH, &text).join("; ")
+    };
+    for (text, want) in [
+        (
+            "\"nobody:udp\"",
+            "there is no workload or segment \"nobody\"; name one of the response's tenant",
+        ),
+        ("\"inner\"", "\"inner\": there is no service"),
+        ("\"inner:nfs\"", "\"inner:nfs\": "),
+    ] {
+        assert!(keep(text).contains(want), "{text}: {}", keep(text));
+    }
     // What only some actions have.
     let refused = errors(
         SWITCH,
@@ -142,7 +166,7 @@ fn every_error_is_told_where_it_is() {
         (
             "action = \"notify\"",
             "action = \"nuke\"",
-            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\", \"ask\"",
+            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\", \"ask\", \"quarantine\"",
         ),
         (
             "of = [\"web\", \"db\"]",

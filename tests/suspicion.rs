@@ -196,11 +196,8 @@ fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
     switch.cli_ok(&["ledger", "verify", "--file", &file]);
 }
 
-/// Those in `web` are asked about when they scan, half of them at a time.
-const ASKING: &str = r#"
-[[segment]]
-name = "web"
-tags = ["web"]
+/// Two services are open to all, and whoever tries many others is suspected at once.
+const QUICK: &str = r#"
 [[rule]]
 name = "open"
 from = "any"
@@ -210,6 +207,13 @@ action = "allow"
 [[suspicion]]
 name = "quick"
 port-scan = { count = 10, within_s = 1 }
+"#;
+
+/// Those in `web` are asked about when they scan, half of them at a time.
+const ASKING: &str = r#"
+[[segment]]
+name = "web"
+tags = ["web"]
 [[response]]
 name = "ask-first"
 on = "port-scan"
@@ -221,7 +225,7 @@ share_percent = 50
 #[test]
 fn a_suspect_is_asked_about_but_not_all_at_a_time() {
     let Some(lab) = Lab::open(&[]) else { return };
-    let (switch, [mut a, mut b, mut c]) = start(&lab, ASKING);
+    let (switch, [mut a, mut b, mut c]) = start(&lab, &[QUICK, ASKING].concat());
     let opened = datagram(1, 1000, 7);
     a.send(&opened);
     b.recv(&opened);
@@ -281,15 +285,6 @@ fn a_suspect_is_asked_about_but_not_all_at_a_time() {
 
 /// Whoever scans is shut in, and keeps what it has open with `b` for one service.
 const SHUTTING_IN: &str = r#"
-[[rule]]
-name = "open"
-from = "any"
-to = "any"
-service = "udp/7-8"
-action = "allow"
-[[suspicion]]
-name = "quick"
-port-scan = { count = 10, within_s = 1 }
 [[response]]
 name = "shut-in"
 on = "port-scan"
@@ -301,7 +296,7 @@ share_percent = 34
 #[test]
 fn a_suspect_is_quarantined_and_keeps_what_the_response_names() {
     let Some(lab) = Lab::open(&[]) else { return };
-    let (switch, [mut a, mut b, mut c]) = start(&lab, SHUTTING_IN);
+    let (switch, [mut a, mut b, mut c]) = start(&lab, &[QUICK, SHUTTING_IN].concat());
     let (kept, other) = (datagram(1, 1000, 7), datagram(1, 1000, 8));
     for (frame, dport) in [(&kept, 7), (&other, 8)] {
         a.send(frame);

@@ -186,10 +186,9 @@ impl Control {
 
     /// Stands for all that a workload is declared to be; of the outside nothing is.
     fn what_is(&self, end: AttachmentId) -> u64 {
-        let mut residents = self.residents();
-        let found = residents.find(|(port, w)| self.attachments.of(port, w) == Some(end));
+        let declared = self.resident_at(end).map(|(_, workload)| workload);
         let mut hasher = DefaultHasher::new();
-        format!("{:?}", found.map(|(_, w)| w)).hash(&mut hasher);
+        format!("{declared:?}").hash(&mut hasher);
         hasher.finish()
     }
 

@@ -33,6 +33,9 @@ const PAST: usize = 64;
 const MS_NS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
+const NO_RESTARTER: &str =
+    "this switch has no restarter; say which program does it with SwitchBuilder::restarter";
+
 /// A restart that is being made.
 #[derive(Debug)]
 struct UnderWay {
@@ -176,8 +179,7 @@ impl Control {
             return Err(refused(why));
         }
         if self.restarts.helper.is_none() {
-            let todo = "say which program does it with SwitchBuilder::restarter";
-            return Err(refused(format!("this switch has no restarter; {todo}")));
+            return Err(refused(NO_RESTARTER));
         }
         // Before quarantine ends them.
         let openings = self.openings(attachment, evidence);
@@ -208,11 +210,10 @@ impl Control {
         };
         let generation = self.shared.snapshots.generation();
         self.recorder.restart(generation, &info, "begun");
-        let given = self
-            .restarts
-            .helper
-            .as_ref()
-            .map(|helper| helper.give(&job));
+        let given = match &self.restarts.helper {
+            Some(helper) => helper.give(&job),
+            None => Err(NO_RESTARTER.to_owned()),
+        };
         let limit_ns = u64::from(job.how.limit_s) * SECOND_NS;
         let mut under_way = UnderWay {
             info,
@@ -227,7 +228,7 @@ impl Control {
             held,
         };
         match given {
-            Some(Ok(session)) => {
+            Ok(session) => {
                 under_way.session = session;
                 let begun = self.restarts.begun.entry(name).or_default();
                 begun.push_back(now_ns);
@@ -242,11 +243,10 @@ impl Control {
                 self.restarts.under_way.insert(id, under_way);
                 Ok(info)
             }
-            Some(Err(why)) => {
+            Err(why) => {
                 let info = self.restart_failed(under_way, why, now_ns);
                 Err(refused(info.said))
             }
-            None => Err(refused("this switch has no restarter")),
         }
     }
 
@@ -349,13 +349,13 @@ impl Control {
             self.restart_failed(under_way, why.to_owned(), now_ns);
             return;
         }
-        let is_fresh = matches!(
-            under_way.how.driver,
-            Driver::Qmp {
-                method: Method::Fresh { .. },
-                ..
-            }
-        );
+        let method = match &under_way.how.driver {
+            Driver::Qmp { method, .. } => Some(method),
+            _ => None,
+        };
+        let is_fresh = matches!(method, Some(Method::Fresh { .. }));
+        // What goes back to a snapshot has not forgotten everything.
+        let remembers = matches!(method, Some(Method::Loadvm { .. }));
         // A QEMU that was taken over may have left somebody behind who holds on to the port.
         let machine = self.machine(&under_way.port);
         if is_fresh && machine.is_some() && machine == under_way.machine {
@@ -366,7 +366,6 @@ impl Control {
         let UnderWay {
             mut info,
             openings,
-            how,
             workload,
             held,
             begun_ns,
@@ -380,14 +379,6 @@ impl Control {
         if info.trusted {
             info.readmitted = self.readmit(openings, &info.id, now_ns);
         }
-        // What goes back to a snapshot has not forgotten everything.
-        let remembers = matches!(
-            how.driver,
-            Driver::Qmp {
-                method: Method::Loadvm { .. },
-                ..
-            }
-        );
         if !remembers {
             let until = now_ns.saturating_add(REBORN_NS);
             self.restarts.reborn.retain(|(who, _)| *who != workload);

@@ -176,10 +176,7 @@ impl Control {
         self.suspicions.remember(e, now_ns);
         #[cfg(feature = "manager")]
         self.outdate(Some(AttachmentId(e.attachment)), now_ns);
-        let id = Some(AttachmentId(e.attachment));
-        let who = self
-            .residents()
-            .find(|(p, w)| self.attachments.of(p, w) == id);
+        let who = self.resident_at(AttachmentId(e.attachment));
         let policy = &self.desired.policy;
         let (port, responses) = who.map_or((None, Vec::new()), |(port, workload)| {
             let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
@@ -312,9 +309,8 @@ impl Control {
 
     /// Whether somebody is in quarantine.
     fn is_held(&self, id: AttachmentId) -> bool {
-        self.residents().any(|(port, workload)| {
-            self.attachments.of(port, workload) == Some(id) && self.is_quarantined(port, workload)
-        })
+        self.resident_at(id)
+            .is_some_and(|(port, workload)| self.is_quarantined(port, workload))
     }
 
     /// What a response would keep, as far as there is any of it: `WORKLOAD:SERVICE`.

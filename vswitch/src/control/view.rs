@@ -164,6 +164,12 @@ impl Control {
             .flat_map(|p| p.workloads.iter().map(move |w| (p, w)))
     }
 
+    /// The one that is attached as this, if it is declared still; the outside never is.
+    pub(super) fn resident_at(&self, id: AttachmentId) -> Option<(&PortConfig, &WorkloadConfig)> {
+        let mut residents = self.residents();
+        residents.find(|(port, workload)| self.attachments.of(port, workload) == Some(id))
+    }
+
     /// The workload that NAME or TENANT/NAME means. One of the default tenant needs no tenant said,
     /// any other only when several have the name.
     pub(super) fn resident(

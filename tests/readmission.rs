@@ -27,6 +27,11 @@ scope = "connection"
 
 /// A switch with `web-1`, which is restarted like this, and `db-1`.
 fn start<'a>(lab: &'a Lab, restart: &str) -> (Switch<'a>, [Station; 2]) {
+    start_with(lab, restart, RULES)
+}
+
+/// The same with this policy.
+fn start_with<'a>(lab: &'a Lab, restart: &str, policy: &str) -> (Switch<'a>, [Station; 2]) {
     let ports = [
         port(lab, "web-1", ""),
         workload("web-1", 1, "10.0.0.1", "stateless = true"),
@@ -38,7 +43,7 @@ fn start<'a>(lab: &'a Lab, restart: &str) -> (Switch<'a>, [Station; 2]) {
         "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n",
         lab.path_str("ledger.db")
     );
-    let switch = SwitchConfig::new(lab, "switch", &(toml + &ports.concat()), RULES).start();
+    let switch = SwitchConfig::new(lab, "switch", &(toml + &ports.concat()), policy).start();
     let stations = ["web-1", "db-1"].map(|name| Station::attach(lab, name));
     switch.wait_ports_up(2);
     (switch, stations)
@@ -228,4 +233,77 @@ fn nobody_is_readmitted_who_is_not_trusted_or_not_what_he_was() {
             });
         }
     }
+}
+
+/// Whoever scans is restarted.
+const RESTARTING: &str = r#"
+[[suspicion]]
+name = "quick"
+port-scan = { count = 10, within_s = 60 }
+[[response]]
+name = "anew"
+on = "port-scan"
+action = "restart"
+"#;
+
+/// What is granted.
+fn granted(switch: &Switch<'_>) -> Vec<Value> {
+    let conns = switch.cli_json(&["conn", "list"]);
+    let granted = conns["readmissions"].as_array();
+    granted.cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_suspect_earns_no_more_than_it_had_and_nothing_of_what_it_tried() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let (socket, _) = docker(&lab, "docker.sock", good);
+    let policy = [RULES, RESTARTING].concat();
+    let (switch, mut both) = start_with(&lab, &keys(&socket), &policy);
+    for ports in [(1000, 5432), (1001, 873)] {
+        open(&switch, &mut both, ports);
+    }
+    // It tries to get more of one service, in vain, and what it tries last is another one.
+    let [web, db] = &mut both;
+    web.send(&segment(false, (1002, 873), (100, 0), "S"));
+    let ask = questions(&switch, 1).remove(0);
+    switch.cli_ok(&["ask", "deny", ask["id"].as_str().expect("a text")]);
+    questions(&switch, 0);
+    let scan = |web: &mut Station| {
+        for dport in 100..120 {
+            web.send(&segment(false, (3000, dport), (100, 0), "S"));
+        }
+    };
+    scan(web);
+    let info = wait_for("the restart", LIMIT, || {
+        let info = switch.cli_json(&["workload", "restarts"])[0].clone();
+        (info["state"] == "done").then_some(info)
+    });
+    assert_eq!(
+        (&info["by"], &info["trusted"], &info["readmitted"]),
+        (&"response anew".into(), &true.into(), &1.into()),
+        "{info}"
+    );
+    let grants = granted(&switch);
+    assert_eq!(grants.len(), 1, "{grants:?}");
+    assert_eq!(
+        (&grants[0]["service"], &grants[0]["left"]),
+        (&"tcp/5432".into(), &1.into())
+    );
+
+    // To do it again is no way to another one: it ends quarantined, and what was granted is void.
+    scan(web);
+    wait_for("it to be quarantined", LIMIT, || {
+        let who = &switch.cli_json(&["status"])["quarantined"];
+        (who[0] == "web-1").then_some(())
+    });
+    let none: [Value; 0] = [];
+    assert_eq!(granted(&switch), none);
+    switch.cli_ok(&["workload", "release", "web-1"]);
+    web.send(&segment(false, (2000, 5432), (100, 0), "S"));
+    let ask = questions(&switch, 1).remove(0);
+    switch.cli_ok(&["ask", "allow", ask["id"].as_str().expect("a text")]);
+    db.recv_until(&segment(false, (2000, 5432), (100, 0), "S"));
+    let restarts = switch.cli_json(&["workload", "restarts"]);
+    assert_eq!(restarts.as_array().map(Vec::len), Some(1), "{restarts}");
+    switch.wait_conserved();
 }

@@ -55,9 +55,14 @@ fn followed(suspicion: &Value) -> Vec<(&str, &str)> {
 
 /// `a`, `b` and `c` as guests of our own, with a ledger.
 fn start<'a>(lab: &'a Lab, policy: &str) -> (Switch<'a>, [Station; 3]) {
+    start_with(lab, "tags = [\"web\"]", policy)
+}
+
+/// The same with these keys of the workload `a`.
+fn start_with<'a>(lab: &'a Lab, keys: &str, policy: &str) -> (Switch<'a>, [Station; 3]) {
     let ports = [
         port(lab, "a", ""),
-        workload("a", 1, "10.0.0.1", "tags = [\"web\"]"),
+        workload("a", 1, "10.0.0.1", keys),
         port(lab, "b", ""),
         workload("b", 2, "10.0.0.2", ""),
         port(lab, "c", ""),
@@ -336,6 +341,127 @@ fn a_suspect_is_quarantined_and_keeps_what_the_response_names() {
     });
     assert_eq!(recorded[0]["who"], "response shut-in", "{recorded}");
     assert_eq!(recorded[0]["workload"], "a", "{recorded}");
+}
+
+/// Those in `web` are restarted when they scan, or connect to anybody at all.
+const RESTARTING: &str = r#"
+[[segment]]
+name = "web"
+tags = ["web"]
+[[suspicion]]
+name = "web"
+of = "web"
+fan-out = { count = 1, within_s = 1 }
+port-scan = { count = 10, within_s = 1 }
+[[response]]
+name = "would"
+on = "port-scan"
+action = "restart"
+stage = "staged"
+[[response]]
+name = "anew"
+on = ["port-scan", "fan-out"]
+of = "web"
+action = "restart"
+keep = ["b:udp/7"]
+"#;
+
+/// A workload that is restarted by this program.
+fn restarted_by(program: &str) -> String {
+    format!(
+        "tags = [\"web\"]\n[port.workload.restart]\ndriver = \"command\"\nargv = [\"{program}\"]"
+    )
+}
+
+#[test]
+fn who_scans_after_a_restart_ends_quarantined() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let policy = [QUICK, &RESTARTING.replace("fan-out = {", "wall = {")].concat();
+    let policy = policy + "share_percent = 100\n";
+    let (switch, [mut a, mut b, mut c]) = start_with(&lab, &restarted_by("/bin/true"), &policy);
+    scan((&mut a, 1));
+    let found = wait_suspected(&switch, "a", "port-scan");
+    assert_eq!(followed(&found), [("would", "staged"), ("anew", "done")]);
+    wait_for("it to be released", LIMIT, || {
+        let restarts = switch.cli_json(&["workload", "restarts"]);
+        (restarts[0]["state"] == "done").then_some(())
+    });
+    let kept = datagram(1, 1000, 7);
+    a.send(&kept);
+    b.recv(&kept);
+    let ips = ([10, 0, 0, 2], [10, 0, 0, 1]);
+    let answer = udp((mac(2), mac(1)), ips, (7, 1000), b"yes");
+    b.send(&answer);
+    a.recv(&answer);
+
+    // It is watched anew, at once.
+    scan((&mut a, 1));
+    let again = "quarantined: suspected again after a restart";
+    wait_for("it to be suspected again", LIMIT, || {
+        let found = suspicions(&switch, "a", "port-scan");
+        let outcome = |s: &Value| followed(s).contains(&("anew", again));
+        found.iter().any(outcome).then_some(())
+    });
+    let file = lab.path_str("ledger.db");
+    let show = |kind| switch.cli_json(&["ledger", "show", "--file", &file, "--kind", kind]);
+    wait_for("the records", LIMIT, || {
+        let quarantined = show("quarantine");
+        let quarantined = quarantined.as_array()?;
+        let last = quarantined.iter().max_by_key(|r| r["seq"].as_u64())?;
+        let reason = last["body"]["reason"].as_str()?;
+        (reason.contains("suspected again") && last["who"] == "response anew").then_some(())
+    });
+    // What the response keeps goes on, and nothing else.
+    a.send(&datagram(1, 1001, 8));
+    a.send(&kept);
+    b.recv(&kept);
+    // It was restarted once, and nobody but a person lets it go.
+    let restarts = switch.cli_json(&["workload", "restarts"]);
+    assert_eq!(restarts.as_array().map(Vec::len), Some(1), "{restarts}");
+    switch.cli_ok(&["workload", "release", "a"]);
+    let last = datagram(1, 1002, 8);
+    a.send(&last);
+    b.recv(&last);
+
+    // Who can't be restarted is contained all the same.
+    scan((&mut c, 3));
+    let found = wait_suspected(&switch, "c", "port-scan");
+    let (_, outcome) = followed(&found)[1];
+    let why = "quarantined: not restarted, c says nowhere how it is restarted";
+    assert!(outcome.starts_with(why), "{outcome}");
+    let quarantined = &switch.cli_json(&["status"])["quarantined"];
+    assert_eq!(*quarantined, serde_json::json!(["c"]));
+    switch.wait_conserved();
+}
+
+#[test]
+fn a_failed_restart_stays_quarantined_and_the_share_protects_others() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let policy = [QUICK, RESTARTING, "share_percent = 50\n"].concat();
+    let (switch, [mut a, mut b, mut c]) = start_with(&lab, &restarted_by("/bin/false"), &policy);
+    a.send(&datagram(1, 1000, 7));
+    let found = wait_suspected(&switch, "a", "fan-out");
+    assert_eq!(followed(&found), [("anew", "done")]);
+    wait_for("its restart to fail", LIMIT, || {
+        let restarts = switch.cli_json(&["workload", "restarts"]);
+        (restarts[0]["state"] == "failed").then_some(())
+    });
+    let quarantined = &switch.cli_json(&["status"])["quarantined"];
+    assert_eq!(*quarantined, serde_json::json!(["a"]));
+
+    // Somebody has another one connect: it serves on.
+    let asked = datagram(3, 1000, 7);
+    c.send(&asked);
+    b.recv_until(&asked);
+    let found = wait_suspected(&switch, "c", "fan-out");
+    let withheld = [("anew", "over its share: 1 of 2 are contained")];
+    assert_eq!(followed(&found), withheld);
+    let more = datagram(3, 1001, 8);
+    c.send(&more);
+    b.recv(&more);
+    let restarts = switch.cli_json(&["workload", "restarts"]);
+    assert_eq!(restarts.as_array().map(Vec::len), Some(1), "{restarts}");
+    switch.wait_conserved();
 }
 
 /// `a` may reach `b` on any TCP port; nothing else is allowed.

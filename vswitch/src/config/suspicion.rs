@@ -109,11 +109,15 @@ pub(super) fn response(mut table: Section<'_>) -> Response {
             table.refuse(key, what, todo);
         }
     }
-    if action.is_some_and(|action| action != Reaction::Quarantine) {
-        let todo = "remove it, or use action = \"quarantine\"";
+    if action.is_some_and(|action| !action.cuts()) {
+        let todo = "remove it, or use action = \"quarantine\" or \"restart\"";
         table.refuse("keep", "it cuts nothing that could be kept", todo);
     }
-    if action == Some(Reaction::Quarantine) {
+    if action.is_some_and(|action| action != Reaction::Restart) {
+        let todo = "remove it, or use action = \"restart\"";
+        table.refuse("again_s", "it restarts nobody", todo);
+    }
+    if action.is_some_and(Reaction::cuts) {
         let todo = "remove it: `vswitch workload release` ends a quarantine";
         table.refuse("for_s", "a quarantine does not end by itself", todo);
     }
@@ -132,6 +136,9 @@ pub(super) fn response(mut table: Section<'_>) -> Response {
         on,
         of,
         action: action.unwrap_or(Reaction::Log),
+        again_s: table
+            .integer("again_s", 1, u64::from(Response::AGAIN_S_MAX))
+            .unwrap_or(Response::AGAIN_S),
         keep: table.parsed(
             "keep",
             "write WORKLOAD:SERVICE or SEGMENT:SERVICE, such as \"db:tcp/5432\"",

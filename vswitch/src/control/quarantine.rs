@@ -234,6 +234,9 @@ impl Control {
         };
         self.recorder.by(who);
         self.deny_waiting(&ends);
+        for end in &ends {
+            self.restarts.readmissions.forget(*end);
+        }
         let before = self.quarantine.held.insert(name.clone(), held);
         let mut applied = match self.weigh_again() {
             Err(e) if !matches!(e, ApplyError::NotSettled(_)) => {
@@ -270,6 +273,21 @@ impl Control {
         Ok(applied?)
     }
 
+    /// The same; but whoever has too much open to keep it all keeps nothing.
+    pub(super) fn quarantine_or_all(
+        &mut self,
+        workload: &str,
+        keep: &[String],
+        reason: &str,
+        who: &str,
+    ) -> Result<Applied, ApiError> {
+        let done = self.quarantine(workload, keep, reason, who);
+        if done.is_err() && !keep.is_empty() {
+            return self.quarantine(workload, &[], reason, who);
+        }
+        done
+    }
+
     /// Ends it. What was kept is judged as everything else from now on, but is not asked about again.
     pub(super) fn release(
         &mut self,
@@ -299,6 +317,10 @@ impl Control {
             }
             done => done,
         };
+        // What it did before is dealt with: detectors tell of what it does from now on.
+        for id in self.held_attachments(&self.desired, &held.marks) {
+            self.shared.suspects.forget(id);
+        }
         info!(workload = name, reason, who, "released from quarantine");
         self.tell_quarantine("release", &name, reason);
         let carried = |(named, carried): (&Named, &Arc<Carried>)| {

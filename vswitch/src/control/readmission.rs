@@ -27,6 +27,17 @@ const FOR_NS: u64 = 300_000_000_000;
 const MOST: u32 = 256;
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// What speaks against a workload that is restarted: connections for it are not readmitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Evidence<'a> {
+    /// What somebody names.
+    Named(&'a [ServiceSpec]),
+    /// Of a suspect, its last attempt (protocol and port), and what it tried in vain before: it may choose what it tries last.
+    Tried(u8, u16),
+    /// Of a suspect, all that it has opened.
+    Opened,
+}
+
 /// Connections that a workload had open, or may open again.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
@@ -59,7 +70,7 @@ impl Readmissions {
 
 impl Control {
     /// What a workload has open that somebody was asked about, but for what is in `evidence`.
-    pub(super) fn openings(&self, workload: AttachmentId, evidence: &[ServiceSpec]) -> Vec<Grant> {
+    pub(super) fn openings(&self, workload: AttachmentId, evidence: Evidence<'_>) -> Vec<Grant> {
         let mut found: HashMap<(FlowKey, u64), Grant> = HashMap::new();
         let mut room = MOST;
         self.each_conn(|c| {
@@ -90,7 +101,7 @@ impl Control {
         &self,
         c: &ConnRef<'_>,
         workload: AttachmentId,
-        evidence: &[ServiceSpec],
+        evidence: Evidence<'_>,
     ) -> Option<(Topic, u64)> {
         let key = c.key();
         let (from, to) = conn::ends(&key, c.initiator());
@@ -99,8 +110,18 @@ impl Control {
         if from.attachment != workload.0 || conn::is_half_open(c) || is_tcp && over {
             return None;
         }
-        let service = conn::service(&key, c.initiator());
-        if evidence.iter().any(|spec| spec.covers(service)) {
+        let speaks = match evidence {
+            Evidence::Named(specs) => {
+                let service = conn::service(&key, c.initiator());
+                specs.iter().any(|spec| spec.covers(service))
+            }
+            Evidence::Tried(protocol, port) => {
+                (key.proto(), to.port) == (protocol, port)
+                    || self.shared.suspects.tried(workload, key.proto(), to.port)
+            }
+            Evidence::Opened => true,
+        };
+        if speaks {
             return None;
         }
         let generation = match conn::generation(c.word()) {

@@ -9,6 +9,7 @@ use super::api::{
 use super::apply::{ApplyError, Control};
 use super::callers::{self, Caller};
 use super::loader::Loader;
+use super::readmission::Evidence;
 use super::server::Answer;
 use super::state::Desired;
 use crate::datapath::worker::tick;
@@ -102,7 +103,8 @@ pub(super) fn answer(
             reason,
             evidence,
         } => line(services(&evidence).and_then(|evidence| {
-            control.restart(&workload, (&reason, &evidence), &caller.name, now_ns)
+            let why = (&*reason, Evidence::Named(&evidence), &[][..]);
+            control.restart(&workload, why, &caller.name, now_ns)
         })),
         Request::Segments => line(Ok(control.segment_infos())),
         Request::Conns { workload, limit } => {

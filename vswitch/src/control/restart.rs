@@ -13,10 +13,10 @@ use tracing::{error, info, warn};
 use super::api::{ApiError, ErrorCode, RestartInfo, RestartState};
 use super::apply::Control;
 use super::ids::{self, Ids};
-use super::readmission::{Grant, Readmissions};
+use super::readmission::{Evidence, Grant, Readmissions};
 use super::state::{Driver, Method, RestartConfig};
 use crate::datapath::snapshot::AttachmentId;
-use crate::policy::model::{ServiceSpec, qualified};
+use crate::policy::model::qualified;
 use crate::restart::{Done, Heard, Helper, Job, UNDER_WAY, What};
 
 /// Restarts of one workload within [`OFTEN_NS`]; what needs more is not mended by restarts. Guess.
@@ -153,11 +153,12 @@ impl Control {
         }
     }
 
-    /// Quarantines a workload and has it restarted. Connections for services that are the evidence against it are not readmitted.
+    /// Quarantines a workload, but for what `keep` names, and has it restarted. Connections for services that are the evidence
+    /// against it are not readmitted.
     pub(super) fn restart(
         &mut self,
         workload: &str,
-        (reason, evidence): (&str, &[ServiceSpec]),
+        (reason, evidence, keep): (&str, Evidence<'_>, &[String]),
         who: &str,
         now_ns: u64,
     ) -> Result<RestartInfo, ApiError> {
@@ -184,9 +185,10 @@ impl Control {
         // Before quarantine ends them.
         let openings = self.openings(attachment, evidence);
         if !is_held {
-            self.quarantine(&name, &[], reason, who)?;
+            self.quarantine_or_all(&name, keep, reason, who)?;
         }
         let held = self.held_as(&name);
+        // Also of who was quarantined before it was.
         self.restarts.readmissions.forget(attachment);
         let id = self.restarts.ids.another();
         let info = RestartInfo {
@@ -384,11 +386,14 @@ impl Control {
             self.restarts.reborn.retain(|(who, _)| *who != workload);
             self.restarts.reborn.push((workload, until));
         }
+        self.was_restarted(&info.workload, now_ns);
         let trusted = if info.trusted { "trusted" } else { "untrusted" };
         info!(workload = info.workload, trusted, "restarted");
         if let Err(why) = self.release_restarted(&info, held) {
             warn!(workload = info.workload, "not released: {why}");
             info.said = format!("{why}; {} stays quarantined", info.workload);
+            info.readmitted = 0;
+            self.restarts.readmissions.forget(workload);
             self.judge_again();
         }
         let generation = self.shared.snapshots.generation();

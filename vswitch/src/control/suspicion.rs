@@ -12,6 +12,7 @@ use super::api::{
 use super::apply::Control;
 use super::events::protocol_name;
 use super::quarantine::is_live;
+use super::readmission::Evidence;
 use super::state::Desired;
 use super::validate::facts;
 use super::walls::now_wall_ns;
@@ -56,6 +57,8 @@ pub(super) struct Suspicions {
     stopped: Option<Stopped>,
     /// Whom a response takes something away from.
     contained: HashMap<AttachmentId, Contained>,
+    /// When whom a response restarted last, by name: it may be another attachment's by then.
+    restarted: HashMap<String, u64>,
     /// By which detectors somebody was suspected, and when last.
     raised: HashMap<AttachmentId, BTreeMap<Detector, u64>>,
 }
@@ -78,6 +81,7 @@ impl Suspicions {
             tallies: HashMap::new(),
             stopped: None,
             contained: HashMap::new(),
+            restarted: HashMap::new(),
             raised: HashMap::new(),
         }
     }
@@ -196,18 +200,18 @@ impl Control {
         let before = self.recorder.who().to_owned();
         self.recorder.by(DETECTOR);
         for response in &responses {
-            let about = (AttachmentId(e.attachment), &mut info);
-            let outcome = self.follow(response, about, now_ns);
+            let outcome = self.follow(response, (e, &info), now_ns);
+            info.open |= outcome.is_ok() && response.action != Reaction::Log;
             let tally = self.suspicions.tallies.entry(response.qualified());
             let tally = tally.or_default();
             match &outcome {
-                Ok(()) => tally.done += 1,
+                Ok(_) => tally.done += 1,
                 Err(_) => tally.withheld += 1,
             }
             info.followed.push(Followed {
                 response: response.qualified(),
                 action: response.action.name().to_owned(),
-                outcome: outcome.err().unwrap_or_else(|| "done".to_owned()),
+                outcome: outcome.unwrap_or_else(|why| why),
             });
         }
         let generation = self.shared.snapshots.generation();
@@ -221,24 +225,26 @@ impl Control {
         }
     }
 
-    /// Carries a response out.
+    /// Carries a response out; what came of it.
     ///
     /// # Errors
     /// Why it was not.
     fn follow(
         &mut self,
         response: &Response,
-        (id, info): (AttachmentId, &mut SuspicionInfo),
+        (e, info): (&SuspicionEvent, &SuspicionInfo),
         now_ns: u64,
-    ) -> Result<(), String> {
+    ) -> Result<String, String> {
+        let id = AttachmentId(e.attachment);
         // What it would be withheld for anyhow is said of a staged one, too.
-        let until_ns = now_ns + u64::from(response.for_s) * SECOND_NS;
         let is_held = self.is_held(id);
-        if is_held && response.action == Reaction::Quarantine {
+        if is_held && response.action.cuts() {
             return Err("it is in quarantine".to_owned());
         }
         let is_contained = is_held || self.suspicions.contained.contains_key(&id);
-        let renews = response.action.contains() && is_contained;
+        // Whom something is taken away from already spends no more, but every restart counts.
+        let renews =
+            is_contained && response.action.contains() && response.action != Reaction::Restart;
         if !renews {
             self.within_limits(response, id, now_ns)?;
         }
@@ -248,63 +254,103 @@ impl Control {
         if self.suspicions.stopped.is_some() {
             return Err("stopped".to_owned());
         }
-        let SuspicionInfo {
-            workload,
-            detector,
-            count,
-            seconds,
-            last,
-            ..
-        } = &*info;
+        let workload = &info.workload;
         let name = response.qualified();
+        let reason = format!(
+            "{}: {} in {} s, last {}",
+            info.detector, info.count, info.seconds, info.last
+        );
         match response.action {
-            Reaction::Log => {
-                info!(
-                    response = name,
-                    workload, detector, count, seconds, last, "suspicion"
-                );
-            }
-            Reaction::Notify => {
-                warn!(
-                    response = name,
-                    workload, detector, count, seconds, last, "suspicion"
-                );
-                info.open = true;
-            }
-            Reaction::Quarantine => {
-                let reason = format!("{detector}: {count} in {seconds} s, last {last}");
-                let who = format!("response {name}");
-                let keep = self.open_with(response, id);
-                let mut done = self.quarantine(workload, &keep, &reason, &who);
-                // A suspect that has too much open to keep it all keeps nothing.
-                if done.is_err() && !keep.is_empty() {
-                    done = self.quarantine(workload, &[], &reason, &who);
-                }
-                self.recorder.by(DETECTOR);
-                done.map_err(|e| format!("failed: {}", e.errors.join("; ")))?;
-                info.open = true;
-            }
+            Reaction::Log => info!(response = name, workload, reason, "suspicion"),
+            Reaction::Notify => warn!(response = name, workload, reason, "suspicion"),
             Reaction::Ask => {
-                warn!(
-                    response = name,
-                    workload, detector, count, seconds, last, "suspicion"
-                );
+                warn!(response = name, workload, reason, "suspicion");
                 let contained = Contained {
                     workload: workload.clone(),
                     response: name.clone(),
                     action: response.action,
-                    until_ns,
+                    until_ns: now_ns + u64::from(response.for_s) * SECOND_NS,
                 };
                 self.suspicions.contained.insert(id, contained);
                 self.shared.suspects.ask(id, true);
-                info.open = true;
             }
+            Reaction::Quarantine | Reaction::Restart => {}
         }
+        let outcome = match response.action {
+            Reaction::Quarantine => self
+                .shut_in(response, (e, workload), &reason)
+                .map(|()| None),
+            Reaction::Restart => self.restart_suspect(response, (e, workload), &reason, now_ns),
+            _ => Ok(None),
+        };
+        self.recorder.by(DETECTOR);
+        let outcome = outcome.map_err(|e| format!("failed: {}", e.errors.join("; ")))?;
         if response.limit.count > 0 && !renews {
             let tally = self.suspicions.tallies.entry(name).or_default();
             tally.times.push_back(now_ns);
         }
-        Ok(())
+        Ok(outcome.unwrap_or_else(|| "done".to_owned()))
+    }
+
+    /// Puts a suspect into quarantine. What the response keeps goes on.
+    fn shut_in(
+        &mut self,
+        response: &Response,
+        (e, workload): (&SuspicionEvent, &str),
+        reason: &str,
+    ) -> Result<(), ApiError> {
+        let who = format!("response {}", response.qualified());
+        let keep = self.open_with(response, AttachmentId(e.attachment));
+        let done = self.quarantine_or_all(workload, &keep, reason, &who);
+        done.map(|_applied| ())
+    }
+
+    /// Has a suspect restarted. Where that can't begin, or was done lately and has not helped, it is quarantined instead: what
+    /// came of it then.
+    fn restart_suspect(
+        &mut self,
+        response: &Response,
+        (e, workload): (&SuspicionEvent, &str),
+        reason: &str,
+        now_ns: u64,
+    ) -> Result<Option<String>, ApiError> {
+        let again_ns = u64::from(response.again_s) * SECOND_NS;
+        let before = self.suspicions.restarted.get(workload);
+        let why_not = if before.is_some_and(|at| now_ns.saturating_sub(*at) < again_ns) {
+            "suspected again after a restart".to_owned()
+        } else {
+            let (protocol, _, port) = e.last;
+            let evidence = match e.detector {
+                // What succeeded is what is suspicious.
+                Detector::FanOut | Detector::SynFlood => Evidence::Opened,
+                _ => Evidence::Tried(protocol, port),
+            };
+            let who = format!("response {}", response.qualified());
+            let keep = self.open_with(response, AttachmentId(e.attachment));
+            match self.restart(workload, (reason, evidence, &keep), &who, now_ns) {
+                Ok(_begun) => {
+                    let restarted = &mut self.suspicions.restarted;
+                    let longest_ns = u64::from(Response::AGAIN_S_MAX) * SECOND_NS;
+                    restarted.retain(|_, at| now_ns.saturating_sub(*at) < longest_ns);
+                    restarted.insert(workload.to_owned(), now_ns);
+                    return Ok(None);
+                }
+                Err(e) => format!("not restarted, {}", e.errors.join("; ")),
+            }
+        };
+        // It may have got as far as that.
+        if !self.is_held(AttachmentId(e.attachment)) {
+            let reason = format!("{reason}; {why_not}");
+            self.shut_in(response, (e, workload), &reason)?;
+        }
+        Ok(Some(format!("quarantined: {why_not}")))
+    }
+
+    /// A restart has ended well. Whether it has helped is seen from now on.
+    pub(super) fn was_restarted(&mut self, workload: &str, now_ns: u64) {
+        if let Some(at) = self.suspicions.restarted.get_mut(workload) {
+            *at = now_ns;
+        }
     }
 
     /// Whether somebody is in quarantine.

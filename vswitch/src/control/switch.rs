@@ -15,6 +15,7 @@ use super::deciding::ManagerError;
 use super::http::{HttpError, HttpServer};
 use super::loader::Loader;
 use super::reactor::{Command, Reactor};
+use super::readmission::Evidence;
 use super::recorder::{Recorder, RecorderError};
 use super::restart::Restarts;
 use super::server::{Server, ServerError};
@@ -399,8 +400,11 @@ impl Switch {
     pub fn restart(&self, workload: &str, reason: &str) -> Result<RestartInfo, SwitchError> {
         let (workload, reason) = (workload.to_owned(), reason.to_owned());
         let now_ns = monotonic_ns();
-        let why = move |c: &mut Control| c.restart(&workload, (&reason, &[]), "program", now_ns);
-        Ok(self.call(why)??)
+        let restart = move |c: &mut Control| {
+            let why = (&*reason, Evidence::Named(&[]), &[][..]);
+            c.restart(&workload, why, "program", now_ns)
+        };
+        Ok(self.call(restart)??)
     }
 
     /// Restarts under way, and the last ones.

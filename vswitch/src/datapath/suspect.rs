@@ -157,6 +157,31 @@ impl Suspects {
         }
     }
 
+    /// Begins to count anew: what it did before is dealt with. Control thread only.
+    pub fn forget(&self, workload: AttachmentId) {
+        let cell = self.book().cells.get(&workload).copied();
+        if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
+            cell.forget();
+        }
+    }
+
+    /// Whether a workload may have tried a service in vain lately. Of one that tried hundreds, others look as if it had.
+    /// Control thread only.
+    #[must_use]
+    pub fn tried(&self, workload: AttachmentId, protocol: u8, port: u16) -> bool {
+        let cell = self.book().cells.get(&workload).copied();
+        let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) else {
+            return false;
+        };
+        let hash = self.hasher.hash_one((port, protocol));
+        let first = 2 * Detector::PortScan as usize;
+        let mut sketches = cell.sketches.iter().skip(first).take(2);
+        sketches.any(|sketch| {
+            let (word, bit) = place(sketch, hash);
+            word.is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
+        })
+    }
+
     /// Whether it is.
     #[inline]
     pub fn asks(&self, owner: &Owner) -> bool {
@@ -191,11 +216,15 @@ fn count_of(bits: u32) -> u32 {
 
 impl Cell {
     fn clear(&self) {
+        self.forget();
+        self.asks.store(false, Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
         let sketches = self.sketches.iter().flatten();
         for word in sketches.chain(&self.windows).chain(&self.last) {
             word.store(0, Ordering::Relaxed);
         }
-        self.asks.store(false, Ordering::Relaxed);
     }
 
     fn watches(&self, detector: Detector) -> bool {
@@ -221,6 +250,14 @@ impl Cell {
             }
         }
     }
+}
+
+/// Where in a sketch something is, by its hash.
+#[inline]
+fn place(sketch: &[AtomicU64; SKETCH_WORDS], hash: u64) -> (Option<&AtomicU64>, u64) {
+    #[allow(clippy::cast_possible_truncation)] // three bits of it
+    let word = sketch.get(hash as usize % SKETCH_WORDS);
+    (word, 1 << (hash >> 32 & 63))
 }
 
 fn halves(addr: Addr) -> [u64; 2] {
@@ -346,11 +383,9 @@ impl Witness {
             let Some(sketch) = cell.sketches.get(n) else {
                 continue;
             };
-            #[allow(clippy::cast_possible_truncation)] // three bits of it
-            let Some(word) = sketch.get(hash as usize % SKETCH_WORDS) else {
+            let (Some(word), bit) = place(sketch, hash) else {
                 continue;
             };
-            let bit = 1 << (hash >> 32 & 63);
             let fresh = || sketch.iter().for_each(|w| w.store(0, Ordering::Relaxed));
             self.count(cell, owner, (detector, slow), attempt, at, fresh, || {
                 if word.load(Ordering::Relaxed) & bit != 0 {

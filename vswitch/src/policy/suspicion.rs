@@ -138,15 +138,18 @@ pub enum Reaction {
     Ask,
     /// It is put into quarantine.
     Quarantine,
+    /// It is put into quarantine, restarted, and released when that was done.
+    Restart,
 }
 
 impl Reaction {
     /// All.
-    pub const ALL: [Reaction; 4] = [
+    pub const ALL: [Reaction; 5] = [
         Reaction::Log,
         Reaction::Notify,
         Reaction::Ask,
         Reaction::Quarantine,
+        Reaction::Restart,
     ];
 
     /// As written in the file.
@@ -157,13 +160,20 @@ impl Reaction {
             Reaction::Notify => "notify",
             Reaction::Ask => "ask",
             Reaction::Quarantine => "quarantine",
+            Reaction::Restart => "restart",
         }
     }
 
     /// Whether it takes something away from the workload.
     #[must_use]
     pub const fn contains(self) -> bool {
-        matches!(self, Reaction::Ask | Reaction::Quarantine)
+        !matches!(self, Reaction::Log | Reaction::Notify)
+    }
+
+    /// Whether it ends what the workload has open.
+    #[must_use]
+    pub const fn cuts(self) -> bool {
+        matches!(self, Reaction::Quarantine | Reaction::Restart)
     }
 }
 
@@ -185,6 +195,8 @@ pub struct Response {
     pub for_s: u32,
     /// What a quarantine leaves open.
     pub keep: Vec<Keep>,
+    /// Who was restarted so lately, in seconds, is quarantined instead.
+    pub again_s: u32,
     /// It is done to at most this share of those it is about at a time, but to one always.
     pub share_percent: u8,
     /// It is done so often.
@@ -231,6 +243,10 @@ fn names<S: Serializer>(list: &[Detector], s: S) -> Result<S::Ok, S::Error> {
 impl Response {
     /// An hour: by then somebody has looked, or it is suspected anew.
     pub const FOR_S: u32 = 3600;
+    /// An hour: what was restarted from what is trusted, and does it again, was not helped by that.
+    pub const AGAIN_S: u32 = 3600;
+    /// Thirty days: as long as an answer may hold.
+    pub const AGAIN_S_MAX: u32 = 30 * 86_400;
     /// What serves is left with three quarters of itself.
     pub const SHARE_PERCENT: u8 = 25;
     /// Of what contains: more is no incident, but an attack by way of us.

@@ -166,7 +166,17 @@ fn every_error_is_told_where_it_is() {
         (
             "action = \"notify\"",
             "action = \"nuke\"",
-            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\", \"ask\", \"quarantine\"",
+            "p:53:10: error: \"nuke\" is not known here; use one of \"log\", \"notify\", \"ask\", \"quarantine\", \"restart\"",
+        ),
+        (
+            "action = \"notify\"",
+            "action = \"notify\"\nagain_s = 60",
+            "p:54:11: error: it restarts nobody; remove it, or use action = \"restart\"",
+        ),
+        (
+            "action = \"notify\"",
+            "action = \"restart\"\nagain_s = 0",
+            "p:54:11: error: 0 is out of range; use 1 to 2592000",
         ),
         (
             "of = [\"web\", \"db\"]",

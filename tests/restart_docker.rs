@@ -2,12 +2,14 @@
 
 mod common;
 
+use common::container::Container;
 use common::docker::{DECLARED, Engine, ID, NEW, OLD, docker, good, keys};
 use common::netns::Netns;
 use common::process::{self, Process};
 use common::restart::{failed, is_recorded, restart, start};
+use common::switch::SwitchConfig;
 use common::{Lab, Need, poll, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
@@ -206,6 +208,31 @@ impl Docker {
         docker
     }
 
+    /// Makes an image with nothing but busybox, called `web:1`; its id.
+    fn image(&self, lab: &Lab) -> String {
+        let archive = lab.path_str("image.tar");
+        let make = format!(
+            "mkdir -p {root}/bin {root}/data {root}/host && cp $(command -v busybox) {root}/bin/ && tar -C {root} -cf {archive} .",
+            root = lab.path_str("root")
+        );
+        let mut shell = process::command("sh");
+        shell.args(["-c", &make]);
+        process::run_ok(shell, LIMIT);
+        self.run(&["import", &archive, "web:1"])
+    }
+
+    /// Starts a container of that image that does nothing.
+    fn idle(&self, name: &str, args: &[&str]) -> String {
+        let run = [&["run", "-d", "--name", name], args];
+        let idles = ["web:1", "/bin/busybox", "sleep", "100000"];
+        self.run(&[&run.concat()[..], &idles].concat())
+    }
+
+    /// A shell command in the container `web`.
+    fn inside(&self, what: &str) -> Option<String> {
+        self.try_run(&["exec", "web", "/bin/busybox", "sh", "-c", what])
+    }
+
     fn try_run(&self, args: &[&str]) -> Option<String> {
         let mut command = process::command("docker");
         command
@@ -225,7 +252,9 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         // A container outlives the daemon that is killed.
-        self.try_run(&["rm", "-f", "web"]);
+        for container in ["web", "pod"] {
+            self.try_run(&["rm", "-f", container]);
+        }
         // In order, so that it leaves no mounts behind.
         if self.daemon.ended().is_none() {
             self.daemon.signal("TERM");
@@ -242,31 +271,10 @@ fn a_real_container_is_made_anew() {
     };
     let netns = Netns::new(&lab, "docker");
     let docker = Docker::start(&lab, &netns);
-    // An image with nothing but busybox.
-    let archive = lab.path_str("image.tar");
-    let make = format!(
-        "mkdir -p {root}/bin {root}/data && cp $(command -v busybox) {root}/bin/ && tar -C {root} -cf {archive} .",
-        root = lab.path_str("root")
-    );
-    let mut shell = process::command("sh");
-    shell.args(["-c", &make]);
-    process::run_ok(shell, LIMIT);
-    let image = docker.run(&["import", &archive, "web:1"]);
-    let run = [
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "--network",
-        "none",
-        "-e",
-        "SIDE=buy",
-        "-v",
-        "orders:/data",
-        "web:1",
-    ];
-    let old = docker.run(&[&run[..], &["/bin/busybox", "sleep", "100000"]].concat());
-    let inside = |what: &str| docker.run(&["exec", "web", "/bin/busybox", "sh", "-c", what]);
+    let image = docker.image(&lab);
+    let args = ["--network", "none", "-e", "SIDE=buy", "-v", "orders:/data"];
+    let old = docker.idle("web", &args);
+    let inside = |what: &str| docker.inside(what).expect("it runs");
     inside("echo kept > /data/order; echo bad > /bin/ls");
 
     let keys = format!(
@@ -301,4 +309,96 @@ fn a_real_container_is_made_anew() {
     docker.run(&["rm", "-f", "web"]);
     docker.run(&["rmi", "web:1"]);
     failed(&lab, &restart(&switch), "Docker has no image");
+}
+
+/// Whoever scans is restarted. `b` may be asked whether it is there.
+const RESTARTING: &str = r#"
+[[rule]]
+name = "echo"
+from = "any"
+to = "any"
+service = "icmp"
+action = "allow"
+[[response]]
+name = "anew"
+on = "port-scan"
+action = "restart"
+"#;
+
+#[test]
+fn a_container_that_scans_is_made_anew_by_a_response() {
+    let needs = ["dockerd", "docker", "busybox", "tar", "nmap"].map(Need::Program);
+    let Some(lab) = Lab::open(&[&[Need::Netns], &needs[..]].concat()) else {
+        return;
+    };
+    let (of_docker, host) = (Netns::new(&lab, "engine"), Netns::new(&lab, "host"));
+    let docker = Docker::start(&lab, &of_docker);
+    let image = docker.image(&lab);
+    // As pods have it: one container keeps the namespace, whatever becomes of the others.
+    docker.idle("pod", &["--network", "none"]);
+    let process = docker.run(&["inspect", "-f", "{{.State.Pid}}", "pod"]);
+    let pod = Netns::of_process(&lab, "pod", &process);
+    let old = docker.idle("web", &["--network", "container:pod", "-v", "/:/host:ro"]);
+    docker.inside("echo bad > /bin/ls").expect("it runs");
+
+    let b = Container::bare(&lab, "b", 2);
+    let toml = format!(
+        "policy = \"policy.toml\"\n[ledger]\npath = \"{}\"\n{}\
+         [[port]]\nname = \"web\"\nkind = \"tap\"\ninterface = \"eth0\"\nnetns = \"{}\"\n\
+         [[port.workload]]\nname = \"web\"\nmac = [\"52:54:00:00:00:01\"]\nip = [\"10.0.0.1\"]\nstateless = true\n\
+         [port.workload.restart]\n\
+         driver = \"docker\"\nsocket = \"{}\"\ncontainer = \"web\"\ndigest = \"{image}\"\n",
+        lab.path_str("ledger.db"),
+        b.tap_port(""),
+        pod.name(),
+        docker.socket
+    );
+    let config = SwitchConfig::new(&lab, "switch", &toml, RESTARTING);
+    let switch = config.in_netns(&host).start();
+    switch.wait_ports_up(2);
+    b.configure();
+    pod.address("eth0", "52:54:00:00:00:01", &["10.0.0.1/24"]);
+    pod.ip("link set eth0 up");
+    let reaches = |what: &str| {
+        wait_for(what, LIMIT, || {
+            docker.inside("/bin/busybox ping -c 1 -W 5 10.0.0.2")
+        });
+    };
+    reaches("web to reach b");
+
+    // The program is the host's, the scan is the container's; it ends with it.
+    let scan = "/bin/busybox chroot /host nmap -n -Pn -T4 --max-retries 0 -sT -p 1-100 10.0.0.2";
+    let info = wait_for("it to be restarted", LIMIT, || {
+        let info = switch.cli_json(&["workload", "restarts"])[0].clone();
+        if info.is_null() {
+            docker.inside(scan);
+        }
+        (info["state"].is_string() && info["state"] != "under-way").then_some(info)
+    });
+    assert_eq!(
+        (&info["state"], &info["by"], &info["trusted"]),
+        (&"done".into(), &"response anew".into(), &true.into()),
+        "{info}"
+    );
+    assert!(
+        info["reason"]
+            .as_str()
+            .is_some_and(|why| why.starts_with("port-scan: ")),
+        "{info}"
+    );
+    let inspect = |what: &str| docker.run(&["inspect", "-f", what, "web"]);
+    assert_ne!(inspect("{{.Id}}"), old);
+    assert_eq!(
+        inspect("{{.Image}} {{.State.Running}}"),
+        format!("{image} true")
+    );
+    assert_eq!(
+        docker.inside("/bin/busybox ls /bin").as_deref(),
+        Some("busybox")
+    );
+    reaches("the new one to reach b");
+    assert_eq!(switch.cli_json(&["status"])["quarantined"][0], Value::Null);
+    let suspected = switch.cli_json(&["suspicion", "list"]);
+    assert_eq!(suspected[0]["workload"], "web", "{suspected}");
+    switch.wait_conserved();
 }

@@ -29,6 +29,15 @@ impl Netns {
         ns
     }
 
+    /// Gives a name to the namespace that a process lives in.
+    pub fn of_process(_lab: &Lab, name: &str, process: &str) -> Self {
+        let ns = Self {
+            name: format!("{PREFIX}{}-{name}", std::process::id()),
+        };
+        ip(&format!("netns attach {} {process}", ns.name));
+        ns
+    }
+
     /// The name that `ip netns` knows it by.
     pub fn name(&self) -> &str {
         &self.name

@@ -244,9 +244,11 @@ async fn runs(engine: &mut Engine, at: &str, image: &str) -> Result<(), String> 
 fn configuration(old: &Value, old_id: &str, image: &str) -> Value {
     let mut config = old["Config"].as_object().cloned().unwrap_or_default();
     config.insert("Image".to_owned(), image.into());
-    // Which is the default, of the container that it was.
+    // Which is the default, of the container that it was; or another one's, whose network it shares.
+    let mode = old["HostConfig"]["NetworkMode"].as_str();
+    let shares = mode.is_some_and(|mode| mode.starts_with("container:"));
     let hostname = config.get("Hostname").and_then(Value::as_str);
-    if hostname.is_some_and(|name| old_id.starts_with(name)) {
+    if shares || hostname.is_some_and(|name| old_id.starts_with(name)) {
         config.remove("Hostname");
     }
     config.insert("HostConfig".to_owned(), old["HostConfig"].clone());

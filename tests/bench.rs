@@ -431,6 +431,42 @@ fn questions_are_answered_and_every_one_recorded() {
 }
 
 #[test]
+fn suspects_are_contained_and_detectors_have_a_price() {
+    let Some(_lab) = turn() else { return };
+    let short = [
+        "response",
+        "--repeats",
+        "2",
+        "--seconds",
+        "0.05",
+        "--opened",
+        "2000",
+        "--beside",
+        "1000",
+    ];
+    let words = [
+        "by frame of established connections",
+        "by TCP connection",
+        "from suspicion to quarantine",
+    ];
+    let report = report(&short, &words);
+    for what in ["established", "denied", "connection"] {
+        for figure in ["on_cycles", "off_cycles", "ratio"] {
+            assert!(
+                median(&report[what][figure]) > 0.0,
+                "{what} {figure}: {report}"
+            );
+        }
+    }
+    assert!(median(&report["forwarded_ratio"]) > 0.0, "{report}");
+    let contained = &report["contained_ms"];
+    assert!(
+        median(contained) > 0.0 && median(&report["resolution_ms"]) <= median(contained),
+        "{report}"
+    );
+}
+
+#[test]
 fn containers_exchange_what_they_should() {
     let Some(_lab) = Lab::open(&[Need::Netns]) else {
         return;

@@ -18,7 +18,7 @@ use crate::packet::proto;
 /// Bytes of a frame without FCS.
 const BYTES: u16 = 64;
 /// The only services that are allowed: those of the load that is forwarded.
-const ALLOWED: &str = "udp/9000-9511";
+pub(super) const ALLOWED: &str = "udp/9000-9511";
 /// First destination port of what is denied, and how many: none of the allowed ones.
 const PORT: u16 = 10_000;
 const PORTS: u64 = 50_000;
@@ -127,13 +127,13 @@ impl Bench for Deny {
 
 /// Frames of connections that nobody has, each of another one.
 #[derive(Debug)]
-struct Fresh {
+pub(super) struct Fresh {
     frame: Vec<u8>,
     number: u64,
 }
 
 impl Fresh {
-    fn new(reply: Reply) -> Self {
+    pub(super) fn new(reply: Reply) -> Self {
         let mut frame = headers(reply, proto::UDP, BYTES - 14, 0);
         frame.extend([0; 4]);
         frame.extend((BYTES - 34).to_be_bytes());
@@ -156,7 +156,7 @@ impl Source for Fresh {
 }
 
 /// Both guests send what is denied: seconds, and what the switch did.
-fn denied_for(
+pub(super) fn denied_for(
     rig: &mut Rig<Load>,
     fresh: &mut [Fresh; 2],
     time: Duration,

@@ -26,6 +26,7 @@ mod mlr;
 mod ndr;
 mod options;
 mod policy;
+mod response;
 mod rig;
 mod sample;
 mod start;
@@ -58,6 +59,7 @@ pub use memory::{Memory, MemoryFigures, Resident};
 pub use ndr::{Carried, Ndr, NdrFigures};
 pub use options::{On, Repeats, Rings, Traffic};
 pub use policy::{PolicyChange, PolicyChangeFigures};
+pub use response::{Responding, RespondingFigures, Watched};
 pub use start::{Start, StartFigures};
 pub use stats::Summary;
 pub use table::{Scaling, Stalls, TableAlone, TableFigures};
@@ -178,6 +180,9 @@ pub enum BenchError {
     /// A policy was applied, and frames that it denies went on arriving.
     #[error("frames that the new policy denies still arrived half a second after it was applied")]
     NotEnforced,
+    /// A suspect was not put into quarantine.
+    #[error("a suspect's open connection went on for five seconds: nobody contained it")]
+    NotContained,
     /// No memory for a connection table.
     #[error(transparent)]
     Table(#[from] flowtable::TableError),

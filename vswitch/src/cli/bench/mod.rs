@@ -15,6 +15,7 @@ mod loopback;
 mod memory;
 mod ndr;
 mod policy;
+mod response;
 mod start;
 mod svg;
 mod table;
@@ -57,6 +58,7 @@ pub(super) enum BenchCommand {
     Memory(bench::Memory),
     Idle(bench::Idle),
     Acl(bench::Acl),
+    Response(bench::Responding),
     #[cfg(feature = "manager")]
     Ask(bench::Asking),
     #[cfg(feature = "manager")]
@@ -77,6 +79,7 @@ pub(super) fn bench(command: BenchCommand, out: Out) -> Result<Answer, Failure> 
         BenchCommand::Memory(config) => measure(config, out, memory::show),
         BenchCommand::Idle(config) => measure(config, out, idle::show),
         BenchCommand::Acl(config) => measure(config, out, acl::show),
+        BenchCommand::Response(config) => measure(config, out, response::show),
         #[cfg(feature = "manager")]
         BenchCommand::Ask(config) => measure(config, out, ask::show),
         #[cfg(feature = "manager")]

@@ -1,4 +1,4 @@
-//! `vswitch demo` and `vswitch demo finance`, as a new user runs them: with and without root, stopped by Ctrl-C, and killed.
+//! `vswitch demo`, `demo finance` and `demo contain`, as a new user runs them: with and without root, stopped by Ctrl-C, and killed.
 
 mod common;
 
@@ -52,6 +52,34 @@ const FINANCE: [&str; 19] = [
     "ledger",
     "conserved",
 ];
+
+/// The steps of `demo contain`, in order.
+const CONTAIN: [&str; 10] = [
+    "attached",
+    "serves",
+    "suspected",
+    "kept",
+    "released",
+    "restarted",
+    "readmitted",
+    "again",
+    "ledger",
+    "conserved",
+];
+
+/// The facts a reader of `demo contain` would look for.
+fn check_contain(document: &str, vm: bool) {
+    let mode = if vm { "virtual machine" } else { "guest" };
+    let fact = held(document, &CONTAIN, mode);
+    assert_eq!(fact("attached", "ports_up"), 6);
+    assert_eq!(fact("kept", "kept"), 1);
+    assert_eq!(fact("restarted", "trusted"), vm);
+    assert_eq!(fact("restarted", "readmitted"), u32::from(vm));
+    assert_eq!(fact("readmitted", "asked"), !vm);
+    assert_eq!(fact("again", "restarts"), 1);
+    assert_eq!(fact("ledger", "intact"), true);
+    assert_eq!(fact("conserved", "difference"), 0);
+}
 
 /// The facts a reader of `demo finance` would look for.
 fn check_finance(document: &str, people: bool) {
@@ -222,6 +250,33 @@ fn finance_without_root_is_played_by_one_person() {
     };
     let demo = demo_without_root(&lab, &["finance", "--json"]);
     check_finance(&process::run_ok(demo, LIMIT), false);
+}
+
+#[test]
+fn contain_restarts_a_real_machine_where_there_are_qemu_and_a_guest() {
+    let Some(lab) = Lab::open(&[Need::Vm]) else {
+        return;
+    };
+    // As in a build's directory: the program, and beside its directory the guest.
+    let (program, assets) = (lab.path("debug/vswitch"), lab.path("test-assets"));
+    fs::create_dir(lab.path("debug")).expect("the lab's directory is writable");
+    fs::copy(binary(), &program).expect("the lab's directory is writable");
+    std::os::unix::fs::symlink(common::vm::image_dir(), assets).expect("it is not there yet");
+    let mut demo = process::command(program);
+    demo.args(["demo", "contain", "--json"]);
+    // Three boots of some seconds without KVM.
+    check_contain(&process::run_ok(demo, LIMIT * 5), true);
+}
+
+#[test]
+fn contain_without_root_and_a_machine_shows_what_a_guest_shows() {
+    let Some(lab) = Lab::open(&[Need::Program("setpriv")]) else {
+        return;
+    };
+    let demo = demo_without_root(&lab, &["contain", "--json"]);
+    let document = process::run_ok(demo, LIMIT);
+    check_contain(&document, false);
+    assert!(document.contains("no VM"), "{document}");
 }
 
 /// Somebody looks around in it from another terminal; and no daemon outlives it, also when it is killed.

@@ -70,7 +70,7 @@ fn the_finance_files_are_valid_and_have_what_they_shall_show() {
     assert_eq!(recorded.count(), 1);
 }
 
-/// `docs/suspicion.md` explains them.
+/// `docs/suspicion.md` explains them, and `vswitch demo contain` plays them.
 #[test]
 fn the_files_about_containment_are_valid_and_have_what_they_shall_show() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/contain");
@@ -79,7 +79,9 @@ fn the_files_about_containment_are_valid_and_have_what_they_shall_show() {
     let mut actions: Vec<_> = responses.iter().map(|r| r.action.name()).collect();
     actions.sort_unstable();
     actions.dedup();
-    assert_eq!(actions, ["ask", "notify", "quarantine"]);
+    assert_eq!(actions, ["ask", "notify", "quarantine", "restart"]);
+    let workloads = desired.ports.iter().flat_map(|p| &p.workloads);
+    assert_eq!(workloads.filter(|w| w.restart.is_some()).count(), 1);
     assert!(responses.iter().any(|r| r.staged) && responses.iter().any(|r| !r.keep.is_empty()));
 }
 

@@ -61,7 +61,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show what the switch does, on this machine, without configuration: guests and, as root, containers on one switch;
-    /// or `finance`, decisions and Chinese walls. Exit code 0: everything it showed held.
+    /// or `finance`, decisions and Chinese walls; or `contain`, suspicion and restart. Exit code 0: everything it showed held.
     #[cfg(feature = "demo")]
     Demo {
         /// What to show.

@@ -1,14 +1,19 @@
 //! `vswitch demo`: the main job on this machine, without configuration. A switch in this process,
 //! containers and guests attached to it, and a look at what the firewall lets through. Start at
-//! [`run`]. `finance` is another one, about decisions and walls, with a daemon as its switch.
+//! [`run`]. `finance` is another one, about decisions and walls, and `contain` a third one, about suspicion and what follows; both
+//! with a daemon as their switch ([`floor`]).
 //!
 //! Everything made is named after this process ([`place`]) and goes with it; what a killed run
 //! left behind, the next one removes. A running daemon is not touched: sockets, namespaces and
 //! interfaces are the demo's own.
 
+#[cfg(feature = "manager")]
+mod contain;
 mod container;
 #[cfg(feature = "manager")]
 mod finance;
+#[cfg(feature = "manager")]
+mod floor;
 mod guest;
 mod host;
 mod loader;
@@ -93,6 +98,9 @@ pub enum Topic {
     /// Decisions and walls, as `examples/finance` has them.
     #[cfg(feature = "manager")]
     Finance,
+    /// Suspicion, quarantine and restart, as `examples/contain` has them; with a real VM where there are QEMU and a guest for it.
+    #[cfg(feature = "manager")]
+    Contain,
 }
 
 /// What the demo is asked for.
@@ -206,6 +214,8 @@ pub fn run(options: Options) -> bool {
         Topic::Firewall => show(options, &mut report),
         #[cfg(feature = "manager")]
         Topic::Finance => finance::show(options, &mut report),
+        #[cfg(feature = "manager")]
+        Topic::Contain => contain::show(options, &mut report),
     };
     match shown {
         Ok(()) => report.held(),
@@ -289,6 +299,7 @@ fn end(
     ];
     if cfg!(feature = "manager") {
         next.push(("decisions and walls", format!("{name} demo finance")));
+        next.push(("suspicion and restart", format!("{name} demo contain")));
     }
     let mode = match &scene {
         Some(s) if !s.wirings.is_empty() => "containers and guests",

@@ -2,9 +2,11 @@
 //! process id, and how what killed runs left behind is found and removed.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
@@ -14,6 +16,8 @@ use crate::sys::peer::euid;
 const PREFIX: &str = "vsdemo-";
 /// Interfaces: `vs<pid>-<name>`, because a name has room for 15 bytes and a pid has up to 7.
 const LINK_PREFIX: &str = "vs";
+/// QEMU's monitor (QMP), in the directory.
+pub(super) const MONITOR: &str = "web-1.qmp";
 /// Room in a Unix socket's address (unix(7)), the zero at the end not counted.
 const SOCKET_PATH_BYTES: usize = 107;
 /// Room for the longest name of a socket in the directory.
@@ -76,6 +80,18 @@ fn temp() -> PathBuf {
     }
 }
 
+/// Ends the QEMU whose monitor is in this directory, if there is one: restarters start it so that it stays when they end.
+pub(super) fn end_machine(dir: &Path) {
+    if let Ok(mut monitor) = UnixStream::connect(dir.join(MONITOR)) {
+        let words = b"{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"quit\"}\n";
+        let _ = monitor.set_read_timeout(Some(Duration::from_secs(5)));
+        // Until it has read that, and is gone.
+        let _ = monitor
+            .write_all(words)
+            .and_then(|()| io::copy(&mut monitor, &mut io::sink()));
+    }
+}
+
 /// Removes what runs left behind that no longer live; returns what that was. Call it before
 /// anything is made here.
 pub(super) fn sweep() -> Vec<String> {
@@ -101,7 +117,11 @@ pub(super) fn sweep() -> Vec<String> {
         let path = temp().join(&name);
         // Of this user's: in a directory that everybody may write to, a name proves nothing.
         let own = fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir() && m.uid() == euid());
-        if own && is_stale(&name, PREFIX) && fs::remove_dir_all(&path).is_ok() {
+        if !own || !is_stale(&name, PREFIX) {
+            continue;
+        }
+        end_machine(&path);
+        if fs::remove_dir_all(&path).is_ok() {
             removed.push(format!("directory {}", path.display()));
         }
     }

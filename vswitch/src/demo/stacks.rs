@@ -63,6 +63,12 @@ impl Stacks {
         Ok(self.resident(who)?.host.as_mut())
     }
 
+    /// Who is called so.
+    #[cfg(feature = "manager")]
+    pub(super) fn called(&self, name: &str) -> Option<Who> {
+        self.residents.iter().position(|r| r.name == name).map(Who)
+    }
+
     /// What the host is called.
     pub(super) fn name(&self, who: Who) -> &str {
         self.residents.get(who.0).map_or("nobody", |r| &r.name)
@@ -155,7 +161,7 @@ impl Stacks {
         Ok(())
     }
 
-    fn state(&mut self, (who, sock): (Who, Sock)) -> Result<State, Halt> {
+    pub(super) fn state(&mut self, (who, sock): (Who, Sock)) -> Result<State, Halt> {
         Ok(self.host(who)?.state(sock))
     }
 

@@ -1,17 +1,30 @@
 //! `vswitch demo finance`: decisions and walls as `examples/finance` has them, on a daemon of its own, with the commands that
-//! people type. Start at [`show`]; who takes part is in [`floor`], what is shown in [`steps`].
+//! people type. Start at [`show`]; who takes part is in [`super::floor`], what is shown in [`steps`].
 
-mod floor;
 mod steps;
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::floor::{self, Cast, Files, Floor};
 use super::report::{Report, Shown};
 use super::stacks::Pair;
 use super::{Halt, Options, Stop, command_name, not_in_path, swept};
-use floor::{Cast, Floor};
+
+/// The files of `examples/finance`, as they are.
+const FILES: Files<'_> = Files {
+    switch: include_str!("../../../../examples/finance/switch.toml"),
+    others: &[
+        ("policy.toml", POLICY),
+        (
+            "decisions.cedar",
+            include_str!("../../../../examples/finance/decisions.cedar"),
+        ),
+    ],
+    elsewhere: None,
+};
+const POLICY: &str = include_str!("../../../../examples/finance/policy.toml");
 
 /// Shows something.
 type Step = fn(&mut Floor) -> Shown;
@@ -106,7 +119,7 @@ const STEPS: [(&str, &str, Step); 18] = [
     (
         "conserved",
         "Every frame is accounted for",
-        steps::conserved,
+        floor::conserved,
     ),
 ];
 
@@ -116,7 +129,7 @@ pub(super) fn show(options: Options, report: &mut Report) -> Result<(), Halt> {
     report.say("vswitch demo finance: a daemon with the files of examples/finance, and a guest at each port\n");
     let place = swept(report)?;
     let floor = report.step("attached", "Everybody is attached", || {
-        let (floor, why) = Floor::open(&place, options.keep, &stop)?;
+        let (floor, why) = Floor::open(&place, FILES, options.keep, &stop)?;
         Ok((steps::attached(&floor)?, (floor, why)))
     })?;
     let mode = match &floor {

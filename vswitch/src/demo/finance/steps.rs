@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::super::floor::{Cast, Floor, each, text};
 use super::super::report::{Evidence, Shown, ok};
 use super::super::stacks::{Attempt, LIMIT};
 use super::super::{Halt, require};
-use super::floor::{Cast, Floor, POLICY, Said};
+use super::POLICY;
 
 /// Services that the policy's rules name.
 const POSTGRES: u16 = 5432;
@@ -21,22 +22,6 @@ const ORDER_BOOK: &str = "order-book";
 const PAYMENTS: &str = "payments";
 /// The payment that is played.
 const PAYMENT: &str = "pay-4711";
-
-impl Evidence {
-    /// A command as it is typed, and those lines of what it says that `wanted` finds.
-    fn said(self, said: &Said, mut wanted: impl FnMut(&str) -> bool) -> Self {
-        let mut evidence = self.line(said.typed.clone());
-        for line in said.text.lines().filter(|line| wanted(line)) {
-            evidence = evidence.line(format!("  {}", line.trim()));
-        }
-        evidence
-    }
-
-    /// A command, and all that it says.
-    fn all(self, said: &Said) -> Self {
-        self.said(said, |_| true)
-    }
-}
 
 /// The files are valid, and everybody is there.
 pub(super) fn attached(floor: &Floor) -> Result<Evidence, Halt> {
@@ -57,14 +42,6 @@ pub(super) fn attached(floor: &Floor) -> Result<Evidence, Halt> {
         .line(people)
         .fact("ports_up", status["ports_up"].clone())
         .fact("walls", walls.len()))
-}
-
-fn each(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 /// What the ledger says of an answer, as a line.
@@ -467,20 +444,4 @@ pub(super) fn ledger(floor: &mut Floor) -> Shown {
         .all(&verify)
         .fact("intact", true)
         .fact("walls_denied", each(&denied).count()))
-}
-
-pub(super) fn conserved(floor: &mut Floor) -> Shown {
-    let start = Instant::now();
-    let sum = loop {
-        let sum = floor.json(&["stats"])?["conservation"].clone();
-        if sum["difference"] == 0 {
-            break sum;
-        }
-        // The numbers are not read in one instant.
-        floor.in_time(start, "every frame to be accounted for")?;
-    };
-    let stats = floor.ask(&["stats"])?.with_code(0)?;
-    ok(Evidence::new()
-        .said(&stats, |line| line.starts_with("conservation"))
-        .fact("difference", sum["difference"].clone()))
 }

@@ -1,4 +1,4 @@
-//! The trading floor: a daemon of its own, a guest at each of its ports, and people who use the `vswitch` command.
+//! A place with a daemon of its own, a guest at each of its ports, and people who use the `vswitch` command.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -11,19 +11,27 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::super::guest::GuestHost;
-use super::super::place::Place;
-use super::super::stacks::{Attempt, LIMIT, Pair, Resident, Stacks, Who};
-use super::super::{Halt, Stop, require};
+use super::guest::GuestHost;
+use super::place::Place;
+use super::report::{Evidence, Shown, ok};
+use super::stacks::{Attempt, LIMIT, Pair, Resident, Stacks, Who};
+use super::{Halt, Stop, require};
 use crate::config;
 use crate::control::state::{Desired, PortKind};
 use crate::sys::child::dies_with_us;
 use crate::sys::peer::euid;
 
-/// The files of `examples/finance`, as they are.
-const SWITCH: &str = include_str!("../../../../examples/finance/switch.toml");
-pub(super) const POLICY: &str = include_str!("../../../../examples/finance/policy.toml");
-const DECISIONS: &str = include_str!("../../../../examples/finance/decisions.cedar");
+/// What a floor is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files<'a> {
+    /// `switch.toml`.
+    pub(super) switch: &'a str,
+    /// What lies beside it: name and text.
+    pub(super) others: &'a [(&'a str, &'a str)],
+    /// The port that somebody else is attached to.
+    pub(super) elsewhere: Option<&'a str>,
+}
+
 /// This very program, also for whoever may not enter its directory (proc(5)).
 const SELF: &str = "/proc/self/exe";
 /// How long the daemon may take to start or to do something on a slow machine.
@@ -36,7 +44,7 @@ const ALONE: &str = "you";
 pub(super) enum Cast {
     /// Each person of the file is a user of his own: name and user.
     Each(Vec<(String, u32)>),
-    /// All jobs are one user's, ours.
+    /// All jobs are one user's, ours; or the files name nobody.
     Alone,
 }
 
@@ -56,7 +64,8 @@ pub(super) struct Floor {
     daemon: Daemon,
     pub(super) dir: PathBuf,
     pub(super) cast: Cast,
-    desired: Desired,
+    pub(super) desired: Desired,
+    elsewhere: Option<String>,
     pub(super) stop: Stop,
 }
 
@@ -101,9 +110,9 @@ fn vswitch(dir: &Path) -> Command {
     command
 }
 
-/// The example's `switch.toml`, with its files in `dir`; without users for each person, one more, who is us.
-fn switch_toml(dir: &Path, alone: bool) -> Result<String, Halt> {
-    let mut machine: toml::Table = SWITCH.parse()?;
+/// A `switch.toml` with its files in `dir`; without users for each person, one more, who is us.
+fn switch_toml(dir: &Path, text: &str, alone: bool) -> Result<String, Halt> {
+    let mut machine: toml::Table = text.parse()?;
     let here = |table: &mut toml::Table, key: &str| {
         let old = table.get(key).and_then(toml::Value::as_str);
         let name = old.and_then(|path| Path::new(path).file_name());
@@ -140,7 +149,7 @@ fn switch_toml(dir: &Path, alone: bool) -> Result<String, Halt> {
     Ok(machine.to_string())
 }
 
-fn tables<'t>(
+pub(super) fn tables<'t>(
     machine: &'t mut toml::Table,
     key: &str,
 ) -> impl Iterator<Item = &'t mut toml::Table> {
@@ -151,14 +160,10 @@ fn tables<'t>(
 }
 
 /// Writes the files, readable for everybody: people check them, too.
-fn write_files(dir: &Path, alone: bool) -> Result<Desired, Halt> {
-    let machine = switch_toml(dir, alone)?;
-    let files = [
-        ("switch.toml", &*machine),
-        ("policy.toml", POLICY),
-        ("decisions.cedar", DECISIONS),
-    ];
-    for (name, text) in files {
+fn write_files(dir: &Path, files: Files<'_>, alone: bool) -> Result<Desired, Halt> {
+    let machine = switch_toml(dir, files.switch, alone)?;
+    let machine = [("switch.toml", &*machine)];
+    for (name, text) in machine.iter().chain(files.others) {
         write(dir, name, text)?;
     }
     Ok(config::load(&dir.join("switch.toml"))?)
@@ -197,18 +202,24 @@ impl Floor {
     /// Starts the daemon and attaches everybody. `keep`: whoever looks around is one user.
     pub(super) fn open(
         place: &Place,
+        files: Files<'_>,
         keep: bool,
         stop: &Stop,
     ) -> Result<(Self, Option<String>), Halt> {
         let dir = place.dir().to_owned();
-        let mut desired = write_files(&dir, false)?;
-        let why = if keep {
+        let mut desired = write_files(&dir, files, false)?;
+        let nobody = desired.switch.people.is_empty();
+        let why = if nobody {
+            None
+        } else if keep {
             Some("all people are one user, you, so that you can look around".to_owned())
         } else {
             only_one_user(&dir, &desired)?
         };
-        let cast = if why.is_some() {
-            desired = write_files(&dir, true)?;
+        let cast = if nobody {
+            Cast::Alone
+        } else if why.is_some() {
+            desired = write_files(&dir, files, true)?;
             Cast::Alone
         } else {
             let people = desired.switch.people.iter();
@@ -224,6 +235,7 @@ impl Floor {
             dir,
             cast,
             desired,
+            elsewhere: files.elsewhere.map(str::to_owned),
             stop: stop.clone(),
         };
         floor.attach()?;
@@ -248,7 +260,9 @@ impl Floor {
             self.in_time(start, "the daemon to answer")?;
         }
         let mut residents = Vec::new();
-        for (n, port) in (1..).zip(&self.desired.ports) {
+        let ports = self.desired.ports.iter();
+        let ours = ports.filter(|port| self.elsewhere.as_ref() != Some(&port.name));
+        for (n, port) in (1..).zip(ours) {
             let w = port.workloads.first();
             let addresses = w.and_then(|w| w.mac.first().copied().zip(w.ip.first().copied()));
             let (Some((mac, IpAddr::V4(ip))), PortKind::VhostUser { socket, .. }) =
@@ -263,8 +277,8 @@ impl Floor {
                 host: Box::new(GuestHost::connect(socket, mac, ip, n)?),
             });
         }
+        let ports = residents.len();
         self.stacks = Stacks::new(residents, &self.stop);
-        let ports = self.desired.ports.len();
         while self.json(&["status"])?["ports_up"] != ports {
             self.in_time(start, "all guests to be attached")?;
         }
@@ -273,8 +287,18 @@ impl Floor {
 
     /// A moment's pause while something is waited for, within bounds.
     pub(super) fn in_time(&mut self, start: Instant, what: &str) -> Result<(), Halt> {
-        require(start.elapsed() < PATIENCE, || {
-            format!("waited {PATIENCE:?} in vain for {what}")
+        self.within(PATIENCE, start, what)
+    }
+
+    /// The same, within these bounds.
+    pub(super) fn within(
+        &mut self,
+        limit: Duration,
+        start: Instant,
+        what: &str,
+    ) -> Result<(), Halt> {
+        require(start.elapsed() < limit, || {
+            format!("waited {limit:?} in vain for {what}")
         })?;
         self.stacks.pump(Duration::from_millis(10))
     }
@@ -365,9 +389,8 @@ impl Floor {
         }
     }
 
-    fn who(&self, name: &str) -> Result<Who, Halt> {
-        let mut ports = self.desired.ports.iter();
-        let at = ports.position(|port| port.name == name).map(Who);
+    pub(super) fn who(&self, name: &str) -> Result<Who, Halt> {
+        let at = self.stacks.called(name);
         at.ok_or_else(|| Halt::failed(format!("no workload is called {name}")))
     }
 
@@ -439,4 +462,47 @@ impl Said {
         })?;
         Ok(self)
     }
+}
+
+impl Evidence {
+    /// A command as it is typed, and those lines of what it says that `wanted` finds.
+    pub(super) fn said(self, said: &Said, mut wanted: impl FnMut(&str) -> bool) -> Self {
+        let mut evidence = self.line(said.typed.clone());
+        for line in said.text.lines().filter(|line| wanted(line)) {
+            evidence = evidence.line(format!("  {}", line.trim()));
+        }
+        evidence
+    }
+
+    /// A command, and all that it says.
+    pub(super) fn all(self, said: &Said) -> Self {
+        self.said(said, |_| true)
+    }
+}
+
+/// What is in a list.
+pub(super) fn each(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// A text, or none.
+pub(super) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Every frame there was is accounted for.
+pub(super) fn conserved(floor: &mut Floor) -> Shown {
+    let start = Instant::now();
+    let sum = loop {
+        let sum = floor.json(&["stats"])?["conservation"].clone();
+        if sum["difference"] == 0 {
+            break sum;
+        }
+        // The numbers are not read in one instant.
+        floor.in_time(start, "every frame to be accounted for")?;
+    };
+    let stats = floor.ask(&["stats"])?.with_code(0)?;
+    ok(Evidence::new()
+        .said(&stats, |line| line.starts_with("conservation"))
+        .fact("difference", sum["difference"].clone()))
 }

@@ -169,12 +169,15 @@ fn people_answer_what_waits() {
             (all.len() == n).then_some(all)
         })
     };
+    let verdicts = recorded("verdict", 2);
+    // A question that was answered at once is recorded with its answer.
+    let told = verdicts.iter().filter(|r| !r["body"]["question"].is_null());
+    let asks = recorded("ask", 2 - told.count());
     assert!(
-        recorded("ask", 2)
-            .iter()
+        asks.iter()
+            .chain(&verdicts)
             .all(|r| r["workload"] == "a" && r["port"] == "a")
     );
-    let verdicts = recorded("verdict", 2);
     let said = |n: usize, key: &str| verdicts[n]["body"][key].clone();
     assert_eq!(
         (said(0, "ask"), said(0, "verdict")),

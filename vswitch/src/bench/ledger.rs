@@ -280,6 +280,7 @@ fn entry(n: u64) -> Entry {
             reason: "office hours".to_owned(),
             scope: "connection".to_owned(),
             ttl_s: 600,
+            question: None,
         };
         Entry::by("manager", verdict)
     };

@@ -735,6 +735,7 @@ impl Control {
         self.ports.clear();
         self.closing.clear();
         let generation = self.shared.snapshots.generation();
+        self.record_waiting(u64::MAX);
         self.recorder.close(generation);
     }
 }

@@ -6,14 +6,16 @@
 //! it was asked for (their *incarnations*) and the rules that asked, and is taken back when one of these changes.
 
 mod kept;
+mod record;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::atomic::Ordering::Relaxed;
 
 use ahash::AHashMap as HashMap;
 use flowtable::{Endpoint, FlowKey, Participant};
 pub(super) use kept::Kept;
+pub(super) use record::Answered;
+use record::{Concluded, EXCESS_NS};
 use tracing::{info, warn};
 
 use super::api::{ApiError, AskAnswer, AskInfo, ErrorCode};
@@ -26,10 +28,9 @@ use super::state::Desired;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::{Answer, Topic};
 use crate::datapath::worker::WorkerHandle;
-use crate::drop_reason::DropReason;
 use crate::event::{About, AskEvent, Consumer, NONE_U32};
 use crate::packet::proto;
-use crate::policy::model::{OnExpiry, Otherwise, Record, Rule, Scope};
+use crate::policy::model::{OnExpiry, Otherwise, Scope};
 use crate::policy::{Asking, Classifier, Judgement, RuleId, Verdict, Why};
 use crate::port::PortId;
 
@@ -41,10 +42,6 @@ const PER_WORKLOAD: usize = 64;
 const BACK_OFF_NS: u64 = 1_000_000_000;
 /// The longest: a service that was asked for in vain is asked for again within a minute.
 const BACK_OFF_MAX_NS: u64 = 60 * BACK_OFF_NS;
-/// How often what was asked too much is recorded.
-const EXCESS_NS: u64 = 1_000_000_000;
-/// How long a record may take to be durable: no disk that works needs as long.
-const RECORD_NS: u64 = 5_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 const MS_NS: u64 = 1_000_000;
 
@@ -68,6 +65,8 @@ pub(super) struct Pending {
     askers: u32,
     /// It was answered by rules of this process.
     pub(super) by_rules: bool,
+    /// It is recorded that it was asked.
+    recorded: bool,
 }
 
 impl Pending {
@@ -94,37 +93,6 @@ pub(super) struct Given {
     pub(super) yes: bool,
     pub(super) scope: Scope,
     pub(super) ttl_s: u32,
-}
-
-/// An answer, as it is recorded.
-#[derive(Debug)]
-// Without a ledger nobody reads it.
-#[cfg_attr(not(feature = "manager"), allow(dead_code))]
-pub(super) struct Answered<'a> {
-    /// To this.
-    pub(super) ask: &'a AskInfo,
-    /// Whose port asked.
-    pub(super) port: &'a str,
-    /// Under which rules.
-    pub(super) generation: u64,
-    /// Somebody was asked; if not, only the record was waited for.
-    pub(super) asked: bool,
-    /// Yes or no.
-    pub(super) yes: bool,
-    /// Why.
-    pub(super) why: &'a str,
-    /// What it is about.
-    pub(super) scope: Scope,
-    /// For how long.
-    pub(super) ttl_s: u64,
-}
-
-/// An answer that is given when its record is durable.
-#[derive(Debug)]
-struct Concluded {
-    about: FlowKey,
-    answer: Answer,
-    why: String,
 }
 
 /// An answer that stands, or did until a moment ago.
@@ -169,6 +137,8 @@ pub(super) struct Asks {
     recording: HashMap<u64, Concluded>,
     /// Of those that wait: until when, and their ids.
     deadlines: BTreeSet<(u64, u64)>,
+    /// Those that were asked a moment ago, and when.
+    fresh: VecDeque<(u64, u64)>,
     /// By what they are about: a topic, or one connection.
     standing: Kept<Standing>,
     incarnations: HashMap<AttachmentId, u64>,
@@ -192,6 +162,7 @@ impl Asks {
             by_question: HashMap::new(),
             recording: HashMap::new(),
             deadlines: BTreeSet::new(),
+            fresh: VecDeque::new(),
             standing: Kept::new(PER_WORKLOAD),
             incarnations: HashMap::new(),
             cut: false,
@@ -266,7 +237,8 @@ impl Asks {
     /// When there is something to do without being asked.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         let pending = self.deadlines.first().map(|(at, _)| *at);
-        pending.into_iter().chain(self.standing.next_ns()).min()
+        let ends = pending.into_iter().chain(self.standing.next_ns());
+        ends.chain(self.next_record_ns()).min()
     }
 }
 
@@ -311,24 +283,6 @@ fn asking(classifier: &Classifier, e: &AskEvent) -> Option<Asking> {
         return classifier.asking_suspect(&judgement);
     }
     classifier.asking(&judgement)
-}
-
-/// What is recorded of an answer.
-fn verdict<'a>(pending: &'a Pending, answer: &Answer, why: &'a str, now_ns: u64) -> Answered<'a> {
-    Answered {
-        ask: &pending.shown,
-        port: &pending.port,
-        generation: pending.first.generation,
-        asked: pending.asking.answer,
-        yes: answer.yes,
-        why,
-        scope: if answer.once {
-            Scope::Connection
-        } else {
-            Scope::Service
-        },
-        ttl_s: answer.expires_ns.saturating_sub(now_ns) / SECOND_NS,
-    }
 }
 
 fn log(ask: &AskInfo, what: &str, why: Option<&str>) {
@@ -381,8 +335,7 @@ impl Control {
                 })
             });
             if let Some(id) = last {
-                self.asks.forget(id);
-                self.cancel_at_manager(id);
+                self.withdraw(id);
             }
             return;
         }
@@ -406,6 +359,7 @@ impl Control {
             over_budget: self.over_budget(event.port),
             askers: 1,
             by_rules: false,
+            recorded: false,
         };
         let why = if asking.answer {
             self.readmits(&event, &asking, now_ns)
@@ -425,37 +379,14 @@ impl Control {
         }
         log(&pending.shown, "ask", None);
         self.tell_ask("ask", &pending.shown, None);
-        let Pending { shown, port, .. } = &pending;
-        self.recorder.asked(event.generation, shown, port);
+        self.asks.fresh.push_back((now_ns, id));
         self.asks.remember(id, pending);
         self.ask_manager(id, now_ns);
     }
 
-    /// What a port had dropped for asking too much.
-    fn over_budget(&self, port: u16) -> u64 {
-        let cells = self.shared.counters.iter();
-        let cells = cells.filter_map(|c| c.ports.get(usize::from(port)));
-        cells
-            .map(|cell| cell.drops.get(DropReason::AskOverBudget))
-            .sum()
-    }
-
-    /// What was dropped for asking too much is one record of each port.
-    fn record_excess(&mut self) {
-        let generation = self.shared.snapshots.generation();
-        for open in &self.ports {
-            let port = open.port.id.0;
-            let now = self.over_budget(port);
-            let before = self.asks.excess.insert(port, now).unwrap_or_default();
-            if now > before {
-                let name = &open.config.name;
-                self.recorder.excess(generation, name, now - before);
-            }
-        }
-    }
-
     /// Answers what has waited long enough, forgets answers whose time is over, and wakes whoever waits for those of this turn.
     pub(super) fn tick_asks(&mut self, now_ns: u64) {
+        self.record_waiting(now_ns);
         while let Some((id, pending, concluded)) = self.asks.take_late(now_ns) {
             if let Some(concluded) = concluded {
                 self.unrecorded(&pending, concluded, "not in time", now_ns);
@@ -494,79 +425,6 @@ impl Control {
         if cut {
             self.judge_again();
         }
-    }
-
-    /// Somebody has decided, or something: it is recorded, and the answer given; before that, if its rule says so, what is to be
-    /// admitted must be durable.
-    fn decided(
-        &mut self,
-        about: FlowKey,
-        (id, mut pending): (u64, Pending),
-        answer: Answer,
-        why: &str,
-        now_ns: u64,
-    ) {
-        let record = verdict(&pending, &answer, why, now_ns);
-        if !answer.yes || pending.asking.record == Record::No {
-            self.recorder.answered(&record);
-            self.give(about, &pending, answer, why, now_ns);
-            return;
-        }
-        let concluded = Concluded {
-            about,
-            answer,
-            why: why.to_owned(),
-        };
-        match self.recorder.answer_first(&record, id) {
-            Ok(()) => {
-                pending.deadline_ns = now_ns + RECORD_NS;
-                self.asks.remember(id, pending);
-                self.asks.recording.insert(id, concluded);
-            }
-            Err(refused) => self.unrecorded(&pending, concluded, &refused, now_ns),
-        }
-    }
-
-    /// Gives the answers whose records are durable.
-    pub(super) fn take_recorded(&mut self, now_ns: u64) {
-        for (id, result) in self.recorder.recorded() {
-            let Some(concluded) = self.asks.recording.remove(&id) else {
-                self.wall_recorded(id, result, now_ns);
-                continue;
-            };
-            let Some(pending) = self.asks.forget(id) else {
-                continue;
-            };
-            match result {
-                Ok(()) => {
-                    let Concluded { about, answer, why } = concluded;
-                    self.give(about, &pending, answer, &why, now_ns);
-                }
-                Err(refused) => self.unrecorded(&pending, concluded, &refused, now_ns),
-            }
-        }
-        let records = self.recorder.records();
-        if self.shared.verdicts.records().swap(records, Relaxed) != records {
-            let strict = |rule: &Rule| rule.require_record == Record::Strict;
-            if self.desired.policy.rules.iter().any(strict) {
-                self.judge_again();
-            }
-        }
-    }
-
-    /// What was to be admitted is not: there is no record of it.
-    fn unrecorded(&mut self, pending: &Pending, concluded: Concluded, refused: &str, now_ns: u64) {
-        let why = format!("{}, but not recorded: {refused}", concluded.why);
-        let answer = Answer {
-            yes: false,
-            once: false,
-            ..concluded.answer
-        };
-        if pending.asking.answer {
-            let record = verdict(pending, &answer, &why, now_ns);
-            self.recorder.answered(&record);
-        }
-        self.give(concluded.about, pending, answer, &why, now_ns);
     }
 
     /// Gives an answer to those who wait, and to whom it concerns later.
@@ -693,24 +551,26 @@ impl Control {
         }
         let yes = given.yes;
         let given = Given { yes, scope, ttl_s };
-        let answered = self.conclude(id, given, "answered", now_ns);
+        let info = pending.at(now_ns);
+        self.conclude(id, given, "answered", now_ns);
         self.cancel_at_manager(id);
-        answered.ok_or_else(|| ApiError::new(ErrorCode::Usage, "it does not wait any more"))
+        Ok(info)
     }
 
-    /// Has a question answered like this, which its rule admits. `None`: it does not wait any more.
+    /// Has a question answered like this, which its rule admits, if it waits for an answer.
     pub(super) fn conclude(
         &mut self,
         id: u64,
         Given { yes, scope, ttl_s }: Given,
         why: &str,
         now_ns: u64,
-    ) -> Option<AskInfo> {
+    ) {
         if self.asks.recording.contains_key(&id) {
-            return None;
+            return;
         }
-        let pending = self.asks.forget(id)?;
-        let info = pending.at(now_ns);
+        let Some(pending) = self.asks.forget(id) else {
+            return;
+        };
         let answer = Answer {
             yes,
             once: yes && scope == Scope::Connection,
@@ -730,7 +590,14 @@ impl Control {
         };
         self.deciding.concluded(&pending.topic, outcome, now_ns);
         self.decided(about, (id, pending), answer, why, now_ns);
-        Some(info)
+    }
+
+    /// Nobody waits for an answer any more.
+    fn withdraw(&mut self, id: u64) {
+        if let Some(mut pending) = self.asks.forget(id) {
+            pending.record(&self.recorder);
+            self.cancel_at_manager(id);
+        }
     }
 
     /// Takes back what rules of this process have answered, or of that only what has this workload at an end: other rules, or of
@@ -788,8 +655,7 @@ impl Control {
         let void: Vec<_> = void.map(|(id, _)| *id).collect();
         for id in void {
             // What waits for it is given up by the worker, or asked about anew.
-            self.asks.forget(id);
-            self.cancel_at_manager(id);
+            self.withdraw(id);
         }
         self.asks.access.quiesce();
     }

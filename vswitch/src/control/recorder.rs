@@ -14,9 +14,9 @@ pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::bindings::{Bound, Quarantined, RESPONSES};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
-    ProposalDropped, Proposed, Quarantine, Release, ResponsesSwitched, Restart, RoleRefused,
-    Started, Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded, Verdict,
-    WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
+    ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched, Restart,
+    RoleRefused, Started, Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded,
+    Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
@@ -141,13 +141,20 @@ impl Recorder {
 
     /// Somebody is asked.
     pub(super) fn asked(&self, generation: u64, ask: &AskInfo, port: &str) {
+        let Question {
+            from,
+            to,
+            service,
+            connection,
+            rule,
+        } = question(ask);
         let record = Ask {
             ask: ask.id.clone(),
-            from: ask.from.clone(),
-            to: ask.to.clone(),
-            service: ask.service.clone(),
-            connection: connection(ask),
-            rule: ask.rule.clone(),
+            from,
+            to,
+            service,
+            connection,
+            rule,
         };
         let entry = self.entry(generation, record).workload(&ask.from);
         self.note(entry.port(port));
@@ -194,6 +201,7 @@ impl Recorder {
                 reason: answered.why.to_owned(),
                 scope: scope.to_owned(),
                 ttl_s: answered.ttl_s,
+                question: answered.fresh.then(|| question(ask)),
             };
             record.into()
         } else {
@@ -471,6 +479,16 @@ impl Recorder {
         if let Err(why) = ledger.note(entry) {
             error!("{kind} is not recorded: {why}");
         }
+    }
+}
+
+fn question(ask: &AskInfo) -> Question {
+    Question {
+        from: ask.from.clone(),
+        to: ask.to.clone(),
+        service: ask.service.clone(),
+        connection: connection(ask),
+        rule: ask.rule.clone(),
     }
 }
 

@@ -20,7 +20,7 @@ macro_rules! kinds {
     ($(
         $(#[doc = $says:literal])+
         $Kind:ident = $name:literal, $class:ident {
-            $($(#[doc = $what:literal])+ $field:ident: $type:ty,)*
+            $($(#[$what:meta])+ $field:ident: $type:ty,)*
         }
     )+) => {
         $(
@@ -28,7 +28,7 @@ macro_rules! kinds {
             #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
             #[serde(deny_unknown_fields)]
             pub struct $Kind {
-                $($(#[doc = $what])+ pub $field: $type,)*
+                $($(#[$what])+ pub $field: $type,)*
             }
 
             impl From<$Kind> for Body {
@@ -93,6 +93,22 @@ macro_rules! kinds {
             }
         }
     };
+}
+
+/// What a connection was held and asked about for.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// The initiator: workload, or address outside.
+    pub from: String,
+    /// The other end.
+    pub to: String,
+    /// What for, such as tcp/5432.
+    pub service: String,
+    /// The connection's addresses and ports.
+    pub connection: String,
+    /// The rule that asks.
+    pub rule: String,
 }
 
 kinds! {
@@ -167,7 +183,7 @@ kinds! {
         /// By what it is known: declared, dhcp, ...
         by: String,
     }
-    /// A connection was held and asked about.
+    /// A connection is held and asked about, and was not answered at once.
     Ask = "ask", Ordinary {
         /// The ask's id.
         ask: String,
@@ -194,6 +210,9 @@ kinds! {
         scope: String,
         /// For how long, seconds.
         ttl_s: u64,
+        /// What was asked, if the answer came at once: no record of kind `ask` comes before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<Question>,
     }
     /// A connection under a rule that admits nothing unrecorded; the record came first.
     Admitted = "admitted", Ordinary {

@@ -148,18 +148,29 @@ impl Search<'_> {
             connection == search.about || search.connections.contains(connection)
         };
         let mut ends = Vec::new();
+        // Told by itself, or with its answer.
+        let question = match &record.body {
+            Body::Ask(ask) => Some((&ask.ask, &ask.connection, [&ask.from, &ask.to])),
+            Body::Verdict(verdict) => {
+                let question = verdict.question.as_ref();
+                question.map(|q| (&verdict.ask, &q.connection, [&q.from, &q.to]))
+            }
+            _ => None,
+        };
+        if let Some((ask, connection, parties)) = question
+            && (ask.starts_with(self.about) || is(connection, self))
+        {
+            self.asks.insert(ask.clone());
+            self.connections.insert(connection.clone());
+            ends.extend(parties.map(Clone::clone));
+            self.found.insert(seq);
+        }
         match &record.body {
             Body::Started(_) => self.started = Some(seq),
             Body::PolicyApplied(_) => self.policy = Some(seq),
             Body::PortAdded(added) => {
                 let names = added.workloads.iter().chain(&record.port);
                 self.ports.extend(names.map(|name| (name.clone(), seq)));
-            }
-            Body::Ask(ask) if ask.ask.starts_with(self.about) || is(&ask.connection, self) => {
-                self.asks.insert(ask.ask.clone());
-                self.connections.insert(ask.connection.clone());
-                ends.extend([ask.from.clone(), ask.to.clone()]);
-                self.found.insert(seq);
             }
             Body::Verdict(verdict) if self.asks.contains(&verdict.ask) => {
                 self.found.insert(seq);

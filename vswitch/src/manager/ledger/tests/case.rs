@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::body::{PolicyApplied, PortAdded, Started, Verdict, WallCommitted, WallReserved};
+use super::super::body::{
+    PolicyApplied, PortAdded, Question, Started, Verdict, WallCommitted, WallReserved,
+};
 use super::super::case::{Case, case};
 use super::*;
 
@@ -40,6 +42,15 @@ fn made(dir: &Path) -> (PathBuf, PathBuf) {
         verdict: "allow".to_owned(),
         ..Verdict::default()
     };
+    let at_once = Verdict {
+        question: Some(Question {
+            from: "web-1".to_owned(),
+            to: "other".to_owned(),
+            connection: "at once".to_owned(),
+            ..Question::default()
+        }),
+        ..verdict("dd00000000000000")
+    };
     let entries: Vec<Entry> = vec![
         Entry::by("switch", Started::default()),
         Entry::by("files", PolicyApplied::default()),
@@ -52,6 +63,7 @@ fn made(dir: &Path) -> (PathBuf, PathBuf) {
         Entry::by("ann", verdict("bb00000000000000")),
         Entry::by("switch", reserved),
         Entry::by("switch", committed),
+        Entry::by("manager", at_once),
         Entry::by("switch", Stopped::default()),
     ];
     let mut first = None;
@@ -80,6 +92,10 @@ fn kinds(case: &Case, anchor: Option<&Path>) -> Vec<(u64, &'static str)> {
     records.map(|r| (r.seq, r.body.kind())).collect()
 }
 
+fn seqs(case: &Case) -> Vec<u64> {
+    kinds(case, None).into_iter().map(|(seq, _)| seq).collect()
+}
+
 #[test]
 fn a_case_has_all_of_one_question_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,6 +120,11 @@ fn a_case_has_all_of_one_question_and_nothing_of_others() {
         assert_eq!(kinds(&found, Some(&anchor)), want, "{about}");
         let verdict = found.verify(Some(&anchor), None).unwrap();
         assert_eq!(verdict.anchored, Some(want.len()));
+    }
+    for about in ["dd", "at once"] {
+        let found = case(&ledger, about, None).unwrap();
+        let want = [1, 2, 3, 5, 12];
+        assert_eq!(seqs(&found), want, "{about}");
     }
     for (about, why) in [("cc", "has no question"), ("", "has no question")] {
         let e = case(&ledger, about, None).unwrap_err().to_string();

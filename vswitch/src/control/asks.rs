@@ -76,6 +76,12 @@ impl Pending {
         &self.shown.rule
     }
 
+    /// The connection that came first.
+    #[cfg(feature = "manager")]
+    pub(super) fn connection(&self) -> String {
+        self.shown.connection()
+    }
+
     /// It, now.
     fn at(&self, now_ns: u64) -> AskInfo {
         let ms = |ns: u64| ns / MS_NS;
@@ -207,22 +213,22 @@ impl Asks {
         ids.filter(|id| !self.recording.contains_key(id)).collect()
     }
 
-    fn remember(&mut self, id: u64, pending: Pending) {
+    fn remember(&mut self, id: u64, pending: Box<Pending>) {
         self.by_question.insert(pending.question, id);
         self.deadlines.insert((pending.deadline_ns, id));
-        self.pending.insert(id, Box::new(pending));
+        self.pending.insert(id, pending);
     }
 
-    fn forget(&mut self, id: u64) -> Option<Pending> {
+    fn forget(&mut self, id: u64) -> Option<Box<Pending>> {
         let pending = self.pending.remove(&id)?;
         self.by_question.remove(&pending.question);
         self.recording.remove(&id);
         self.deadlines.remove(&(pending.deadline_ns, id));
-        Some(*pending)
+        Some(pending)
     }
 
     /// Takes one that has waited long enough.
-    fn take_late(&mut self, now_ns: u64) -> Option<(u64, Pending, Option<Concluded>)> {
+    fn take_late(&mut self, now_ns: u64) -> Option<(u64, Box<Pending>, Option<Concluded>)> {
         let (_, id) = *self.deadlines.first().filter(|(at, _)| *at <= now_ns)?;
         let concluded = self.recording.remove(&id);
         Some((id, self.forget(id)?, concluded))
@@ -348,7 +354,7 @@ impl Control {
             return;
         }
         let id = self.asks.ids.another();
-        let pending = Pending {
+        let pending = Box::new(Pending {
             topic,
             question,
             shown: self.shown(id, &event, &asking, rule),
@@ -360,7 +366,7 @@ impl Control {
             askers: 1,
             by_rules: false,
             recorded: false,
-        };
+        });
         let why = if asking.answer {
             self.readmits(&event, &asking, now_ns)
         } else {
@@ -486,17 +492,18 @@ impl Control {
 
     fn shown(&self, id: u64, e: &AskEvent, asking: &Asking, rule: String) -> AskInfo {
         let terms = &asking.terms;
+        let protocol = protocol_name(e.protocol);
         AskInfo {
             id: ids::text(id),
             rule,
             from: self.attachments.name(e.src_attachment),
             to: self.attachments.name(e.dst_attachment),
-            protocol: protocol_name(e.protocol),
+            service: [&*protocol, "/", &*e.dport.to_string()].concat(),
+            protocol,
             src: e.src.to_string(),
             sport: e.sport,
             dst: e.dst.to_string(),
             dport: e.dport,
-            service: format!("{}/{}", protocol_name(e.protocol), e.dport),
             otherwise: terms.otherwise,
             scope: terms.scope,
             ttl_s: terms.ttl_s,

@@ -337,7 +337,9 @@ impl Deciding {
     }
 
     fn history(&self, topic: &Topic, now_ns: u64) -> History {
-        let mut recent = self.recent.get(&topic.key()).copied().unwrap_or_default();
+        let Some(mut recent) = self.recent.get(&topic.key()).copied() else {
+            return History::default();
+        };
         let [allowed, denied, unanswered] = recent.0.each_mut().map(|w| w.sum(HOUR_NS, now_ns));
         History {
             allowed,
@@ -436,7 +438,7 @@ impl Control {
     fn question(&mut self, id: u64, now_ns: u64) -> Option<Question> {
         let classifier = Arc::clone(self.classifier()?);
         let (deciding, pending) = (&mut self.deciding, self.asks.pending(id)?);
-        let (e, topic, terms) = (&pending.first, &pending.topic, &pending.asking.terms);
+        let (topic, terms) = (&pending.topic, &pending.asking.terms);
         let rate = deciding.rates.entry(topic.from).or_default();
         let questions_last_minute = rate.sum(MINUTE_NS, now_ns);
         let (tenant, known) = (TenantId(topic.tenant), (&self.desired, &*classifier));
@@ -445,7 +447,7 @@ impl Control {
             rule: pending.rule().to_owned(),
             from: deciding.party((topic.from, topic.from_addr), tenant, known)?,
             to: deciding.party((topic.to, topic.to_addr), tenant, known)?,
-            connection: format!("{}:{} > {}:{}", e.src, e.sport, e.dst, e.dport),
+            connection: pending.connection(),
             protocol: topic.protocol,
             number: topic.dport,
             walls: [topic.from, topic.to].map(|end| self.walls.bound(end)),

@@ -206,7 +206,7 @@ impl Recorder {
             record.into()
         } else {
             let record = Admitted {
-                connection: connection(ask),
+                connection: ask.connection(),
                 from: ask.from.clone(),
                 to: ask.to.clone(),
                 service: ask.service.clone(),
@@ -487,13 +487,9 @@ fn question(ask: &AskInfo) -> Question {
         from: ask.from.clone(),
         to: ask.to.clone(),
         service: ask.service.clone(),
-        connection: connection(ask),
+        connection: ask.connection(),
         rule: ask.rule.clone(),
     }
-}
-
-fn connection(ask: &AskInfo) -> String {
-    format!("{}:{} > {}:{}", ask.src, ask.sport, ask.dst, ask.dport)
 }
 
 fn workloads(port: &PortConfig) -> Vec<String> {

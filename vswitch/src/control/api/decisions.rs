@@ -45,6 +45,15 @@ pub struct AskInfo {
     pub opens: Option<Opened>,
 }
 
+#[cfg(feature = "manager")]
+impl AskInfo {
+    /// The connection that came first, as it is recorded.
+    pub(in crate::control) fn connection(&self) -> String {
+        let [sport, dport] = [self.sport, self.dport].map(|port| port.to_string());
+        [&*self.src, ":", &*sport, " > ", &*self.dst, ":", &*dport].concat()
+    }
+}
+
 /// An answer to a question.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AskAnswer {

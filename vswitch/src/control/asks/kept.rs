@@ -1,34 +1,35 @@
 //! What is kept about many topics: found by its key, forgotten when its time is over, and so many at most of one workload,
 //! whose lowest in rank gives way to a new one. Nothing is searched, however many there are.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use ahash::AHashMap as HashMap;
 use flowtable::FlowKey;
+use slab::Slab;
 
 use crate::datapath::snapshot::AttachmentId;
 
-/// In the order of a number; the second one tells equals apart.
-type Ordered = BTreeMap<(u64, u64), FlowKey>;
+/// Places in the order of a number.
+type Ordered = BTreeSet<(u64, usize)>;
 
 #[derive(Debug)]
 struct Entry<V> {
+    key: FlowKey,
     value: V,
     owner: AttachmentId,
     rank: u64,
     over_ns: u64,
-    seq: u64,
 }
 
 /// See the module documentation.
 #[derive(Debug)]
 pub(in crate::control) struct Kept<V> {
-    entries: HashMap<FlowKey, Entry<V>>,
+    entries: Slab<Entry<V>>,
+    places: HashMap<FlowKey, usize>,
     /// By owner and rank.
     owned: HashMap<AttachmentId, Ordered>,
     /// By when their time is over.
     over: Ordered,
-    seq: u64,
     per_owner: usize,
 }
 
@@ -36,10 +37,10 @@ impl<V> Kept<V> {
     /// Nothing yet.
     pub(in crate::control) fn new(per_owner: usize) -> Self {
         Kept {
-            entries: HashMap::new(),
+            entries: Slab::new(),
+            places: HashMap::new(),
             owned: HashMap::new(),
-            over: BTreeMap::new(),
-            seq: 0,
+            over: BTreeSet::new(),
             per_owner,
         }
     }
@@ -49,17 +50,18 @@ impl<V> Kept<V> {
     }
 
     pub(in crate::control) fn get(&self, key: &FlowKey) -> Option<&V> {
-        self.entries.get(key).map(|entry| &entry.value)
+        let entry = self.entries.get(*self.places.get(key)?)?;
+        Some(&entry.value)
     }
 
     /// All that is kept, in no order.
     pub(in crate::control) fn values(&self) -> impl Iterator<Item = &V> {
-        self.entries.values().map(|entry| &entry.value)
+        self.entries.iter().map(|(_, entry)| &entry.value)
     }
 
     /// When there is something to be forgotten; `None`: never.
     pub(in crate::control) fn next_ns(&self) -> Option<u64> {
-        let ((at, _), _) = self.over.first_key_value()?;
+        let (at, _) = self.over.first()?;
         (*at != u64::MAX).then_some(*at)
     }
 
@@ -75,50 +77,53 @@ impl<V> Kept<V> {
         self.remove(&key);
         let owned = self.owned.get(&owner);
         let full = owned.filter(|owned| owned.len() >= self.per_owner);
-        let lowest = full.and_then(|owned| owned.first_key_value());
-        let lowest = lowest.map(|(_, key)| *key);
-        let gone = lowest.and_then(|key| Some((key, self.remove(&key)?)));
-        self.seq += 1;
-        let seq = self.seq;
-        let owned = self.owned.entry(owner).or_default();
-        owned.insert((rank, seq), key);
-        self.over.insert((over_ns, seq), key);
+        let lowest = full.and_then(|owned| owned.first());
+        let lowest = lowest.map(|(_, place)| *place);
+        let gone = lowest.and_then(|place| self.vacate(place));
         let entry = Entry {
+            key,
             value,
             owner,
             rank,
             over_ns,
-            seq,
         };
-        self.entries.insert(key, entry);
+        let place = self.entries.insert(entry);
+        self.places.insert(key, place);
+        self.owned.entry(owner).or_default().insert((rank, place));
+        self.over.insert((over_ns, place));
         gone
     }
 
     pub(in crate::control) fn remove(&mut self, key: &FlowKey) -> Option<V> {
-        let entry = self.entries.remove(key)?;
-        self.over.remove(&(entry.over_ns, entry.seq));
+        let place = *self.places.get(key)?;
+        self.vacate(place).map(|(_, value)| value)
+    }
+
+    fn vacate(&mut self, place: usize) -> Option<(FlowKey, V)> {
+        let entry = self.entries.try_remove(place)?;
+        self.places.remove(&entry.key);
+        self.over.remove(&(entry.over_ns, place));
         if let Some(owned) = self.owned.get_mut(&entry.owner) {
-            owned.remove(&(entry.rank, entry.seq));
+            owned.remove(&(entry.rank, place));
             if owned.is_empty() {
                 self.owned.remove(&entry.owner);
             }
         }
-        Some(entry.value)
+        Some((entry.key, entry.value))
     }
 
     /// Takes out something whose time is over.
     pub(in crate::control) fn take_over(&mut self, now_ns: u64) -> Option<(FlowKey, V)> {
         let at = self.next_ns()?;
-        let (_, key) = self.over.first_key_value().filter(|_| at <= now_ns)?;
-        let key = *key;
-        Some((key, self.remove(&key)?))
+        let (_, place) = self.over.first().filter(|_| at <= now_ns)?;
+        self.vacate(*place)
     }
 
     /// Takes out all that `gone` says.
     pub(in crate::control) fn take_all(&mut self, gone: impl Fn(&V) -> bool) -> Vec<(FlowKey, V)> {
-        let keys = self.entries.iter().filter(|(_, e)| gone(&e.value));
-        let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
-        let taken = keys.into_iter().filter_map(|k| Some((k, self.remove(&k)?)));
+        let places = self.entries.iter().filter(|(_, e)| gone(&e.value));
+        let places: Vec<_> = places.map(|(place, _)| place).collect();
+        let taken = places.into_iter().filter_map(|p| self.vacate(p));
         taken.collect()
     }
 }
@@ -172,6 +177,11 @@ mod tests {
         assert_eq!(kept.take_all(|n| *n == 1), [(key(1), 1)]);
         assert_eq!((kept.next_ns(), kept.take_over(u64::MAX)), (None, None));
         assert_eq!(kept.remove(&key(4)), Some(4));
-        assert!(kept.is_empty() && kept.owned.is_empty() && kept.over.is_empty());
+        assert!(
+            kept.is_empty()
+                && kept.places.is_empty()
+                && kept.owned.is_empty()
+                && kept.over.is_empty()
+        );
     }
 }

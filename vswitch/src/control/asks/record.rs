@@ -135,7 +135,7 @@ impl Control {
     pub(super) fn decided(
         &mut self,
         about: FlowKey,
-        (id, mut pending): (u64, Pending),
+        (id, mut pending): (u64, Box<Pending>),
         answer: Answer,
         why: &str,
         now_ns: u64,

@@ -278,6 +278,7 @@ impl Deciding {
         }
         let places = &self.places;
         self.rates.retain(|id, _| places.contains_key(id));
+        self.recent.retain_owners(|id| places.contains_key(&id));
     }
 
     fn party(
@@ -332,8 +333,8 @@ impl Deciding {
             window.add(HOUR_NS, now_ns);
         }
         // The one that was used least recently gives way.
-        let until = (now_ns, now_ns + HOUR_NS);
-        self.recent.insert(key, topic.from, until, recent);
+        let rank = (now_ns, u64::MAX);
+        self.recent.insert(key, topic.from, rank, recent);
     }
 
     fn history(&self, topic: &Topic, now_ns: u64) -> History {

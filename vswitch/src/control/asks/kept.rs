@@ -28,7 +28,7 @@ pub(in crate::control) struct Kept<V> {
     places: HashMap<FlowKey, usize>,
     /// By owner and rank.
     owned: HashMap<AttachmentId, Ordered>,
-    /// By when their time is over.
+    /// By when their time is over, if that comes by itself.
     over: Ordered,
     per_owner: usize,
 }
@@ -61,8 +61,7 @@ impl<V> Kept<V> {
 
     /// When there is something to be forgotten; `None`: never.
     pub(in crate::control) fn next_ns(&self) -> Option<u64> {
-        let (at, _) = self.over.first()?;
-        (*at != u64::MAX).then_some(*at)
+        self.over.first().map(|(at, _)| *at)
     }
 
     /// Keeps a value, instead of an earlier one, until `over_ns` ([`u64::MAX`]: until it is taken out). Returns what of its owner
@@ -90,7 +89,9 @@ impl<V> Kept<V> {
         let place = self.entries.insert(entry);
         self.places.insert(key, place);
         self.owned.entry(owner).or_default().insert((rank, place));
-        self.over.insert((over_ns, place));
+        if over_ns != u64::MAX {
+            self.over.insert((over_ns, place));
+        }
         gone
     }
 
@@ -117,6 +118,16 @@ impl<V> Kept<V> {
         let at = self.next_ns()?;
         let (_, place) = self.over.first().filter(|_| at <= now_ns)?;
         self.vacate(*place)
+    }
+
+    /// Forgets what is of owners who are gone.
+    #[cfg_attr(not(feature = "manager"), allow(dead_code))] // managers' history alone needs it
+    pub(in crate::control) fn retain_owners(&mut self, stays: impl Fn(AttachmentId) -> bool) {
+        let gone = self.owned.iter().filter(|(owner, _)| !stays(**owner));
+        let gone: Vec<_> = gone.flat_map(|(_, owned)| owned).map(|o| o.1).collect();
+        for place in gone {
+            self.vacate(place);
+        }
     }
 
     /// Takes out all that `gone` says.
@@ -176,6 +187,9 @@ mod tests {
         assert_eq!(kept.take_over(10), None);
         assert_eq!(kept.take_all(|n| *n == 1), [(key(1), 1)]);
         assert_eq!((kept.next_ns(), kept.take_over(u64::MAX)), (None, None));
+        kept.insert(key(5), A, (0, 10), 5);
+        kept.retain_owners(|owner| owner == B);
+        assert_eq!((kept.next_ns(), kept.get(&key(5))), (None, None));
         assert_eq!(kept.remove(&key(4)), Some(4));
         assert!(
             kept.is_empty()

@@ -99,6 +99,12 @@ impl Station {
         });
     }
 
+    /// Takes out what has come, so that there is room for more.
+    pub fn drain(&mut self) {
+        let queue = self.guest.queue(0).expect("a guest has a queue");
+        while queue.recv(1, |_, _| {}) == 1 {}
+    }
+
     /// Waits for `last`, byte for byte; the frames that came before it.
     pub fn recv_until(&mut self, last: &[u8]) -> Vec<Vec<u8>> {
         let mut before = Vec::new();

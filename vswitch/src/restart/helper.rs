@@ -34,6 +34,10 @@ struct Link {
     stream: Option<UnixStream>,
     /// How often it was started.
     session: u64,
+    /// It is not there yet, but in a moment.
+    coming: bool,
+    /// Jobs that wait for that, as they are sent.
+    waiting: Vec<Vec<u8>>,
     heard: Vec<Heard>,
     over: bool,
 }
@@ -72,7 +76,10 @@ impl Helper {
     /// There can be no other thread. That the program does not start is told by [`Helper::give`], and in the log.
     pub fn start(program: &Path, wake: Option<Arc<EventFd>>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            link: Mutex::default(),
+            link: Mutex::new(Link {
+                coming: true,
+                ..Link::default()
+            }),
             changed: Condvar::new(),
             wake,
         });
@@ -86,7 +93,7 @@ impl Helper {
         })
     }
 
-    /// Gives it a job; its session.
+    /// Gives it a job, now or when it is there in a moment; its session.
     ///
     /// # Errors
     /// It is not there now, or takes nothing.
@@ -97,9 +104,14 @@ impl Helper {
         if line.len() as u64 > serve::LINE_MAX {
             return Err("what it says is too long for the restarter".to_owned());
         }
-        let link = self.shared.link();
-        let stream = link.stream.as_ref();
-        let stream = stream.ok_or("the restarter does not run; the log says why")?;
+        let mut link = self.shared.link();
+        let Some(stream) = link.stream.as_ref() else {
+            if link.coming {
+                link.waiting.push(line);
+                return Ok(link.session + 1);
+            }
+            return Err("the restarter does not run; the log says why".to_owned());
+        };
         match fdpass::send(stream.as_fd(), &line, &[]) {
             Ok(n) if n == line.len() => Ok(link.session),
             _ => {
@@ -141,12 +153,22 @@ fn run(program: &Path, shared: &Shared) {
         let since = Instant::now();
         match spawn(program) {
             Ok((child, stream)) => follow(child, &stream, shared),
-            Err(e) => error!("cannot start the restarter, {}: {e}", program.display()),
+            Err(e) => {
+                error!("cannot start the restarter, {}: {e}", program.display());
+                let session = {
+                    let mut link = shared.link();
+                    link.waiting.clear();
+                    link.session += 1;
+                    link.session
+                };
+                shared.hear(Heard::Gone(session));
+            }
         }
         if since.elapsed() >= GOOD {
             pause = BACK_OFF;
         }
-        let link = shared.link();
+        let mut link = shared.link();
+        link.coming = pause == BACK_OFF;
         // Left early only when all is over.
         let waited = shared.changed.wait_timeout_while(link, pause, |l| !l.over);
         drop(waited);
@@ -176,6 +198,14 @@ fn follow(mut child: Child, stream: &UnixStream, shared: &Shared) {
         Ok(ours) => {
             let mut link = shared.link();
             link.session += 1;
+            let waiting = std::mem::take(&mut link.waiting);
+            let mut sent = waiting
+                .iter()
+                .map(|line| fdpass::send(ours.as_fd(), line, &[]).is_ok_and(|n| n == line.len()));
+            if !sent.all(|sent| sent) {
+                // As in `give`.
+                unix::shutdown(ours.as_fd());
+            }
             // Who wanted it to end did not find it then.
             if !link.over {
                 link.stream = Some(ours);
@@ -200,7 +230,7 @@ fn follow(mut child: Child, stream: &UnixStream, shared: &Shared) {
     }
     let session = {
         let mut link = shared.link();
-        link.stream = None;
+        (link.stream, link.coming) = (None, false);
         link.session
     };
     // It may still run, and must not.

@@ -266,8 +266,8 @@ fn qemu_is_told_in_its_own_words_and_not_trusted() {
     let heard = fs::read_to_string(&log).expect("it was asked");
     assert_eq!(
         heard,
-        "qmp_capabilities null\nstop null\nhuman-monitor-command {\"command-line\":\"loadvm clean-1\"}\ncont null\n\
-         query-status null\n"
+        "qmp_capabilities null\nstop null\nhuman-monitor-command {\"command-line\":\"loadvm clean-1\"}\n\
+         qmp_capabilities null\ncont null\nquery-status null\n"
     );
     is_recorded(&lab, "done", false);
 }

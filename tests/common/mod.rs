@@ -24,6 +24,7 @@ pub mod process;
 pub mod raw;
 pub mod restart;
 pub mod skip;
+pub mod sockets;
 pub mod station;
 pub mod stream;
 pub mod switch;

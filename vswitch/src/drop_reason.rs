@@ -115,6 +115,9 @@ drop_reasons! {
     Wall => "wall",
     /// Its sender or its receiver is in quarantine, and it is no part of a connection that is kept.
     Quarantined => "quarantined",
+    /// Its receiver is frozen: its sender is answered, or it is put to its receiver when he goes on; or it came from somebody who went
+    /// back to a snapshot, before it is known what he remembers.
+    Frozen => "frozen",
     /// The rule's `limit` is exhausted.
     PolicyLimit => "policy_limit",
     /// An EtherType or multicast that no rule's `service` names.

@@ -129,6 +129,9 @@ pub(super) fn status(s: &Status) -> String {
     if !s.quarantined.is_empty() {
         let _ = writeln!(out, "quarantine   {}", s.quarantined.join(" "));
     }
+    if !s.frozen.is_empty() {
+        let _ = writeln!(out, "frozen       {}", s.frozen.join(" "));
+    }
     for line in &s.refused {
         let _ = writeln!(out, "configuration refused: {line}");
     }
@@ -266,7 +269,9 @@ fn conn_table(conns: &[ConnInfo]) -> String {
             c.protocol.clone(),
             format!("{} {}:{}", c.from, c.src, c.sport),
             format!("{} {}:{}", c.to, c.dst, c.dport),
-            if c.kept {
+            if c.frozen {
+                format!("{} (frozen)", c.state)
+            } else if c.kept {
                 format!("{} (kept)", c.state)
             } else {
                 c.state.clone()

@@ -50,6 +50,22 @@ pub(super) enum WorkloadCommand {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Freeze what is kept of it: nothing reaches it, and its peers are answered in its stead, until `thaw`.
+    Freeze {
+        /// Workload, or tenant/workload; it must be in quarantine.
+        workload: String,
+        /// For so long at most, 1 to 3600; then its peers are reset.
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        max: u32,
+    },
+    /// End that.
+    Thaw {
+        /// Workload, or tenant/workload.
+        workload: String,
+        /// Its guest went back to a snapshot: it is asked first what it remembers. Thaw it before it runs.
+        #[arg(long)]
+        rolled_back: bool,
+    },
     /// Quarantine it and restart it, as its [port.workload.restart] says; it is released when that was done.
     Restart(RestartCommand),
     /// Restarts under way, and the last ones.
@@ -88,6 +104,17 @@ impl WorkloadCommand {
                 workload,
                 keep,
                 reason,
+            },
+            WorkloadCommand::Freeze { workload, max } => Request::WorkloadFreeze {
+                workload,
+                max_s: max,
+            },
+            WorkloadCommand::Thaw {
+                workload,
+                rolled_back,
+            } => Request::WorkloadThaw {
+                workload,
+                rolled_back,
             },
             WorkloadCommand::Restart(command) => return command.run(client, out),
             WorkloadCommand::Restarts => {
@@ -156,9 +183,13 @@ fn workload_table(workloads: &[WorkloadInfo]) -> String {
             list(&w.tags),
             list(&w.segments),
             w.assurance.clone(),
-            w.quarantine
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |q| format!("since {}", moment(q.since))),
+            w.quarantine.as_ref().map_or_else(
+                || "-".to_owned(),
+                |q| {
+                    let frozen = q.freeze.as_ref().map_or("", |_| ", frozen");
+                    format!("since {}{frozen}", moment(q.since))
+                },
+            ),
         ]);
     }
     text(&t, "no workloads")
@@ -188,7 +219,22 @@ fn shown(w: &WorkloadInfo) -> String {
     if !q.recorded {
         line("", &"in no ledger: it ends with the daemon");
     }
-    let mut t = table(&["KEPT", "STATE", "PKTS >", "BYTES >", "PKTS <", "BYTES <"]);
+    if let Some(f) = &q.freeze {
+        line(
+            "frozen",
+            &format_args!("since {} by {}: {}", moment(f.since), f.who, f.state),
+        );
+        line(
+            "",
+            &format_args!("{} of {} s left; {}", f.left_s, f.max_s, f.note),
+        );
+    }
+    if !q.note.is_empty() {
+        line("", &q.note);
+    }
+    let mut t = table(&[
+        "KEPT", "STATE", "PKTS >", "BYTES >", "PKTS <", "BYTES <", "ANSWERS", "THAWED",
+    ]);
     for k in &q.kept {
         t.add_row([
             k.connection.clone(),
@@ -197,6 +243,8 @@ fn shown(w: &WorkloadInfo) -> String {
             k.original_bytes.to_string(),
             k.reply_pkts.to_string(),
             k.reply_bytes.to_string(),
+            k.answers.to_string(),
+            k.outcome.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     out + &text(&t, "no connection is kept")

@@ -21,7 +21,7 @@ pub use decisions::{
 };
 pub use explain::{EndInfo, ExplainQuery, Explanation, Leg};
 pub use policy::{Applied, PolicyDiff, PolicyView, RuleInfo};
-pub use quarantine::{KeptInfo, QuarantineInfo};
+pub use quarantine::{FreezeInfo, KeptInfo, QuarantineInfo};
 pub use restart::{ReadmissionInfo, RestartInfo, RestartState};
 use serde::{Deserialize, Serialize};
 pub use suspicion::{ContainedInfo, Followed, ResponseInfo, ResponsesInfo, Stopped, SuspicionInfo};
@@ -91,6 +91,20 @@ pub enum Request {
         workload: String,
         /// Why.
         reason: String,
+    },
+    /// Freezes what is kept of a workload in quarantine. [`Applied`].
+    WorkloadFreeze {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// For so many seconds at most.
+        max_s: u32,
+    },
+    /// Ends that. [`Applied`].
+    WorkloadThaw {
+        /// `name`, or `tenant/name`.
+        workload: String,
+        /// Its guest went back to a snapshot.
+        rolled_back: bool,
     },
     /// Quarantines a workload and restarts it. [`RestartInfo`], while it is under way.
     WorkloadRestart {
@@ -306,6 +320,9 @@ pub struct Status {
     /// Workloads in quarantine, by the names they were put there.
     #[serde(default)]
     pub quarantined: Vec<String>,
+    /// Those of them that are frozen.
+    #[serde(default)]
+    pub frozen: Vec<String>,
     /// Who answers questions, beside people.
     pub manager: Option<ManagerInfo>,
     /// Workloads that somebody should look at, because a response told of them or took something away, and nobody has cleared.
@@ -503,4 +520,7 @@ pub struct ConnInfo {
     /// It goes on although one of its ends is in quarantine.
     #[serde(default)]
     pub kept: bool,
+    /// One of its ends is frozen.
+    #[serde(default)]
+    pub frozen: bool,
 }

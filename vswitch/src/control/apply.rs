@@ -613,6 +613,7 @@ impl Control {
         self.tick_asks(now_ns);
         self.tick_walls(now_ns);
         self.tick_restarts(now_ns);
+        self.tick_freezes(now_ns);
         for port in &mut self.ports {
             if port.next_deadline_ns().is_some_and(|at| at <= now_ns) {
                 port.tick(now_ns);
@@ -676,6 +677,7 @@ impl Control {
             self.walls.next_deadline_ns(),
             self.suspicions.next_deadline_ns(),
             self.restarts.next_deadline_ns(),
+            self.quarantine.next_deadline_ns(),
             self.ports_deadline_ns(),
         ];
         all.into_iter().flatten().min()

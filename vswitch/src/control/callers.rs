@@ -76,6 +76,8 @@ fn needs(request: &Request) -> (&'static str, &'static [Role]) {
         Request::WorkloadTag { .. } => ("workload-tag", &[Operator, Orchestrator]),
         Request::WorkloadQuarantine { .. } => ("workload-quarantine", &[Operator, Security]),
         Request::WorkloadRelease { .. } => ("workload-release", &[Operator, Security]),
+        Request::WorkloadFreeze { .. } => ("workload-freeze", &[Operator, Security]),
+        Request::WorkloadThaw { .. } => ("workload-thaw", &[Operator, Security]),
         Request::Answer(_) => ("answer", &[Approver]),
         Request::Approve { .. } => ("approve", &[Security]),
         Request::Disapprove { .. } => ("disapprove", &[Operator, Security]),
@@ -300,6 +302,20 @@ mod tests {
                 Request::WorkloadRelease {
                     workload: text(),
                     reason: text(),
+                },
+                &[Operator, Security],
+            ),
+            (
+                Request::WorkloadFreeze {
+                    workload: text(),
+                    max_s: 1,
+                },
+                &[Operator, Security],
+            ),
+            (
+                Request::WorkloadThaw {
+                    workload: text(),
+                    rolled_back: false,
                 },
                 &[Operator, Security],
             ),

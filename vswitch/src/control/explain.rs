@@ -336,6 +336,25 @@ impl Control {
         if self.quarantine.kept(&entry.key).is_some() {
             notes.push("it is kept although one of its ends is in quarantine".to_owned());
         }
+        let dir = if reply {
+            conn::Dir::Reply
+        } else {
+            conn::Dir::Original
+        };
+        let kept = self.quarantine.kept(&entry.key);
+        if kept
+            .and_then(|kept| kept.frozen(dir))
+            .is_some_and(|record| record.stops())
+        {
+            return Ruling {
+                verdict: "deny",
+                why: format!(
+                    "{} is frozen: it does not get it, and its peer is answered in its stead",
+                    to.name
+                ),
+                ..Ruling::default()
+            };
+        }
         let way = if reply { "an answer on" } else { "part of" };
         if entry.generation == self.shared.snapshots.generation() {
             let rule = q.classifier.rules().find(|r| r.id == entry.rule);

@@ -4,12 +4,16 @@
 //! whatever he is called. Of a container in a VM it is all that the VM has, because nothing but its kernel tells them apart.
 //! What is kept is known by names too, so both outlive ports, policies and, where there is a ledger, the switch.
 
+mod freeze;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowtable::{Endpoint, FlowKey, Participant};
+use freeze::Freeze;
+pub(super) use freeze::{MAX_S, Thaw};
 use tracing::{info, warn};
 
 use super::api::{ApiError, Applied, ErrorCode, KeptInfo, QuarantineInfo};
@@ -19,6 +23,7 @@ use super::events::protocol_name;
 use super::state::{Desired, PortConfig, WorkloadConfig};
 use super::view::assurance;
 use super::walls::now_wall_ns;
+use crate::datapath::freeze::{Outcome, Phase};
 use crate::datapath::quarantine::{Carried, Kept, Quarantine};
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::{conn, tcp};
@@ -28,6 +33,11 @@ use crate::sys::time::monotonic_ns;
 
 /// Connections that may be kept of one quarantine. A guess: a pool of connections to a database has some tens; and they fit one record.
 const KEPT_MAX: usize = 256;
+
+/// What becomes of frozen connections when the switch ends.
+const ENDED: &str = "was reset: the switch was started again, and does not know its numbers";
+/// Who acts when it begins again.
+const SWITCH: &str = "switch";
 
 /// A connection by the names of its ends, as `conn list` shows it: what outlives their numbers.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -145,6 +155,11 @@ struct Held {
     recorded: bool,
     marks: Marks,
     kept: BTreeMap<Named, Arc<Carried>>,
+    freeze: Option<Freeze>,
+    /// What became of connections that were frozen.
+    became: BTreeMap<Named, Outcome>,
+    /// What else there is to say.
+    note: String,
 }
 
 /// A quarantine, as it is recorded.
@@ -209,6 +224,7 @@ impl Control {
     ) -> Result<Applied, ApiError> {
         let (port, resident) = self.resident(workload)?;
         let name = qualified(&port.tenant, &resident.name);
+        self.must_not_be_frozen(&name)?;
         let mut marks = Marks::default();
         let of_vm = assurance(port, resident) == "nested";
         let all = port.workloads.iter();
@@ -231,6 +247,9 @@ impl Control {
             recorded: false,
             marks,
             kept,
+            freeze: None,
+            became: BTreeMap::new(),
+            note: String::new(),
         };
         self.recorder.by(who);
         self.deny_waiting(&ends);
@@ -296,6 +315,7 @@ impl Control {
         who: &str,
     ) -> Result<Applied, ApiError> {
         let name = self.quarantined_as(workload)?;
+        self.must_not_be_frozen(&name)?;
         let Some(held) = self.quarantine.held.remove(&name) else {
             return Err(usage(format!("{name} is in no quarantine")));
         };
@@ -343,6 +363,15 @@ impl Control {
             ));
         }
         Ok(applied)
+    }
+
+    fn must_not_be_frozen(&self, name: &str) -> Result<(), ApiError> {
+        if self.is_frozen(name) {
+            let todo = format!("`vswitch workload thaw {name}` first");
+            let text = format!("{name} is frozen, or not all of its connections go on yet; {todo}");
+            return Err(ApiError::new(ErrorCode::Refused, text));
+        }
+        Ok(())
     }
 
     /// Whether a workload is in quarantine.
@@ -489,7 +518,9 @@ impl Control {
 
     /// The key of a connection, by who has its ends now.
     fn flow_of(&self, desired: &Desired, named: &Named) -> Option<(FlowKey, flowtable::Side)> {
-        let protocol = (0..=u8::MAX).find(|n| protocol_name(*n) == named.protocol)?;
+        // Those that there are many of first.
+        let mut all = [proto::TCP, proto::UDP].into_iter().chain(0..=u8::MAX);
+        let protocol = all.find(|n| protocol_name(*n) == named.protocol)?;
         let mut zone = 0;
         let mut end = |end: &NamedEnd| {
             let who = end.who.as_deref()?;
@@ -531,22 +562,42 @@ impl Control {
             return None;
         }
         let mut kept = self.quarantine.granted.clone();
+        // Who is released is not frozen.
+        kept.values_mut()
+            .for_each(|kept| kept.frozen = [None, None]);
         let held = self.quarantine.held.values();
         let held: Vec<_> = held
             .map(|held| {
+                let ends = self.held_attachments(desired, &held.marks);
                 let keys = held.kept.iter().filter_map(|(named, carried)| {
                     let (key, initiator) = self.flow_of(desired, named)?;
+                    let record = held.freeze.as_ref().and_then(|f| f.record(named));
+                    // What goes to the responder, and what goes to the initiator.
+                    let frozen = [initiator.other(), initiator].map(|side| {
+                        let end = AttachmentId(key.endpoint(side).attachment);
+                        record.clone().filter(|_| ends.contains(&end))
+                    });
                     let carried = Arc::clone(carried);
-                    Some((key, Kept { initiator, carried }))
+                    let kept = Kept {
+                        initiator,
+                        carried,
+                        frozen,
+                    };
+                    Some((key, kept))
                 });
                 let keys: HashMap<_, _> = keys.collect();
-                (self.held_attachments(desired, &held.marks), keys)
+                (ends, keys)
             })
             .collect();
         let mut attachments = HashSet::new();
         for (ends, keys) in &held {
             attachments.extend(ends);
-            kept.extend(keys.iter().map(|(key, k)| (*key, k.clone())));
+            for (key, k) in keys {
+                let both = kept.entry(*key).or_insert_with(|| k.clone());
+                for (frozen, other) in both.frozen.iter_mut().zip(&k.frozen) {
+                    *frozen = frozen.take().or_else(|| other.clone());
+                }
+            }
         }
         // Of two in quarantine both must keep what is between them.
         kept.retain(|key, _| {
@@ -555,13 +606,15 @@ impl Control {
                 !ends.iter().any(|end| held.contains(end)) || keys.contains_key(key)
             })
         });
-        let view = Arc::new(Quarantine::new(attachments, kept));
+        let view = Quarantine::new(attachments, kept).with_errands(self.quarantine.errands());
+        let view = Arc::new(view);
         self.quarantine.view = Some(Arc::clone(&view));
         Some(view)
     }
 
     /// Takes over what was recorded before.
     pub(super) fn load_quarantines(&mut self) {
+        let frozen = self.recorder.in_freeze();
         for record in self.recorder.in_quarantine() {
             let mut marks = Marks::default();
             for name in &record.workloads {
@@ -575,7 +628,26 @@ impl Control {
                     Err(_) => marks.ips.extend(address.parse::<IpAddr>()),
                 }
             }
-            let kept = record.keep.iter().filter_map(|text| Named::parse(text));
+            let mut note = String::new();
+            let mut keep = record.keep;
+            if frozen.contains(&record.workload) {
+                let n = keep.len();
+                let lines: Vec<_> = keep.drain(..).map(|c| format!("{c} {ENDED}")).collect();
+                note = format!(
+                    "it was frozen when the daemon ended: its {n} connections are reset; its machine may still be paused"
+                );
+                warn!(workload = record.workload, "{note}");
+                let recorded = self
+                    .recorder
+                    .thawed(0, &record.workload, (SWITCH, false), &lines);
+                if let Err(why) = recorded {
+                    warn!(
+                        workload = record.workload,
+                        "its thaw is not recorded: {why}"
+                    );
+                }
+            }
+            let kept = keep.iter().filter_map(|text| Named::parse(text));
             let held = Held {
                 since_ns: record.since_ns,
                 who: record.who,
@@ -585,6 +657,9 @@ impl Control {
                 kept: kept
                     .map(|named| (named, Arc::new(Carried::awaited())))
                     .collect(),
+                freeze: None,
+                became: BTreeMap::new(),
+                note,
             };
             warn!(
                 workload = record.workload,
@@ -632,9 +707,22 @@ impl Control {
                 _ => "over",
             };
             let ([original_pkts, reply_pkts], [original_bytes, reply_bytes]) = carried.counts();
+            let record = held.freeze.as_ref().and_then(|freeze| freeze.record(named));
+            let stops = record.as_ref().is_some_and(|record| record.stops());
+            let (answers, undelivered) = record.as_ref().map_or((0, 0), |r| r.counts());
+            let outcome = record.as_ref().and_then(|record| record.outcome());
+            let outcome = outcome.or_else(|| held.became.get(named).copied());
+            let state = match record.as_ref().map(|record| record.phase()) {
+                Some(Phase::Compared) => "comparing",
+                Some(_) if stops => "frozen",
+                _ => state,
+            };
             KeptInfo {
                 connection: named.to_string(),
                 state: state.to_owned(),
+                answers,
+                undelivered,
+                outcome: outcome.map(|outcome| outcome.to_string()),
                 original_pkts,
                 original_bytes,
                 reply_pkts,
@@ -649,6 +737,8 @@ impl Control {
             who: held.who.clone(),
             reason: held.reason.clone(),
             recorded: held.recorded,
+            freeze: held.freeze_info(monotonic_ns()),
+            note: held.note.clone(),
             kept,
         })
     }

@@ -11,12 +11,13 @@ use super::quarantine::Record;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
-use crate::manager::ledger::bindings::{Bound, Quarantined, RESPONSES};
+use crate::manager::ledger::bindings::{Bound, FROZEN, Quarantined, RESPONSES};
 use crate::manager::ledger::body::{
-    Admitted, Approved, Ask, Excess, PolicyApplied, PolicyConfirmed, PortAdded, PortRemoved,
-    ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched, Restart,
-    RoleRefused, Started, Stopped, Suspicion, SuspicionCleared, TransactionBegun, TransactionEnded,
-    Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved, WallReset,
+    Admitted, Approved, Ask, Excess, Freeze, PolicyApplied, PolicyConfirmed, PortAdded,
+    PortRemoved, ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched,
+    Restart, RoleRefused, Started, Stopped, Suspicion, SuspicionCleared, Thaw, TransactionBegun,
+    TransactionEnded, Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved,
+    WallReset,
 };
 use crate::manager::ledger::record::digest;
 use crate::manager::ledger::{Ack, Body, Config, Entry, Ledger};
@@ -424,16 +425,48 @@ impl Recorder {
         reason: &str,
         kept: &[String],
     ) -> Result<(), String> {
-        let mut room = KEPT_BYTES;
-        let fits = |text: &&String| {
-            room = room.saturating_sub(text.len());
-            room > 0
-        };
         let body = Release {
             reason: reason.to_owned(),
-            kept: kept.iter().take_while(fits).cloned().collect(),
+            kept: fitting(kept),
         };
         self.append(self.entry(generation, body).workload(workload))
+    }
+
+    /// So many connections of somebody are frozen, for so many seconds at most; waits until that is durable.
+    pub(super) fn frozen(
+        &self,
+        generation: u64,
+        workload: &str,
+        (connections, max_s): (usize, u32),
+    ) -> Result<(), String> {
+        let body = Freeze {
+            connections: connections as u64,
+            max_s: max_s.into(),
+        };
+        self.append(self.entry(generation, body).workload(workload))
+    }
+
+    /// They no longer are, and this became of them; the same.
+    pub(super) fn thawed(
+        &self,
+        generation: u64,
+        workload: &str,
+        (who, rolled_back): (&str, bool),
+        outcomes: &[String],
+    ) -> Result<(), String> {
+        let body = Thaw {
+            rolled_back,
+            outcomes: fitting(outcomes),
+        };
+        let entry = Entry::by(who, body).generation(generation);
+        self.append(entry.workload(workload))
+    }
+
+    /// Who was frozen when the ledger was opened.
+    pub(super) fn in_freeze(&self) -> Vec<String> {
+        let rows = self.ledger.iter().flat_map(Ledger::bound);
+        let frozen = rows.filter(|row| row.subject == FROZEN);
+        frozen.map(|row| row.side.clone()).collect()
     }
 
     /// Who was in quarantine when the ledger was opened.
@@ -490,6 +523,16 @@ fn question(ask: &AskInfo) -> Question {
         connection: ask.connection(),
         rule: ask.rule.clone(),
     }
+}
+
+/// As many lines as fit a record.
+fn fitting(lines: &[String]) -> Vec<String> {
+    let mut room = KEPT_BYTES;
+    let fits = |text: &&String| {
+        room = room.saturating_sub(text.len());
+        room > 0
+    };
+    lines.iter().take_while(fits).cloned().collect()
 }
 
 fn workloads(port: &PortConfig) -> Vec<String> {

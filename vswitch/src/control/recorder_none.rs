@@ -103,6 +103,24 @@ impl Recorder {
         Err("there is no ledger".to_owned())
     }
 
+    pub(super) fn frozen(&self, _: u64, _: &str, _: (usize, u32)) -> Result<(), String> {
+        Err("there is no ledger".to_owned())
+    }
+
+    pub(super) fn thawed(
+        &self,
+        _: u64,
+        _: &str,
+        _: (&str, bool),
+        _: &[String],
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    pub(super) fn in_freeze(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     pub(super) fn in_quarantine(&self) -> Vec<Record> {
         Vec::new()
     }

@@ -194,7 +194,7 @@ fn services(texts: &[String]) -> Result<Vec<ServiceSpec>, ApiError> {
 }
 
 /// Kinds of events that the control thread tells itself.
-const OWN_KINDS: [&str; 8] = [
+const OWN_KINDS: [&str; 10] = [
     "ask",
     "yes",
     "no",
@@ -202,6 +202,8 @@ const OWN_KINDS: [&str; 8] = [
     "suspicion",
     "quarantine",
     "release",
+    "freeze",
+    "thaw",
     "restart",
 ];
 
@@ -361,6 +363,17 @@ fn enact(
         Request::WorkloadRelease { workload, reason } => {
             let who = control.recorder.who().to_owned();
             Ok(control.release(&workload, &reason, &who)?)
+        }
+        Request::WorkloadFreeze { workload, max_s } => {
+            let who = control.recorder.who().to_owned();
+            Ok(control.freeze(&workload, max_s, &who, now_ns)?)
+        }
+        Request::WorkloadThaw {
+            workload,
+            rolled_back,
+        } => {
+            let who = control.recorder.who().to_owned();
+            Ok(control.thaw(&workload, rolled_back, &who, now_ns)?)
         }
         Request::WallReset {
             wall,

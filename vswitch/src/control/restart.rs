@@ -13,11 +13,12 @@ use tracing::{error, info, warn};
 use super::api::{ApiError, ErrorCode, RestartInfo, RestartState};
 use super::apply::Control;
 use super::ids::{self, Ids};
+use super::quarantine::Thaw;
 use super::readmission::{Evidence, Grant, Readmissions};
 use super::state::{Driver, Method, RestartConfig};
 use crate::datapath::snapshot::AttachmentId;
 use crate::policy::model::qualified;
-use crate::restart::{Done, Heard, Helper, Job, UNDER_WAY, What};
+use crate::restart::{Done, Heard, Helper, Job, Task, UNDER_WAY, What};
 
 /// Restarts of one workload within [`OFTEN_NS`]; what needs more is not mended by restarts. Guess.
 const OFTEN: usize = 3;
@@ -30,16 +31,35 @@ const GRACE_NS: u64 = 5_000_000_000;
 const REBORN_NS: u64 = 300_000_000_000;
 /// Restarts remembered after their end.
 const PAST: usize = 64;
+/// The longest that somebody is frozen for.
+const FROZEN_MAX_S: u32 = super::quarantine::MAX_S;
 const MS_NS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 const NO_RESTARTER: &str =
     "this switch has no restarter; say which program does it with SwitchBuilder::restarter";
 
+/// How long it may take a guest that went back to say what it remembers, and its peers to be told.
+const MEMORY_NS: u64 = 60_000_000_000;
+
+/// How far a restart is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// It is being made.
+    Made,
+    /// It went back to a snapshot, and is to go on.
+    GoesOn,
+    /// It was made; the ends of what was frozen are told what becomes of it.
+    Thaws,
+}
+
 /// A restart that is being made.
 #[derive(Debug)]
 struct UnderWay {
     info: RestartInfo,
+    stage: Stage,
+    /// What its driver said in the end.
+    done: Done,
     how: RestartConfig,
     /// The restarter that was given it.
     session: u64,
@@ -188,6 +208,21 @@ impl Control {
             self.quarantine_or_all(&name, keep, reason, who)?;
         }
         let held = self.held_as(&name);
+        let goes_back = matches!(
+            &how.driver,
+            Driver::Qmp {
+                method: Method::Loadvm { .. },
+                ..
+            }
+        );
+        if goes_back && !self.is_frozen(&name) {
+            // Where nothing is kept there is nothing to be frozen.
+            let max_s = how.limit_s.saturating_add(1).min(FROZEN_MAX_S);
+            match self.freeze_only(&name, max_s, who, now_ns) {
+                Ok(_) => {}
+                Err(no) => info!(workload = name, "nothing is frozen: {no}"),
+            }
+        }
         // Also of who was quarantined before it was.
         self.restarts.readmissions.forget(attachment);
         let id = self.restarts.ids.another();
@@ -206,19 +241,19 @@ impl Control {
         };
         let job = Job {
             id,
+            task: Task::Restart,
             workload: name.clone(),
             reason: reason.to_owned(),
             how,
         };
         let generation = self.shared.snapshots.generation();
         self.recorder.restart(generation, &info, "begun");
-        let given = match &self.restarts.helper {
-            Some(helper) => helper.give(&job),
-            None => Err(NO_RESTARTER.to_owned()),
-        };
+        let given = self.give_job(&job);
         let limit_ns = u64::from(job.how.limit_s) * SECOND_NS;
         let mut under_way = UnderWay {
             info,
+            stage: Stage::Made,
+            done: Done::default(),
             how: job.how,
             session: 0,
             begun_ns: now_ns,
@@ -249,6 +284,34 @@ impl Control {
                 let info = self.restart_failed(under_way, why, now_ns);
                 Err(refused(info.said))
             }
+        }
+    }
+
+    /// Has somebody's machine paused, or go on; the number of the job. `None`: there is no machine that can be told.
+    pub(super) fn give_task(
+        &mut self,
+        workload: &str,
+        task: Task,
+        who: &str,
+    ) -> Option<Result<u64, String>> {
+        let (_, config) = self.resident(workload).ok()?;
+        let how = config.restart.clone();
+        let how = how.filter(|how| matches!(how.driver, Driver::Qmp { .. }))?;
+        let id = self.restarts.ids.another();
+        let job = Job {
+            id,
+            task,
+            workload: workload.to_owned(),
+            reason: format!("frozen by {who}"),
+            how,
+        };
+        Some(self.give_job(&job).map(|_session| id))
+    }
+
+    fn give_job(&self, job: &Job) -> Result<u64, String> {
+        match &self.restarts.helper {
+            Some(helper) => helper.give(job),
+            None => Err(NO_RESTARTER.to_owned()),
         }
     }
 
@@ -303,6 +366,7 @@ impl Control {
         for heard in heard.into_iter().flatten() {
             match heard {
                 Heard::Gone(session) => {
+                    self.machines_gone("the restarter ended in the midst of it", now_ns);
                     self.restarter_gone(session, "the restarter ended in the midst of it", now_ns);
                 }
                 Heard::Said(said) => self.restart_said(said.id, said.what, now_ns),
@@ -311,6 +375,10 @@ impl Control {
     }
 
     fn restart_said(&mut self, id: u64, what: What, now_ns: u64) {
+        if !self.restarts.under_way.contains_key(&id) {
+            self.machine_said(id, &what, now_ns);
+            return;
+        }
         let under_way = &mut self.restarts.under_way;
         match what {
             What::Step(step) => {
@@ -324,7 +392,7 @@ impl Control {
             }
             What::Done(done) => {
                 if let Some(under_way) = under_way.remove(&id) {
-                    self.restart_done(under_way, done, now_ns);
+                    self.restart_made(id, under_way, done, now_ns);
                 }
             }
             What::Failed(why) => {
@@ -338,9 +406,79 @@ impl Control {
     /// What that restarter was given will not be finished.
     fn restarter_gone(&mut self, session: u64, why: &str, now_ns: u64) {
         let under_way = &mut self.restarts.under_way;
-        let gone = under_way.extract_if(|_, u| u.session <= session);
+        let gone = under_way.extract_if(|_, u| u.session <= session && u.stage != Stage::Thaws);
         for (_, under_way) in gone.collect::<Vec<_>>() {
             self.restart_failed(under_way, why.to_owned(), now_ns);
+        }
+    }
+
+    /// Its driver has done what it was told.
+    fn restart_made(&mut self, id: u64, mut under_way: UnderWay, done: Done, now_ns: u64) {
+        let name = under_way.info.workload.clone();
+        let goes_back = matches!(
+            &under_way.how.driver,
+            Driver::Qmp {
+                method: Method::Loadvm { .. },
+                ..
+            }
+        );
+        if under_way.stage == Stage::Made {
+            under_way.done = done;
+        }
+        if under_way.stage == Stage::Made && goes_back {
+            // Before it says anything: what it says is compared.
+            if self.is_frozen(&name)
+                && let Err(no) = self.thaw_now(&name, Thaw::WentBack, now_ns)
+            {
+                warn!(workload = name, "not thawed: {no}");
+            }
+            let job = Job {
+                id,
+                task: Task::GoOn,
+                workload: name,
+                reason: under_way.info.reason.clone(),
+                how: under_way.how.clone(),
+            };
+            under_way.stage = Stage::GoesOn;
+            match self.give_job(&job) {
+                Ok(session) => {
+                    under_way.session = session;
+                    self.restarts.under_way.insert(id, under_way);
+                }
+                Err(why) => {
+                    self.restart_failed(under_way, why, now_ns);
+                }
+            }
+            return;
+        }
+        if !goes_back && self.is_frozen(&name) {
+            // It has forgotten what was frozen.
+            if let Err(no) = self.thaw_now(&name, Thaw::Anew, now_ns) {
+                warn!(workload = name, "not thawed: {no}");
+            }
+        }
+        if self.is_frozen(&name) {
+            under_way.stage = Stage::Thaws;
+            under_way.deadline_ns = now_ns.saturating_add(MEMORY_NS);
+            self.restarts.under_way.insert(id, under_way);
+            return;
+        }
+        let done = std::mem::take(&mut under_way.done);
+        self.restart_done(under_way, done, now_ns);
+    }
+
+    /// The ends of what was frozen of somebody know what has become of it.
+    pub(super) fn restart_thawed(&mut self, workload: &str, became: &str, now_ns: u64) {
+        let under_way = &mut self.restarts.under_way;
+        let of = |u: &UnderWay| u.info.workload == workload;
+        if let Some(u) = under_way.values_mut().find(|u| of(u)) {
+            u.done.note = format!("{}; {became}", u.done.note);
+        }
+        let thaws = |_: &u64, u: &mut UnderWay| of(u) && u.stage == Stage::Thaws;
+        let found: Vec<_> = under_way.extract_if(thaws).collect();
+        for (_, mut under_way) in found {
+            let done = std::mem::take(&mut under_way.done);
+            self.restart_done(under_way, done, now_ns);
         }
     }
 

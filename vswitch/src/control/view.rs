@@ -99,6 +99,7 @@ impl Control {
             events_lost: self.events_lost(),
             refused: self.refused.clone(),
             quarantined: self.quarantined_names(),
+            frozen: self.quarantine.frozen_names(),
             manager: self.deciding.info(),
             suspects: self.suspicions.open(),
         }
@@ -356,6 +357,7 @@ impl Control {
             original_bytes,
             reply_bytes,
             kept: kept.is_some(),
+            frozen: kept.is_some_and(|kept| kept.is_frozen()),
         }
     }
 

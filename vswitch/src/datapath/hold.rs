@@ -197,6 +197,11 @@ impl Hold {
         std::mem::take(&mut self.asked)
     }
 
+    /// Has the control thread look around.
+    pub(crate) fn speak(&mut self) {
+        self.asked = true;
+    }
+
     /// What the packet in hand wants to know.
     pub(crate) fn asks_for(&mut self, question: Question) {
         self.question = Some(question);

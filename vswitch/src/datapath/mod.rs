@@ -5,6 +5,7 @@ pub mod conn;
 pub mod decision;
 pub(crate) mod flood;
 pub mod fragment;
+pub mod freeze;
 pub mod frozen;
 pub mod guard;
 pub mod hold;

@@ -15,6 +15,7 @@ use crate::frame::{Burst, Frame, HEAD_CAP, OutItem};
 use crate::packet::arp::{self, Arp, ArpOp};
 use crate::packet::nd::{self, Nd, NdKind};
 use crate::packet::{Addr, L3, Mac, Parsed, proto};
+use crate::port::PortId;
 
 /// What a message says about the neighbours, whichever protocol it came by.
 #[derive(Clone, Copy, Debug)]
@@ -265,20 +266,32 @@ pub(crate) fn originate(
     len: usize,
     out: &mut Decisions,
 ) {
+    originate_to(ctx, burst, (ctx.in_port, at.tag), bytes, len, out);
+}
+
+/// Sends a frame of the switch's own to a port, with this tag; whether there was room for it. It counts where the burst came in.
+pub(crate) fn originate_to(
+    ctx: &Ctx<'_>,
+    burst: &mut Burst,
+    (port, tag): (PortId, Option<u16>),
+    bytes: &[u8; HEAD_CAP],
+    len: usize,
+    out: &mut Decisions,
+) -> bool {
     // No room left in this burst: nobody is owed an answer, the sender asks again.
     let Some((slot, frame)) = burst.originate() else {
-        return;
+        return false;
     };
     *frame.fill() = *bytes;
     frame.set_head_len(len);
     #[allow(clippy::cast_possible_truncation)] // a slot is below 64
     let item = OutItem {
         slot: slot as u16,
-        tag: at.tag,
+        tag,
     };
-    if out.push(ctx.in_port, item)
-        && let Some(cell) = in_cell(ctx)
-    {
+    let sent = out.push(port, item);
+    if sent && let Some(cell) = in_cell(ctx) {
         cell.pkts.originated_pkts.add(1);
     }
+    sent
 }

@@ -196,24 +196,7 @@ pub fn process_burst(ctx: &mut Ctx<'_>, burst: &mut Burst, out: &mut Decisions) 
                     drop_frame(ctx, burst, slot, reason);
                 }
             }
-            Err(reason) => {
-                let is_told = match reason {
-                    DropReason::PolicyReject
-                    | DropReason::PolicyAskDenied
-                    | DropReason::Wall
-                    | DropReason::Quarantined => true,
-                    // Who has forgotten a connection would refuse it.
-                    DropReason::TcpNotSyn => ctx.snapshot.is_reborn(flow.ends.receiver.attachment),
-                    _ => false,
-                };
-                if is_told {
-                    reject::answer(ctx, burst, flow, out);
-                }
-                if let Some(frame) = burst.frame(slot) {
-                    suspect::refused(ctx, flow, frame, reason);
-                }
-                drop_frame(ctx, burst, slot, reason);
-            }
+            Err(reason) => reject::refuse(ctx, burst, (flow, key), reason, out),
         }
     }
     ctx.profile.charge(&steps.step_track_cycles);
@@ -224,7 +207,7 @@ pub(crate) fn in_cell<'a>(ctx: &Ctx<'a>) -> Option<&'a PortCell> {
     ctx.counters.ports.get(ctx.in_port.0 as usize)
 }
 
-fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason) {
+pub(crate) fn drop_frame(ctx: &mut Ctx<'_>, burst: &Burst, slot: usize, reason: DropReason) {
     if let Some(cell) = in_cell(ctx) {
         cell.drops.add(reason, 1);
     }

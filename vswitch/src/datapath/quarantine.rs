@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use flowtable::{ConnRef, FlowKey, New, Side};
 
 use crate::datapath::conn::{self, Admission, Dir};
+use crate::datapath::freeze::{self, Errand};
 use crate::datapath::passes::{self, Passage};
 use crate::datapath::process::{self, Ctx, Fate, Flow};
 use crate::datapath::snapshot::{AttachmentId, Owner, Snapshot};
@@ -84,6 +85,8 @@ pub struct Kept {
     pub initiator: Side,
     /// What it has carried.
     pub carried: Arc<Carried>,
+    /// Which of its ends are frozen: the responder, and the initiator.
+    pub frozen: [Option<Arc<freeze::Record>>; 2],
 }
 
 /// Who is in quarantine, and what is kept of them.
@@ -93,6 +96,7 @@ pub struct Quarantine {
     kept: HashMap<FlowKey, Kept>,
     /// The ends of what is kept, in both orders.
     pairs: HashSet<(AttachmentId, AttachmentId)>,
+    errands: Vec<Arc<Errand>>,
 }
 
 impl Quarantine {
@@ -107,7 +111,21 @@ impl Quarantine {
             pairs: ends.collect(),
             attachments,
             kept,
+            errands: Vec::new(),
         }
+    }
+
+    /// With what is to be done for connections that are no longer frozen.
+    #[must_use]
+    pub fn with_errands(mut self, errands: Vec<Arc<Errand>>) -> Self {
+        self.errands = errands;
+        self
+    }
+
+    /// What is to be done for connections that are no longer frozen.
+    #[must_use]
+    pub fn errands(&self) -> &[Arc<Errand>] {
+        &self.errands
     }
 
     /// Whether this one is in quarantine.
@@ -198,13 +216,14 @@ pub(crate) fn carry(
     frame: &Frame,
     kept: &Kept,
 ) -> Result<Fate, DropReason> {
-    let fate = process::carry(ctx, classifier, (conn, dir), (flow, key), frame)?;
     // An error travels against the packet it quotes.
-    let dir = match (dir, flow.about) {
+    let travels = match (dir, flow.about) {
         (Dir::Original, false) | (Dir::Reply, true) => Dir::Original,
         _ => Dir::Reply,
     };
-    kept.carried.count(dir, frame.len());
+    freeze::gate(kept, &conn, (travels, flow.about), frame)?;
+    let fate = process::carry(ctx, classifier, (conn, dir), (flow, key), frame)?;
+    kept.carried.count(travels, frame.len());
     Ok(fate)
 }
 
@@ -225,6 +244,10 @@ pub(crate) fn pick_up(
         return Err(refused(ctx, p, (src, dst)));
     };
     let is_tcp = p.protocol == proto::TCP;
+    if kept.is_frozen() {
+        // Its numbers are not known: nobody can be answered.
+        return Err(DropReason::Frozen);
+    }
     let begins_or_ends = is_tcp && p.tcp.flags & (tcp_flag::SYN | tcp_flag::RST) != 0;
     if begins_or_ends || !kept.carried.is_awaited() {
         return Err(refused(ctx, p, (src, dst)));
@@ -290,6 +313,28 @@ pub(crate) fn pick_up(
 }
 
 impl Kept {
+    /// What is frozen of the end that frames in this direction go to.
+    #[must_use]
+    pub fn frozen(&self, dir: Dir) -> Option<&freeze::Record> {
+        let [responder, initiator] = &self.frozen;
+        match dir {
+            Dir::Original => responder.as_deref(),
+            Dir::Reply => initiator.as_deref(),
+        }
+    }
+
+    /// The direction of frames that go to the end whose record this is.
+    pub(crate) fn towards(&self, record: &freeze::Record) -> Option<Dir> {
+        let is = |dir: &Dir| self.frozen(*dir).is_some_and(|r| std::ptr::eq(r, record));
+        [Dir::Original, Dir::Reply].into_iter().find(is)
+    }
+
+    /// Whether nothing reaches one of its ends.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.iter().flatten().any(|record| record.stops())
+    }
+
     /// It was judged under this generation.
     pub(crate) fn judge(&self, generation: u64) {
         self.carried.judged.store(generation, Ordering::Relaxed);

@@ -37,6 +37,9 @@ use super::conn::Dir;
 use crate::drop_reason::DropReason;
 use crate::packet::{Fragment, Parsed, Tcp, tcp_flag};
 
+#[path = "tcp_frozen.rs"]
+pub mod frozen;
+
 /// Words of state per connection: the table's far user words.
 pub const WORDS: usize = FAR_WORDS;
 
@@ -108,7 +111,7 @@ impl Segment {
 
     /// One past the last number it takes; SYN and FIN take one each.
     #[inline]
-    fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         let controls = (self.tcp.flags & (tcp_flag::SYN | tcp_flag::FIN)).count_ones();
         self.tcp
             .seq
@@ -365,13 +368,13 @@ const fn halves(word: u64) -> (u32, u32) {
 
 /// Whether `a` comes after `b` in serial arithmetic.
 #[inline]
-const fn after(a: u32, b: u32) -> bool {
+pub(crate) const fn after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
 }
 
 /// The later of two numbers.
 #[inline]
-const fn later(a: u32, b: u32) -> u32 {
+pub(crate) const fn later(a: u32, b: u32) -> u32 {
     if after(b, a) { b } else { a }
 }
 

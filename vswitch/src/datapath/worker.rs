@@ -13,6 +13,7 @@ use crate::datapath::conn::{self, Recent};
 use crate::datapath::decision::Decisions;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
+use crate::datapath::freeze::Errands;
 use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::Learned;
 use crate::datapath::process::{Admitted, Ctx, process_burst};
@@ -252,6 +253,7 @@ struct State {
     fragments: FragmentTable<Admitted>,
     hold: Hold,
     witness: Witness,
+    errands: Errands,
     budget: Budget,
     recent: Recent,
     burst: Burst,
@@ -294,6 +296,7 @@ impl Worker {
             fragments: FragmentTable::new(shared.max_ports),
             hold: Hold::new(shared.max_ports, asks, &shared.verdicts),
             witness: Witness::new(&counters, told, shared.counters.len() == 1),
+            errands: Errands::default(),
             budget: Budget::new(shared.max_ports),
             recent: Recent::new(shared.max_ports),
             burst: Burst::new(),
@@ -342,6 +345,9 @@ impl Worker {
             state.rxqs.clear();
             let assigned = reader.get().assignments(state.config.index);
             state.rxqs.extend_from_slice(assigned);
+            if state.config.index == 0 {
+                state.errands.take_up(reader.get());
+            }
         }
         state.step(reader.get(), reader.generation(), now_ns)
     }
@@ -353,6 +359,9 @@ impl State {
         // Ahead of what comes later.
         let mut moved = self.hold.is_due(&self.shared.verdicts, generation, now_ns)
             && self.release(snapshot, generation, now_ns);
+        if !self.errands.is_empty() {
+            moved |= self.run_errands(snapshot, generation, now_ns);
+        }
         for i in 0..self.rxqs.len() {
             if let Some(rxq) = self.rxqs.get(i).copied() {
                 moved |= self.poll(snapshot, generation, rxq, now_ns);
@@ -451,7 +460,21 @@ impl State {
         now_ns: u64,
         profile: Profile,
     ) -> Profile {
-        let mut ctx = Ctx {
+        let (_, mut ctx, burst, out) = self.lend((snapshot, generation), in_port, now_ns, profile);
+        process_burst(&mut ctx, burst, out);
+        ctx.profile
+    }
+
+    /// What the processing of a burst needs, and who has errands.
+    #[inline(always)]
+    fn lend<'a>(
+        &'a mut self,
+        (snapshot, generation): (&'a Snapshot, u64),
+        in_port: PortId,
+        now_ns: u64,
+        profile: Profile,
+    ) -> (&'a mut Errands, Ctx<'a>, &'a mut Burst, &'a mut Decisions) {
+        let ctx = Ctx {
             snapshot,
             generation,
             table: &self.table,
@@ -471,8 +494,26 @@ impl State {
             alone: self.shared.counters.len() == 1,
             profile,
         };
-        process_burst(&mut ctx, &mut self.burst, &mut self.out);
-        ctx.profile
+        (&mut self.errands, ctx, &mut self.burst, &mut self.out)
+    }
+
+    /// Tells the ends of connections that they are no longer frozen; whether a frame moved.
+    #[cold]
+    fn run_errands(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) -> bool {
+        let mut moved = false;
+        loop {
+            let (now, profile) = ((snapshot, generation), Profile::start(false));
+            let (errands, mut ctx, burst, out) = self.lend(now, PortId(0), now_ns, profile);
+            // Each frozen connection has a store of its own.
+            burst.clear_kept();
+            let Some(record) = errands.run(&mut ctx, burst, out) else {
+                return moved;
+            };
+            flush(burst, out, ctx.counters, snapshot, 0, &mut []);
+            burst.clear_kept();
+            record.left();
+            moved = true;
+        }
     }
 
     /// Frames of one port that waited for an answer and have it, as a burst of their own; whether there were any.
@@ -515,7 +556,11 @@ impl State {
         let (table, suspects) = (&self.table, &self.shared.suspects);
         let witness = &mut self.witness;
         table.sweep(budget, |c| {
-            let silent = now.saturating_sub(c.last_seen()) > conn::timeout_secs(&c);
+            let frozen = || {
+                let kept = snapshot.quarantine().and_then(|q| q.kept(&c.key()));
+                kept.is_some_and(|kept| kept.is_frozen())
+            };
+            let silent = now.saturating_sub(c.last_seen()) > conn::timeout_secs(&c) && !frozen();
             let gone = || {
                 let key = c.key();
                 [key.low(), key.high()]
@@ -559,8 +604,8 @@ impl State {
     /// Blocks until a frame waits, the control thread calls, or connections may have expired.
     fn block(&mut self, snapshot: &Snapshot, generation: u64, now_ns: u64) {
         // Enable notifications on every ring, then look at every ring once more: whatever arrives
-        // from now on raises its descriptor.
-        let mut waiting = false;
+        // from now on raises its descriptor. Errands have no descriptor.
+        let mut waiting = !self.errands.is_empty();
         for rxq in &self.rxqs {
             // What is not polled is not waited for either: its frames would keep us awake for
             // ever. The control thread wakes us when the peer takes more queues into use.

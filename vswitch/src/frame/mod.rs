@@ -278,6 +278,12 @@ impl Burst {
         self.segs.clear();
     }
 
+    /// As [`Burst::clear`]; the next kept frames may come from another store.
+    pub fn clear_kept(&mut self) {
+        self.clear();
+        self.kept = None;
+    }
+
     /// How many more frames a port may add.
     #[inline]
     #[must_use]

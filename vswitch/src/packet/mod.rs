@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod nd;
 pub mod parse;
 pub mod reply;
+pub mod segment;
 
 pub use flowtable::Addr;
 pub use parse::parse;

@@ -117,11 +117,25 @@ pub(super) fn digests(images: &[Image]) -> String {
     digests.collect::<Vec<_>>().join(" ")
 }
 
-/// A restart to be made.
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// It is restarted. What goes back to a snapshot stays paused there.
+    Restart,
+    /// It is paused.
+    Pause,
+    /// It goes on.
+    GoOn,
+}
+
+/// Something to be done with a workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// What is said of it names this.
     pub id: u64,
+    /// What.
+    pub task: Task,
     /// Who is restarted: NAME, or TENANT/NAME outside the default tenant.
     pub workload: String,
     /// Why.

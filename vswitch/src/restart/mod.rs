@@ -22,6 +22,8 @@ mod qmp;
 mod serve;
 
 pub use helper::Helper;
-pub use job::{Done, Driver, Heard, Image, Job, Method, RestartConfig, Said, UNDER_WAY, What};
+pub use job::{
+    Done, Driver, Heard, Image, Job, Method, RestartConfig, Said, Task, UNDER_WAY, What,
+};
 #[cfg(feature = "manager")]
 pub use serve::serve;

@@ -48,7 +48,7 @@ pub(super) fn restart(
             if !said.is_empty() {
                 return Err(format!("loadvm {snapshot:?}: {said:?}; it stays stopped"));
             }
-            qemu.go_on()?;
+            course.step("it went back to its snapshot");
             "it is what it was when the snapshot was taken"
         }
         Method::Fresh { argv, images } => return fresh(socket, (argv, images), job, course),
@@ -57,6 +57,22 @@ pub(super) fn restart(
         verified: None,
         note: note.to_owned(),
     })
+}
+
+/// Pauses the machine.
+pub(super) fn pause(socket: &Path, course: &Course<'_>) -> Result<Done, String> {
+    let mut qemu = Monitor::connect(socket, course)?;
+    qemu.run("stop", &Value::Null)?;
+    if qemu.is_running()? {
+        return Err("QEMU says that the machine runs".to_owned());
+    }
+    Ok(Done::default())
+}
+
+/// Has the machine go on.
+pub(super) fn go_on(socket: &Path, course: &Course<'_>) -> Result<Done, String> {
+    Monitor::connect(socket, course)?.go_on()?;
+    Ok(Done::default())
 }
 
 /// A monitor's connection.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::course::Course;
-use super::job::{Driver, Job, Said, UNDER_WAY, What};
+use super::job::{Driver, Job, Said, Task, UNDER_WAY, What};
 use super::{command, docker, qmp};
 
 /// Longest line, either way: command lines of machines have some thousand bytes.
@@ -69,6 +69,9 @@ fn run(job: &Job, out: &Mutex<UnixStream>) -> What {
     let limit = Duration::from_secs(job.how.limit_s.into());
     let course = Course::new(limit, &tell);
     let done = match &job.how.driver {
+        Driver::Qmp { socket, .. } if job.task == Task::Pause => qmp::pause(socket, &course),
+        Driver::Qmp { socket, .. } if job.task == Task::GoOn => qmp::go_on(socket, &course),
+        _ if job.task != Task::Restart => Err("only QEMU pauses, and goes on".to_owned()),
         Driver::Command { argv } => command::restart(argv, job, &course),
         Driver::Docker {
             socket,

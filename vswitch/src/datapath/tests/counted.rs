@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::rig::*;
 use crate::counters::{PortValues, WorkerValues};
-use crate::datapath::quarantine::Quarantine;
+use crate::datapath::quarantine::{Kept, Quarantine};
 use crate::datapath::snapshot::AttachmentId;
 use crate::drop_reason::DropReason as R;
 use crate::event::ConnEventKind as Kind;
@@ -319,6 +319,26 @@ fn provoke(reason: R) -> Option<AtAPort> {
             r.quarantine = Some(std::sync::Arc::new(quarantine));
             r.apply(&policy());
             ("web", changed(q, 0, &[0xff; 6]))
+        }
+        R::Frozen => {
+            connect(&mut r, 7);
+            let end = |addr: &str, port, attachment| flowtable::Endpoint {
+                addr: addr.parse::<std::net::IpAddr>().unwrap().into(),
+                port,
+                attachment,
+            };
+            let ends = (end("10.0.0.1", 7, 101), end("10.0.0.2", 5432, 102));
+            let (key, initiator) = flowtable::FlowKey::new(0, 6, &ends.0, &ends.1);
+            let kept = Kept {
+                initiator,
+                carried: Default::default(),
+                frozen: [None, Some(Default::default())],
+            };
+            let held = std::collections::HashSet::from([AttachmentId(101)]);
+            let quarantine = Quarantine::new(held, std::collections::HashMap::from([(key, kept)]));
+            r.quarantine = Some(std::sync::Arc::new(quarantine));
+            r.apply(&policy());
+            ("db", WEB_DB().back().tcp((5432, 7), "A", 501, 101, b""))
         }
         R::PolicyLimit => {
             let f = WEB_DB().udp(9, 4, b"");

@@ -3,6 +3,7 @@
 mod asks;
 mod counted;
 mod forwarding;
+mod freeze;
 mod identity;
 mod infrastructure;
 mod limits;

@@ -65,7 +65,13 @@ fn quarantine(r: &mut Rig, keep: &[(FlowKey, Side)], carried: fn() -> Carried) -
     let kept = keep.iter().map(|(key, initiator)| {
         let carried = Arc::clone(&one);
         let initiator = *initiator;
-        (*key, Kept { initiator, carried })
+        let frozen = [None, None];
+        let kept = Kept {
+            initiator,
+            carried,
+            frozen,
+        };
+        (*key, kept)
     });
     let held = HashSet::from([AttachmentId(A)]);
     let quarantine = Quarantine::new(held, kept.collect::<HashMap<_, _>>());

@@ -43,6 +43,9 @@ pub const TRANSACTION: &str = "transaction";
 /// `connection` says why.
 pub const RESPONSES: &str = "responses";
 
+/// The subject of a row that stands for a workload that is frozen, in the same way. The workload is its `side`.
+pub const FROZEN: &str = "frozen";
+
 /// What a record does to the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
@@ -99,6 +102,12 @@ impl Effect {
                 state: "stopped",
                 connection: Some(b.reason.clone()),
             },
+            Body::Freeze(b) => Effect::Put {
+                row: ["".to_owned(), FROZEN.to_owned(), workload()?],
+                state: "frozen",
+                connection: Some(format!("{} s", b.max_s)),
+            },
+            Body::Thaw(_) => Effect::Remove(["".to_owned(), FROZEN.to_owned(), workload()?]),
             Body::ResponsesSwitched(_) => Effect::Remove(["", RESPONSES, ""].map(str::to_owned)),
             _ => return None,
         })

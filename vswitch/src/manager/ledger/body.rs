@@ -330,6 +330,20 @@ kinds! {
         /// Connections that were kept, with what they carried; as many as fit.
         kept: Vec<String>,
     }
+    /// The record's workload was frozen.
+    Freeze = "freeze", Reserved {
+        /// How many of its connections.
+        connections: u64,
+        /// For so many seconds at most.
+        max_s: u64,
+    }
+    /// It was thawed.
+    Thaw = "thaw", Reserved {
+        /// It went back to a snapshot, and was asked what it remembers.
+        rolled_back: bool,
+        /// What became of its connections; as many as fit.
+        outcomes: Vec<String>,
+    }
     /// It is being restarted, or this came of it.
     Restart = "restart", Reserved {
         /// The driver that did it.

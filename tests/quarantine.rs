@@ -146,6 +146,13 @@ impl<'a> Net<'a> {
 fn a_suspect_keeps_its_volume_and_nothing_else_whatever_happens_to_the_switch() {
     let Some(lab) = Lab::open(&[]) else { return };
     let mut net = Net::start(&lab, true);
+    let mut watch = net.switch.watch(&["--kind", "quarantine,release,cut"]);
+    wait_for("somebody to watch", LIMIT, || {
+        // It connects in its own time: whoever comes too late sees nothing.
+        net.switch.cli_ok(&["workload", "quarantine", "other"]);
+        net.switch.cli_ok(&["workload", "release", "other"]);
+        watch.log().contains("\"release\"").then_some(())
+    });
     let mut volume = net.open(1, 1000);
     let mut rest = net.open(2, 1001);
     net.talks(&mut volume);
@@ -163,7 +170,6 @@ fn a_suspect_keeps_its_volume_and_nothing_else_whatever_happens_to_the_switch() 
     assert_eq!(net.shown(), Value::Null);
     net.talks(&mut rest);
 
-    let mut watch = net.switch.watch(&["--kind", "quarantine,release,cut"]);
     let said = net.switch.cli_ok(&[
         "workload",
         "quarantine",
@@ -221,9 +227,9 @@ fn a_suspect_keeps_its_volume_and_nothing_else_whatever_happens_to_the_switch() 
     assert!(said.contains("suspect is in quarantine: scans"), "{said}");
     let log = wait_for("it to be told", LIMIT, || {
         let log = watch.log();
-        (log.contains("\"quarantine\"") && log.contains("\"cut\"")).then_some(log)
+        (log.contains("scans") && log.contains("\"cut\"")).then_some(log)
     });
-    assert!(log.contains("scans") && watch.ended().is_none(), "{log}");
+    assert!(watch.ended().is_none(), "{log}");
 
     // The switch dies, and knows. What it kept is picked up, by exactly its segments, and nothing else is.
     net.switch.kill();
@@ -253,8 +259,9 @@ fn a_suspect_keeps_its_volume_and_nothing_else_whatever_happens_to_the_switch() 
     net.talks(&mut again);
     let ledger = lab.path_str("ledger.db");
     let records = |kind: &str| {
-        net.switch
-            .cli_json(&["ledger", "show", "--file", &ledger, "--kind", kind])
+        let show = ["ledger", "show", "--file", &ledger, "--kind", kind];
+        let of = ["--workload", "suspect"];
+        net.switch.cli_json(&[&show[..], &of].concat())
     };
     let put = records("quarantine");
     assert_eq!(

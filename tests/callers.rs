@@ -116,11 +116,10 @@ fn each_person_may_what_his_roles_say_and_nobody_answers_for_his_own_workload() 
         "workload-quarantine needs the role operator or security",
     );
     by.may("otto", &put);
-    by.may_not(
-        "ann",
-        &["workload", "release", "b"],
-        "workload-release needs",
-    );
+    for what in ["freeze", "thaw", "release"] {
+        let needs = format!("workload-{what} needs");
+        by.may_not("ann", &["workload", what, "b"], &needs);
+    }
     by.may("otto", &["workload", "release", "b"]);
 
     let ips = ([10, 0, 0, 1], [10, 0, 0, 2]);

@@ -65,6 +65,8 @@ struct Cell {
     /// The last attempt in vain, and its second: one that is repeated in it is no news.
     last: [AtomicU64; 3],
     sketches: [[AtomicU64; SKETCH_WORDS]; 2 * Detector::DISTINCT],
+    /// Services that were tried in vain, in places that have nothing to do with those in the sketches: who has one in both was tried.
+    tried: [AtomicU64; SKETCH_WORDS],
 }
 
 /// Which cell is whose. The control thread's alone.
@@ -165,7 +167,8 @@ impl Suspects {
         }
     }
 
-    /// Whether a workload may have tried a service in vain lately. Of one that tried hundreds, others look as if it had.
+    /// Whether a workload may have tried a service in vain lately. Of one that tried a hundred, one in thirty
+    /// others looks as if it had.
     /// Control thread only.
     #[must_use]
     pub fn tried(&self, workload: AttachmentId, protocol: u8, port: u16) -> bool {
@@ -174,12 +177,13 @@ impl Suspects {
             return false;
         };
         let hash = self.hasher.hash_one((port, protocol));
-        let first = 2 * Detector::PortScan as usize;
-        let mut sketches = cell.sketches.iter().skip(first).take(2);
-        sketches.any(|sketch| {
+        let has = |sketch, hash| {
             let (word, bit) = place(sketch, hash);
             word.is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
-        })
+        };
+        let first = 2 * Detector::PortScan as usize;
+        let mut sketches = cell.sketches.iter().skip(first).take(2);
+        has(&cell.tried, elsewhere(hash)) && sketches.any(|sketch| has(sketch, hash))
     }
 
     /// Whether it is.
@@ -221,7 +225,7 @@ impl Cell {
     }
 
     fn forget(&self) {
-        let sketches = self.sketches.iter().flatten();
+        let sketches = self.sketches.iter().flatten().chain(&self.tried);
         for word in sketches.chain(&self.windows).chain(&self.last) {
             word.store(0, Ordering::Relaxed);
         }
@@ -258,6 +262,12 @@ fn place(sketch: &[AtomicU64; SKETCH_WORDS], hash: u64) -> (Option<&AtomicU64>, 
     #[allow(clippy::cast_possible_truncation)] // three bits of it
     let word = sketch.get(hash as usize % SKETCH_WORDS);
     (word, 1 << (hash >> 32 & 63))
+}
+
+/// Another hash: [`place`] looks at other bits of it.
+#[inline]
+fn elsewhere(hash: u64) -> u64 {
+    hash.rotate_left(16)
 }
 
 fn halves(addr: Addr) -> [u64; 2] {
@@ -363,6 +373,9 @@ impl Witness {
         last.for_each(|(word, new)| word.store(new, Ordering::Relaxed));
         if matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
             let port = suspects.hasher.hash_one((port, protocol));
+            if let (Some(word), bit) = place(&cell.tried, elsewhere(port)) {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
             self.differs(cell, owner, (Detector::PortScan, port), attempt, at);
         }
         let address = suspects.hasher.hash_one(to);

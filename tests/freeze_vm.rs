@@ -4,7 +4,8 @@ mod common;
 
 use common::container::within;
 use common::netns::Netns;
-use common::restart::{Ends, fresh, qemu, restart};
+use common::restart::{Ends, beside, fresh, qemu, restart};
+use common::serial::Serial;
 use common::sockets::{keep_alive, user_timeout};
 use common::switch::SwitchConfig;
 use common::{Lab, Need, wait_for};
@@ -41,21 +42,10 @@ fn a_machine_that_is_paused_for_a_minute_loses_no_byte() {
     let file = |name: &str| assets.join(name).to_str().expect("UTF-8").to_owned();
     let (kernel, initrd) = (file("vmlinuz"), file("initramfs.gz"));
     let qmp = lab.path_str("qmp.sock");
-    let serial = lab.path_str("serial.sock");
-    let line = format!("unix:{serial},server=on,wait=off");
-    let argv = qemu(&lab, &line, ("{kernel}", "{initrd}"));
-    let toml = format!(
-        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n\
-         [[port]]\nname = \"peer\"\nkind = \"tap\"\ninterface = \"eth0\"\nnetns = \"{}\"\n\
-         [[port.workload]]\nname = \"peer\"\nmac = [\"52:54:00:00:00:02\"]\nip = [\"10.0.0.2\"]\n\
-         [[port]]\nname = \"web-1\"\nkind = \"vhost-user\"\nsocket = \"{}\"\n\
-         [[port.workload]]\nname = \"web-1\"\nmac = [\"52:54:00:00:00:01\"]\nip = [\"10.0.0.1\"]\nstateless = true\n\
-         [port.workload.restart]\n{}",
-        lab.path_str("ledger.db"),
-        peer.name(),
-        lab.path_str("web-1.sock"),
-        fresh(&argv, &qmp, (&kernel, &initrd))
-    );
+    let mut serial = Serial::at(lab.path_str("serial.sock"));
+    let argv = qemu(&lab, &serial.listens(), ("{kernel}", "{initrd}"));
+    let restart_by = fresh(&argv, &qmp, (&kernel, &initrd));
+    let toml = beside(&lab, ("peer", &peer), &restart_by);
     let switch = SwitchConfig::new(&lab, "switch", &toml, POLICY)
         .in_netns(&host)
         .start();
@@ -68,21 +58,15 @@ fn a_machine_that_is_paused_for_a_minute_loses_no_byte() {
     let (code, told) = restart(&switch);
     assert_eq!(code, Some(0), "{told}");
     // Whatever is sent to it comes back.
-    let mut console = wait_for("the serial line", LIMIT, || {
-        std::os::unix::net::UnixStream::connect(&serial).ok()
-    });
-    let serve = "ip address add 10.0.0.1/24 dev eth0; ip link set eth0 up; nc -ll -p 7 -e cat";
+    serial.booted();
+    serial.ok("nc -ll -p 7 -e cat < /dev/null > /dev/null 2>&1 & sleep 0");
     let connect = || {
         let to = ([10, 0, 0, 1], 7).into();
         within(&peer, || {
             TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()
         })
     };
-    let idle = wait_for("the guest to serve", LIMIT, || {
-        let _ = writeln!(console, "1 {serve}");
-        connect()
-    });
-    let [bulk, impatient] = [0, 1].map(|_| wait_for("a connection", LIMIT, &connect));
+    let [idle, bulk, impatient] = [0, 1, 2].map(|_| wait_for("a connection", LIMIT, &connect));
     for stream in [&idle, &bulk, &impatient] {
         stream
             .set_read_timeout(Some(LIMIT))

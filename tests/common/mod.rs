@@ -23,6 +23,7 @@ pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod restart;
+pub mod serial;
 pub mod skip;
 pub mod sockets;
 pub mod station;

@@ -1,5 +1,6 @@
 //! A switch whose one workload is restarted, and what becomes of that.
 
+use super::netns::Netns;
 use super::process;
 use super::switch::{Switch, SwitchConfig, binary};
 use super::{Lab, wait_for};
@@ -23,6 +24,22 @@ pub fn start<'a>(lab: &'a Lab, restart: &str) -> Switch<'a> {
     let switch = SwitchConfig::new(lab, "switch", &toml, "").start();
     wait_for("the restarter", LIMIT, || restarter(&switch));
     switch
+}
+
+/// The configuration of a switch with a machine, `web-1`, that is restarted like this, and a kernel in a namespace, `10.0.0.2`, as
+/// this workload.
+pub fn beside(lab: &Lab, (name, namespace): (&str, &Netns), restart: &str) -> String {
+    format!(
+        "policy = \"policy.toml\"\n[switch]\nconnections = 10000\n[ledger]\npath = \"{}\"\n\
+         [[port]]\nname = \"{name}\"\nkind = \"tap\"\ninterface = \"eth0\"\nnetns = \"{}\"\n\
+         [[port.workload]]\nname = \"{name}\"\nmac = [\"52:54:00:00:00:02\"]\nip = [\"10.0.0.2\"]\n\
+         [[port]]\nname = \"web-1\"\nkind = \"vhost-user\"\nsocket = \"{}\"\n\
+         [[port.workload]]\nname = \"web-1\"\nmac = [\"52:54:00:00:00:01\"]\nip = [\"10.0.0.1\"]\nstateless = true\n\
+         [port.workload.restart]\n{restart}",
+        lab.path_str("ledger.db"),
+        namespace.name(),
+        lab.path_str("web-1.sock"),
+    )
 }
 
 /// The process of the switch's restarter.

@@ -284,12 +284,8 @@ impl Control {
         self.probation.take().ok_or(ApplyError::NothingToConfirm)?;
         let generation = self.shared.snapshots.generation();
         self.recorder.confirmed(generation, &self.policy_source);
-        Ok(Applied {
-            generation,
-            changes: vec!["policy confirmed".to_owned()],
-            settle_us: 0,
-            confirm_s: None,
-        })
+        let changes = vec!["policy confirmed".to_owned()];
+        Ok(Applied::at(generation, changes))
     }
 
     /// Seconds until the policy is reverted, rounded up.
@@ -389,12 +385,8 @@ impl Control {
         self.reap();
         if again == Again::No && desired == self.desired && self.classifier().is_some() {
             // Nothing to enforce, so nothing to judge again.
-            return Ok(Applied {
-                generation: self.shared.snapshots.generation(),
-                changes: Vec::new(),
-                settle_us: 0,
-                confirm_s: None,
-            });
+            let generation = self.shared.snapshots.generation();
+            return Ok(Applied::at(generation, Vec::new()));
         }
         let previous = self.classifier().map(|c| (&self.desired, &**c));
         let compiled = validate::compile(&desired, previous).map_err(ApplyError::Invalid)?;

@@ -386,12 +386,8 @@ fn enact(
                 return Err(No::TwoPeople(weakens));
             };
             control.unbind(&wall, &reset.key, (&second, &reason));
-            Ok(Applied {
-                generation: control.shared.snapshots.generation(),
-                changes: weakens,
-                settle_us: 0,
-                confirm_s: None,
-            })
+            let generation = control.shared.snapshots.generation();
+            Ok(Applied::at(generation, weakens))
         }
         Request::TransactionBegin {
             name,

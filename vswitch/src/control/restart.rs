@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::api::{ApiError, ErrorCode, RestartInfo, RestartState};
 use super::apply::Control;
 use super::ids::{self, Ids};
-use super::quarantine::Thaw;
+use super::quarantine::{self, Thaw};
 use super::readmission::{Evidence, Grant, Readmissions};
 use super::state::{Driver, Method, RestartConfig};
 use crate::datapath::snapshot::AttachmentId;
@@ -31,8 +31,6 @@ const GRACE_NS: u64 = 5_000_000_000;
 const REBORN_NS: u64 = 300_000_000_000;
 /// Restarts remembered after their end.
 const PAST: usize = 64;
-/// The longest that somebody is frozen for.
-const FROZEN_MAX_S: u32 = super::quarantine::MAX_S;
 const MS_NS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -208,16 +206,9 @@ impl Control {
             self.quarantine_or_all(&name, keep, reason, who)?;
         }
         let held = self.held_as(&name);
-        let goes_back = matches!(
-            &how.driver,
-            Driver::Qmp {
-                method: Method::Loadvm { .. },
-                ..
-            }
-        );
-        if goes_back && !self.is_frozen(&name) {
+        if how.driver.goes_back() && !self.is_frozen(&name) {
             // Where nothing is kept there is nothing to be frozen.
-            let max_s = how.limit_s.saturating_add(1).min(FROZEN_MAX_S);
+            let max_s = how.limit_s.saturating_add(1).min(quarantine::MAX_S);
             match self.freeze_only(&name, max_s, who, now_ns) {
                 Ok(_) => {}
                 Err(no) => info!(workload = name, "nothing is frozen: {no}"),
@@ -415,13 +406,7 @@ impl Control {
     /// Its driver has done what it was told.
     fn restart_made(&mut self, id: u64, mut under_way: UnderWay, done: Done, now_ns: u64) {
         let name = under_way.info.workload.clone();
-        let goes_back = matches!(
-            &under_way.how.driver,
-            Driver::Qmp {
-                method: Method::Loadvm { .. },
-                ..
-            }
-        );
+        let goes_back = under_way.how.driver.goes_back();
         if under_way.stage == Stage::Made {
             under_way.done = done;
         }
@@ -489,13 +474,14 @@ impl Control {
             self.restart_failed(under_way, why.to_owned(), now_ns);
             return;
         }
-        let method = match &under_way.how.driver {
-            Driver::Qmp { method, .. } => Some(method),
-            _ => None,
-        };
-        let is_fresh = matches!(method, Some(Method::Fresh { .. }));
-        // What goes back to a snapshot has not forgotten everything.
-        let remembers = matches!(method, Some(Method::Loadvm { .. }));
+        let is_fresh = matches!(
+            under_way.how.driver,
+            Driver::Qmp {
+                method: Method::Fresh { .. },
+                ..
+            }
+        );
+        let remembers = under_way.how.driver.goes_back();
         // A QEMU that was taken over may have left somebody behind who holds on to the port.
         let machine = self.machine(&under_way.port);
         if is_fresh && machine.is_some() && machine == under_way.machine {

@@ -528,7 +528,7 @@ impl Control {
         }
         let generation = self.shared.snapshots.generation();
         self.recorder.suspicion_cleared(generation, &name);
-        Ok(applied(generation, changes))
+        Ok(Applied::at(generation, changes))
     }
 
     /// Stops every response.
@@ -546,7 +546,7 @@ impl Control {
         });
         warn!("responses are stopped");
         let change = "no response is carried out until `vswitch response start`";
-        Ok(applied(generation, vec![change.to_owned()]))
+        Ok(Applied::at(generation, vec![change.to_owned()]))
     }
 
     /// Lets them go on. What was withheld meanwhile does not follow.
@@ -558,15 +558,6 @@ impl Control {
         let generation = self.shared.snapshots.generation();
         self.recorder.responses(generation, None);
         info!("responses go on");
-        Ok(applied(generation, vec!["responses go on".to_owned()]))
-    }
-}
-
-fn applied(generation: u64, changes: Vec<String>) -> Applied {
-    Applied {
-        generation,
-        changes,
-        settle_us: 0,
-        confirm_s: None,
+        Ok(Applied::at(generation, vec!["responses go on".to_owned()]))
     }
 }

@@ -14,7 +14,8 @@
 //! do not meet any of this.
 //!
 //! *Thread-safety.* A connection's [`Record`] has a phase, moved by compare-and-swap, and a cell behind a mutex that workers only try to take:
-//! who does not get it drops a frame that would be dropped anyway, and will be sent again. One worker does all errands.
+//! who does not get it drops a frame that would be dropped anyway, and will be sent again. One worker does all errands; only there, after
+//! it has sent what was put aside, it waits for the control thread to have read an outcome.
 
 mod errand;
 

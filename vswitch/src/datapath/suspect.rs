@@ -69,6 +69,9 @@ struct Cell {
     tried: [AtomicU64; SKETCH_WORDS],
 }
 
+// What docs/suspicion.md says that a workload takes.
+const _: () = assert!(size_of::<Cell>() == 896);
+
 /// Which cell is whose. The control thread's alone.
 #[derive(Debug, Default)]
 struct Book {
@@ -143,37 +146,37 @@ impl Suspects {
         book.leaving.extend(before.into_values());
     }
 
+    fn cell(&self, workload: AttachmentId) -> Option<&Cell> {
+        let cell = self.book().cells.get(&workload).copied();
+        self.cells.get(cell? as usize)
+    }
+
     /// From when on a workload is suspicious. Control thread only.
     pub fn set(&self, workload: AttachmentId, thresholds: &Thresholds) {
-        let cell = self.book().cells.get(&workload).copied();
-        if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
+        if let Some(cell) = self.cell(workload) {
             cell.set(thresholds);
         }
     }
 
     /// Whether all that rules allow a workload is asked about first. Control thread only; workers see it at once.
     pub fn ask(&self, workload: AttachmentId, asks: bool) {
-        let cell = self.book().cells.get(&workload).copied();
-        if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
+        if let Some(cell) = self.cell(workload) {
             cell.asks.store(asks, Ordering::Relaxed);
         }
     }
 
     /// Begins to count anew: what it did before is dealt with. Control thread only.
     pub fn forget(&self, workload: AttachmentId) {
-        let cell = self.book().cells.get(&workload).copied();
-        if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
+        if let Some(cell) = self.cell(workload) {
             cell.forget();
         }
     }
 
     /// Whether a workload may have tried a service in vain lately. Of one that tried a hundred, one in thirty
-    /// others looks as if it had.
-    /// Control thread only.
+    /// others looks as if it had. Control thread only.
     #[must_use]
     pub fn tried(&self, workload: AttachmentId, protocol: u8, port: u16) -> bool {
-        let cell = self.book().cells.get(&workload).copied();
-        let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) else {
+        let Some(cell) = self.cell(workload) else {
             return false;
         };
         let hash = self.hasher.hash_one((port, protocol));

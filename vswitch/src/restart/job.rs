@@ -97,6 +97,16 @@ impl Driver {
         }
     }
 
+    /// Whether the guest goes back to a snapshot: it has not forgotten everything.
+    #[must_use]
+    pub fn goes_back(&self) -> bool {
+        let method = match self {
+            Driver::Qmp { method, .. } => Some(method),
+            Driver::Docker { .. } | Driver::Command { .. } => None,
+        };
+        matches!(method, Some(Method::Loadvm { .. }))
+    }
+
     /// What a restart that is to be trusted must have verified; `None`: this driver verifies nothing.
     #[must_use]
     pub fn declared(&self) -> Option<String> {

@@ -69,3 +69,15 @@ pub struct Applied {
     /// Reverted after so many seconds unless confirmed.
     pub confirm_s: Option<u64>,
 }
+
+impl Applied {
+    /// Something was done that no worker had to wait for.
+    pub(in crate::control) fn at(generation: u64, changes: Vec<String>) -> Self {
+        Applied {
+            generation,
+            changes,
+            settle_us: 0,
+            confirm_s: None,
+        }
+    }
+}

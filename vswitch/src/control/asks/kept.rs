@@ -115,8 +115,7 @@ impl<V> Kept<V> {
 
     /// Takes out something whose time is over.
     pub(in crate::control) fn take_over(&mut self, now_ns: u64) -> Option<(FlowKey, V)> {
-        let at = self.next_ns()?;
-        let (_, place) = self.over.first().filter(|_| at <= now_ns)?;
+        let (_, place) = self.over.first().filter(|(at, _)| *at <= now_ns)?;
         self.vacate(*place)
     }
 

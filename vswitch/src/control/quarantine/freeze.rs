@@ -55,9 +55,27 @@ pub(super) struct Freeze {
     records: BTreeMap<Named, (FlowKey, Arc<Frozen>)>,
     /// What its ends are told now.
     errand: Option<Arc<Errand>>,
-    /// What its machine was told last, and by which job.
-    machine: Option<(u64, Task)>,
+    machine: Option<Told>,
     note: String,
+}
+
+/// What a machine was told last.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    job: u64,
+    task: Task,
+    /// What came of it is known.
+    is_over: bool,
+}
+
+impl Told {
+    fn new(job: u64, task: Task) -> Self {
+        Told {
+            job,
+            task,
+            is_over: false,
+        }
+    }
 }
 
 /// Why what was frozen goes on, or does not.
@@ -252,23 +270,25 @@ impl Control {
             note: String::new(),
         };
         self.put_freeze(&name, Some(freeze));
-        let mut applied = match self.weigh_again() {
+        let applied = match self.weigh_again() {
             Err(e) if !matches!(e, ApplyError::NotSettled(_)) => {
                 self.put_freeze(&name, None);
                 return Err(e.into());
             }
-            done => done?,
+            done => done,
         };
         warn!(workload = name, count, max_s, who, "frozen");
         self.tell_quarantine("freeze", &name, &format!("{count} connections, {max_s} s"));
         let generation = self.shared.snapshots.generation();
         let recorded = self.recorder.frozen(generation, &name, (count, max_s));
-        applied.changes.splice(
-            0..0,
-            [format!(
+        // One that has not settled is in force all the same.
+        let mut applied = applied?;
+        applied.changes.insert(
+            0,
+            format!(
                 "{name} is frozen: {count} connection{} answered, for {max_s} s at most",
                 if count == 1 { " is" } else { "s are" },
-            )],
+            ),
         );
         if let Err(why) = recorded {
             let text = format!("it is not recorded, so it ends with the daemon: {why}");
@@ -300,7 +320,8 @@ impl Control {
             None => todo.to_owned(),
         };
         if let Some(freeze) = self.freeze_of(name) {
-            freeze.machine = given.and_then(Result::ok).map(|job| (job, task));
+            let job = given.and_then(Result::ok);
+            freeze.machine = job.map(|job| Told::new(job, task));
             freeze.note.clone_from(&note);
         }
         note
@@ -327,7 +348,7 @@ impl Control {
             )));
         }
         // One that could not be told is not waited for again.
-        let tell = freeze.machine.is_none_or(|(_, task)| task != Task::GoOn);
+        let tell = freeze.machine.is_none_or(|told| told.task != Task::GoOn);
         if rolled_back {
             let mut applied = self.thaw_now(&name, Thaw::WentBack, now_ns)?;
             applied
@@ -336,26 +357,16 @@ impl Control {
             return Ok(applied);
         }
         if tell
-            && matches!(self.give_task(&name, Task::GoOn, who), Some(Ok(job)) if self.waits_for(&name, job))
+            && let Some(Ok(job)) = self.give_task(&name, Task::GoOn, who)
+            && let Some(freeze) = self.freeze_of(&name)
         {
+            freeze.machine = Some(Told::new(job, Task::GoOn));
+            "its machine is told to go on".clone_into(&mut freeze.note);
             let text = format!("{name} is thawed when its machine runs: it is told to go on");
-            return Ok(Applied {
-                generation: self.shared.snapshots.generation(),
-                changes: vec![text],
-                settle_us: 0,
-                confirm_s: None,
-            });
+            let generation = self.shared.snapshots.generation();
+            return Ok(Applied::at(generation, vec![text]));
         }
         self.thaw_now(&name, Thaw::GoesOn, now_ns)
-    }
-
-    fn waits_for(&mut self, name: &str, job: u64) -> bool {
-        let freeze = self.freeze_of(name);
-        freeze.is_some_and(|freeze| {
-            freeze.machine = Some((job, Task::GoOn));
-            freeze.note = "its machine is told to go on".to_owned();
-            true
-        })
     }
 
     /// Ends a freeze now, if there is one.
@@ -393,12 +404,8 @@ impl Control {
             ),
             _ => format!("{name} is thawed: {count} connections go on"),
         };
-        Ok(Applied {
-            generation: self.shared.snapshots.generation(),
-            changes: vec![text],
-            settle_us: 0,
-            confirm_s: None,
-        })
+        let generation = self.shared.snapshots.generation();
+        Ok(Applied::at(generation, vec![text]))
     }
 
     /// Has both ends of what was frozen told what has become of it, once every worker knows.
@@ -483,12 +490,14 @@ impl Control {
         let mut held = self.quarantine.held.iter_mut();
         let found = held.find_map(|(name, held)| {
             let freeze = held.freeze.as_mut()?;
-            let (of, task) = freeze.machine?;
-            (of == job).then_some((name.clone(), task, freeze))
+            let told = freeze.machine.filter(|told| told.job == job)?;
+            Some((name.clone(), told.task, freeze))
         });
         let Some((name, task, freeze)) = found else {
             return;
         };
+        let is_over = !matches!(what, What::Step(_));
+        freeze.machine = Some(Told { job, task, is_over });
         let can_go_on = matches!(freeze.stage, Stage::Frozen | Stage::Late);
         match (what, task) {
             (What::Step(_), _) => {}
@@ -518,9 +527,9 @@ impl Control {
             .held
             .values()
             .filter_map(|h| h.freeze.as_ref());
-        let unsaid = freezes.filter(|f| f.note.contains("is told"));
-        let jobs: Vec<_> = unsaid.filter_map(|f| Some(f.machine?.0)).collect();
-        for job in jobs {
+        let told = freezes.filter_map(|freeze| freeze.machine);
+        let unsaid = told.filter(|told| !told.is_over).map(|told| told.job);
+        for job in unsaid.collect::<Vec<_>>() {
             self.machine_said(job, &What::Failed(why.to_owned()), now_ns);
         }
     }

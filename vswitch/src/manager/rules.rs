@@ -16,8 +16,11 @@ use cedar_policy::{
 use cedar_policy_core::ast::{self, Value};
 use miette::Diagnostic;
 
+use self::reads::{Reads, Seen};
 use super::question::{History, Party, Question, Workload, protocol_name};
 use crate::packet::proto;
+
+mod reads;
 
 /// What rules are written against, as it is published.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
@@ -27,6 +30,9 @@ const NAMED: usize = 8;
 
 /// Pairs that are kept ready, some kilobytes each; when there are more, all are made anew.
 const PAIRS: usize = 1024;
+
+/// Answers of one pair that are kept, some hundred bytes each; when there are more, all are found anew.
+const ANSWERS: usize = 32;
 
 /// Something wrong with a text of rules.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -109,6 +115,7 @@ struct Rule {
     policy: Policy,
     principal: End,
     resource: End,
+    reads: Reads,
 }
 
 /// Whom a rule is about at one end, as its head says.
@@ -227,6 +234,7 @@ impl Rules {
         let rule = |policy: &Policy| Rule {
             principal: policy.principal_constraint().into(),
             resource: policy.resource_constraint().into(),
+            reads: Reads::of(policy),
             policy: policy.clone(),
         };
         Ok(Rules {
@@ -251,6 +259,15 @@ impl Rules {
         rules.map(|(at, _)| at).collect()
     }
 
+    fn subset(&self, about: &[usize]) -> Option<Subset> {
+        let rules = about.iter().filter_map(|at| self.rules.get(*at));
+        let policies = rules.clone().map(|rule| rule.policy.clone());
+        Some(Subset {
+            policies: PolicySet::from_policies(policies).ok()?,
+            reads: rules.fold(Reads::default(), |all, rule| all.and(rule.reads)),
+        })
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -266,15 +283,35 @@ impl Rules {
     /// What they say.
     #[must_use]
     pub fn decide(&self, question: &Question, common: &mut Common) -> Verdict {
-        let Some((request, pair)) = self.request(question, common) else {
-            return Verdict {
-                reason: "the question cannot be put to rules".to_owned(),
-                ..Verdict::default()
-            };
-        };
+        self.answer(question, common).unwrap_or_else(|| Verdict {
+            reason: "the question cannot be put to rules".to_owned(),
+            ..Verdict::default()
+        })
+    }
+
+    /// As [`Self::decide`]. `None`: with such names or numbers rules can't be asked.
+    fn answer(&self, question: &Question, common: &mut Common) -> Option<Verdict> {
+        let names = NAMES.as_ref()?;
+        let second = common.second;
+        let (pair, time) = common.pair(self, names, &question.from, &question.to)?;
+        let seen = pair.rules.reads.seen(question, second);
+        if let Some(known) = seen.as_ref().and_then(|seen| pair.answers.get(seen)) {
+            return Some(known.clone());
+        }
+        let verdict = self.ask(&request(names, question, time)?, pair);
+        if let Some(seen) = seen {
+            if pair.answers.len() == ANSWERS {
+                pair.answers.clear();
+            }
+            pair.answers.insert(seen, verdict.clone());
+        }
+        Some(verdict)
+    }
+
+    fn ask(&self, request: &Request, pair: &Pair) -> Verdict {
         let said = self
             .authorizer
-            .is_authorized(&request, &pair.rules, &pair.entities);
+            .is_authorized(request, &pair.rules.policies, &pair.entities);
         let note = |id: &PolicyId| self.notes.get(id);
         // A rule that cannot be evaluated says nothing. Of one that forbids, that must not become a yes.
         let mut failed = said.diagnostics().errors().map(|e| {
@@ -314,26 +351,19 @@ impl Rules {
             reason: format!("{word} {}{more}", names.join(", ")),
         }
     }
+}
 
-    /// A question, as Cedar is asked. `None`: with such names or numbers it can't be.
-    fn request<'a>(
-        &self,
-        question: &Question,
-        common: &'a mut Common,
-    ) -> Option<(Request, &'a Pair)> {
-        let names = NAMES.as_ref()?;
-        // Values as they are: of expressions each would be evaluated anew for every question, and dates be parsed.
-        let ast::Context::Value(time) = common.time.as_ref()?.as_ref() else {
-            return None;
-        };
-        let mut fields = BTreeMap::clone(time);
-        fields.extend(context(question).map(|(name, value)| (name.into(), value)));
-        let context = Context::from(ast::Context::Value(Arc::new(fields)));
-        let (from, to) = (&question.from, &question.to);
-        let [principal, resource] = [uid(names, from), uid(names, to)];
-        let request = Request::new(principal, names.connect.clone(), resource, context, None);
-        Some((request.ok()?, common.pair(self, names, from, to)?))
-    }
+/// A question, as Cedar is asked. `None`: with such names or numbers it can't be.
+fn request(names: &Names, question: &Question, time: &Context) -> Option<Request> {
+    // Values as they are: of expressions each would be evaluated anew for every question, and dates be parsed.
+    let ast::Context::Value(time) = time.as_ref() else {
+        return None;
+    };
+    let mut fields = BTreeMap::clone(time);
+    fields.extend(context(question).map(|(name, value)| (name.into(), value)));
+    let context = Context::from(ast::Context::Value(Arc::new(fields)));
+    let [principal, resource] = [&question.from, &question.to].map(|party| uid(names, party));
+    Request::new(principal, names.connect.clone(), resource, context, None).ok()
 }
 
 /// What the annotations of a rule say; what is wrong with them goes to `faults`.
@@ -407,14 +437,23 @@ pub struct Common {
     pairs: HashMap<Party, HashMap<Party, Pair>>,
     known: usize,
     /// The rules that can match, by their numbers: of many pairs they are the same.
-    subsets: HashMap<Vec<usize>, Arc<PolicySet>>,
+    subsets: HashMap<Vec<usize>, Arc<Subset>>,
 }
 
-/// Two parties, and the rules that can match between them. Who is asked about others than a rule names costs nothing of it.
+/// Rules that can match between a pair, and what they read.
+#[derive(Debug)]
+struct Subset {
+    policies: PolicySet,
+    reads: Reads,
+}
+
+/// Two parties, the rules that can match between them, and what those have said. Who is asked about others than a rule names costs
+/// nothing of it.
 #[derive(Debug)]
 struct Pair {
     entities: Entities,
-    rules: Arc<PolicySet>,
+    rules: Arc<Subset>,
+    answers: HashMap<Seen, Verdict>,
 }
 
 impl Common {
@@ -441,7 +480,14 @@ impl Common {
         }
     }
 
-    fn pair(&mut self, rules: &Rules, names: &Names, from: &Party, to: &Party) -> Option<&Pair> {
+    /// What is kept of this pair, and what rules may know of the time.
+    fn pair(
+        &mut self,
+        rules: &Rules,
+        names: &Names,
+        from: &Party,
+        to: &Party,
+    ) -> Option<(&mut Pair, &Context)> {
         if self.rules != rules.id || self.known == PAIRS {
             self.rules = rules.id;
             self.pairs.clear();
@@ -454,9 +500,7 @@ impl Common {
             let subset = match self.subsets.get(&about) {
                 Some(subset) => Arc::clone(subset),
                 None => {
-                    let policies = about.iter().filter_map(|at| rules.rules.get(*at));
-                    let policies = policies.map(|rule| rule.policy.clone());
-                    let subset = Arc::new(PolicySet::from_policies(policies).ok()?);
+                    let subset = Arc::new(rules.subset(&about)?);
                     self.subsets.insert(about, Arc::clone(&subset));
                     subset
                 }
@@ -465,12 +509,14 @@ impl Common {
             let pair = Pair {
                 entities: Entities::from_entities(both, None).ok()?,
                 rules: subset,
+                answers: HashMap::new(),
             };
             let of = self.pairs.entry(from.clone()).or_default();
             of.insert(to.clone(), pair);
             self.known += 1;
         }
-        self.pairs.get(from)?.get(to)
+        let pair = self.pairs.get_mut(from)?.get_mut(to)?;
+        Some((pair, self.time.as_ref()?))
     }
 }
 

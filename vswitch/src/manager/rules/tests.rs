@@ -27,7 +27,7 @@ fn outside(address: &str, segments: &[&str]) -> Party {
     }
 }
 
-fn question() -> Question {
+pub(super) fn question() -> Question {
     Question {
         id: 7,
         rule: "web-to-db".to_owned(),
@@ -154,8 +154,9 @@ fn what_is_asked_fits_the_schema() {
     };
     for question in [question(), icmp] {
         let rules = Rules::parse("").unwrap();
-        let asked = rules.request(&question, &mut common);
-        let (request, pair) = asked.expect("it can be asked");
+        let pair = common.pair(&rules, names, &question.from, &question.to);
+        let (pair, time) = pair.expect("they can be asked about");
+        let request = request(names, &question, time).expect("it can be asked");
         let checked = Request::new(
             request.principal().unwrap().clone(),
             request.action().unwrap().clone(),
@@ -189,6 +190,7 @@ fn rules_about_others_are_left_out_and_nothing_else() {
         workload("db-1", &[], &["db", "partners"]),
         outside("192.0.2.7", &["partners"]),
     ];
+    let names = NAMES.as_ref().expect("the schema can be read");
     let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(NOON));
     for (principal, resource) in heads.iter().flat_map(|p| heads.map(|r| (p, r))) {
         let text = format!("permit(principal {principal}, action, resource {resource});");
@@ -203,12 +205,14 @@ fn rules_about_others_are_left_out_and_nothing_else() {
                 to: to.clone(),
                 ..question()
             };
-            let (request, pair) = rules.request(&question, &mut common).unwrap();
+            let (pair, time) = common.pair(&rules, names, from, to).unwrap();
+            let request = request(names, &question, time).unwrap();
             let said = rules
                 .authorizer
                 .is_authorized(&request, &all, &pair.entities);
             let matches = said.decision() == Decision::Allow;
-            assert_eq!(!pair.rules.is_empty(), matches, "{text} {from:?} {to:?}");
+            let left = &pair.rules.policies;
+            assert_eq!(!left.is_empty(), matches, "{text} {from:?} {to:?}");
             let decided = rules.decide(&question, &mut common).yes;
             assert_eq!(decided.is_some(), matches, "{text} {from:?} {to:?}");
         }
@@ -389,4 +393,48 @@ fn what_is_kept_ready_is_as_what_is_made_anew() {
         assert_eq!(yes(n, 61), (n == 7).then_some(true), "{n}");
     }
     assert_eq!((yes(7, 62), yes(7, 120)), (Some(true), None));
+}
+
+#[test]
+fn what_was_said_is_said_again_to_what_is_alike_only() {
+    let rules = Rules::parse(
+        "@id(\"high\") permit(principal, action, resource) when { context.service has port && context.service.port >= 1000 };\n\
+         @id(\"bad\") forbid(principal, action, resource == Workload::\"db-2\") when { context.history.denied > 2 };",
+    )
+    .unwrap();
+    let mut common = Common::at(UNIX_EPOCH);
+    let mut said = |question: Question| rules.decide(&question, &mut common).reason;
+    let to = |number| Question {
+        number,
+        ..question()
+    };
+    // Twice each, and more than are kept.
+    for number in (990..1050).flat_map(|n| [n, n]) {
+        let expected = if number < 1000 {
+            "no rule matches"
+        } else {
+            "permit high"
+        };
+        assert_eq!(said(to(number)), expected, "{number}");
+    }
+    // History is another each time.
+    let after = |denied| Question {
+        to: workload("db-2", &[], &[]),
+        history: History {
+            denied,
+            ..History::default()
+        },
+        ..question()
+    };
+    for (denied, expected) in [(2, "permit high"), (3, "forbid bad"), (0, "permit high")] {
+        assert_eq!(said(after(denied)), expected, "{denied}");
+    }
+    // The same number of another protocol.
+    let icmp = Question {
+        protocol: proto::ICMP,
+        number: 1000,
+        ..question()
+    };
+    assert_eq!(said(icmp), "no rule matches");
+    assert_eq!(said(to(1000)), "permit high");
 }

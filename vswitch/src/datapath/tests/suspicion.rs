@@ -1,5 +1,7 @@
 //! Detectors, over mem ports: what raises a suspicion, and what busy honest clients do that does not.
 
+use std::sync::LazyLock;
+
 use super::rig::*;
 use crate::datapath::snapshot::AttachmentId;
 use crate::drop_reason::DropReason as R;
@@ -176,8 +178,9 @@ fn addresses_in_vain_are_an_address_scan() {
 
     // The MAC is somebody's, the addresses are not.
     let mut r = rig();
-    for host in 10..60u8 {
-        let dst: &'static str = Box::leak(format!("10.0.0.{host}").into_boxed_str());
+    static HOSTS: LazyLock<Vec<String>> =
+        LazyLock::new(|| (10..60).map(|host| format!("10.0.0.{host}")).collect());
+    for dst in HOSTS.iter() {
         let t = Talk { dst, ..A_B() };
         r.send("a", &t.tcp((999, 80), "S", 1, 0, b""))
             .dropped(R::DestinationMismatch);

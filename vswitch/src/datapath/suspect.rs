@@ -196,6 +196,17 @@ impl Suspects {
         cell.is_some_and(|cell| cell.asks.load(Ordering::Relaxed))
     }
 
+    /// What a workload does with this packet, if it is watched.
+    #[inline]
+    fn deed<'a>(&'a self, by: &'a Owner, p: &Parsed, at: Moment) -> Option<Deed<'a>> {
+        Some(Deed {
+            by,
+            cell: self.cells.get(by.cell as usize)?,
+            attempt: Attempt::of(p),
+            at,
+        })
+    }
+
     /// What a workload's windows hold, for tests.
     #[cfg(test)]
     pub(super) fn counts(&self, workload: AttachmentId) -> [u64; WINDOWS] {
@@ -319,6 +330,15 @@ pub(crate) struct Moment {
     pub(crate) tick: u32,
 }
 
+/// What a workload that is watched has done.
+#[derive(Clone, Copy)]
+struct Deed<'a> {
+    by: &'a Owner,
+    cell: &'a Cell,
+    attempt: Attempt,
+    at: Moment,
+}
+
 /// What one worker has to do with it.
 #[derive(Debug)]
 pub struct Witness {
@@ -374,36 +394,35 @@ impl Witness {
             return;
         }
         last.for_each(|(word, new)| word.store(new, Ordering::Relaxed));
+        let deed = Deed {
+            by: owner,
+            cell,
+            attempt,
+            at,
+        };
         if matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
             let port = suspects.hasher.hash_one((port, protocol));
             if let (Some(word), bit) = place(&cell.tried, elsewhere(port)) {
                 word.fetch_or(bit, Ordering::Relaxed);
             }
-            self.differs(cell, owner, (Detector::PortScan, port), attempt, at);
+            self.differs(deed, Detector::PortScan, port);
         }
         let address = suspects.hasher.hash_one(to);
-        self.differs(cell, owner, (Detector::AddressScan, address), attempt, at);
+        self.differs(deed, Detector::AddressScan, address);
     }
 
     /// Something that differs from others, by its hash.
-    fn differs(
-        &mut self,
-        cell: &Cell,
-        owner: &Owner,
-        (detector, hash): (Detector, u64),
-        attempt: Attempt,
-        at: Moment,
-    ) {
+    fn differs(&mut self, deed: Deed<'_>, detector: Detector, hash: u64) {
         for slow in [false, true] {
             let n = 2 * (detector as usize) + usize::from(slow);
-            let Some(sketch) = cell.sketches.get(n) else {
+            let Some(sketch) = deed.cell.sketches.get(n) else {
                 continue;
             };
             let (Some(word), bit) = place(sketch, hash) else {
                 continue;
             };
             let fresh = || sketch.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-            self.count(cell, owner, (detector, slow), attempt, at, fresh, || {
+            self.count(deed, (detector, slow), fresh, || {
                 if word.load(Ordering::Relaxed) & bit != 0 {
                     return false;
                 }
@@ -414,29 +433,23 @@ impl Witness {
     }
 
     /// Something that happened.
-    fn happens(
-        &mut self,
-        cell: &Cell,
-        owner: &Owner,
-        detector: Detector,
-        attempt: Attempt,
-        at: Moment,
-    ) {
+    fn happens(&mut self, deed: Deed<'_>, detector: Detector) {
         for slow in [false, true] {
-            self.count(cell, owner, (detector, slow), attempt, at, || {}, || true);
+            self.count(deed, (detector, slow), || {}, || true);
         }
     }
 
     /// Counts one, if it `counts`, in the window there is, or a `fresh` one.
     #[inline]
-    #[allow(clippy::too_many_arguments)] // all of one event
     fn count(
         &mut self,
-        cell: &Cell,
-        owner: &Owner,
+        Deed {
+            by,
+            cell,
+            attempt,
+            at,
+        }: Deed<'_>,
         (detector, slow): (Detector, bool),
-        attempt: Attempt,
-        at: Moment,
         fresh: impl Fn(),
         counts: impl Fn() -> bool,
     ) {
@@ -476,7 +489,7 @@ impl Witness {
         let (count, since) = (count as u32, (word >> START) as u32);
         let told = self.events.push(SuspicionEvent {
             time_ns: at.now_ns,
-            attachment: owner.attachment.0,
+            attachment: by.attachment.0,
             detector,
             slow,
             count: if (detector as usize) < Detector::DISTINCT {
@@ -561,15 +574,15 @@ pub(crate) fn refused(ctx: &mut Ctx<'_>, flow: &Flow<'_>, frame: &Frame, reason:
     if !is_own(p) {
         return;
     }
-    let (attempt, suspects, witness) = (Attempt::of(p), ctx.suspects, &mut *ctx.witness);
-    witness.failed(suspects, owner, attempt, at);
-    let Some(cell) = suspects.cells.get(owner.cell as usize) else {
+    let (suspects, witness) = (ctx.suspects, &mut *ctx.witness);
+    witness.failed(suspects, owner, Attempt::of(p), at);
+    let Some(deed) = suspects.deed(owner, p, at) else {
         return;
     };
-    witness.happens(cell, owner, Detector::DeniedRate, attempt, at);
+    witness.happens(deed, Detector::DeniedRate);
     if is_wall {
         let service = suspects.hasher.hash_one((p.dst, p.dport, p.protocol));
-        witness.differs(cell, owner, (Detector::Wall, service), attempt, at);
+        witness.differs(deed, Detector::Wall, service);
     }
 }
 
@@ -594,11 +607,8 @@ pub(crate) fn astray(
             let (Some(owner), None) = (owners.next(), owners.next()) else {
                 return;
             };
-            let suspects = ctx.suspects;
-            if let Some(cell) = suspects.cells.get(owner.cell as usize) {
-                let attempt = Attempt::of(p);
-                ctx.witness
-                    .happens(cell, owner, Detector::Spoofing, attempt, at);
+            if let Some(deed) = ctx.suspects.deed(owner, p, at) {
+                ctx.witness.happens(deed, Detector::Spoofing);
             }
         }
         R::UnknownDestination | R::DestinationMismatch | R::UnknownNeighbour => {
@@ -625,19 +635,16 @@ pub(crate) fn astray(
 pub(crate) fn opened(ctx: &mut Ctx<'_>, p: &Parsed, src: &Owner, dst: &Owner) {
     let at = ctx.moment();
     let suspects = ctx.suspects;
-    let Some(cell) = suspects.cells.get(src.cell as usize) else {
+    let Some(deed) = suspects.deed(src, p, at) else {
         return;
     };
-    let attempt = Attempt::of(p);
     if is_syn(p) && p.protocol == proto::TCP {
-        ctx.witness
-            .happens(cell, src, Detector::SynFlood, attempt, at);
+        ctx.witness.happens(deed, Detector::SynFlood);
     }
     // How many servers outside there are says nothing about it.
-    if !dst.outside && cell.watches(Detector::FanOut) {
+    if !dst.outside && deed.cell.watches(Detector::FanOut) {
         let peer = suspects.hasher.hash_one(dst.attachment);
-        ctx.witness
-            .differs(cell, src, (Detector::FanOut, peer), attempt, at);
+        ctx.witness.differs(deed, Detector::FanOut, peer);
     }
 }
 

@@ -14,8 +14,7 @@
 //! do not meet any of this.
 //!
 //! *Thread-safety.* A connection's [`Record`] has a phase, moved by compare-and-swap, and a cell behind a mutex that workers only try to take:
-//! who does not get it drops a frame that would be dropped anyway, and will be sent again. One worker does all errands; only there, after
-//! it has sent what was put aside, it waits for the control thread to have read an outcome.
+//! who does not get it drops a frame that would be dropped anyway, and will be sent again. One worker does all errands.
 
 mod errand;
 
@@ -178,8 +177,6 @@ struct Cell {
     asked_ns: u64,
     store: Store,
     aside: Option<Aside>,
-    /// On its way through `process_burst` again.
-    leaving: Option<KeptFrame>,
     /// To reset the guest with, when it was too late to ask what is recorded.
     owed: Option<(Recorded, Recorded)>,
     outcome: Option<Outcome>,
@@ -209,7 +206,6 @@ impl Default for Record {
                 asked_ns: 0,
                 store: Store::new(1),
                 aside: None,
-                leaving: None,
                 owed: None,
                 outcome: None,
             }),
@@ -331,14 +327,6 @@ impl Record {
         match to {
             Phase::GoesOn => Ok(()),
             _ => Err(DropReason::Frozen),
-        }
-    }
-
-    /// Notes that what was taken from here into a burst is no longer in it.
-    pub(crate) fn left(&self) {
-        let mut cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(frame) = cell.leaving.take() {
-            cell.store.give_back(frame);
         }
     }
 }

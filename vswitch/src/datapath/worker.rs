@@ -506,12 +506,11 @@ impl State {
             let (errands, mut ctx, burst, out) = self.lend(now, PortId(0), now_ns, profile);
             // Each frozen connection has a store of its own.
             burst.clear_kept();
-            let Some(record) = errands.run(&mut ctx, burst, out) else {
+            if !errands.run(&mut ctx, burst, out) {
                 return moved;
-            };
+            }
             flush(burst, out, ctx.counters, snapshot, 0, &mut []);
             burst.clear_kept();
-            record.left();
             moved = true;
         }
     }

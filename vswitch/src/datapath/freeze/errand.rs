@@ -1,4 +1,5 @@
-//! Telling both ends of connections what has become of them (see the module above): by one worker, some at a time.
+//! Telling both ends of connections what has become of them (see the module above): by one worker, some at a time, and nobody's
+//! waits for what others' guests have not said.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,16 +67,15 @@ impl Errand {
     }
 }
 
-/// The errands of the worker that does them, in the order they came.
+/// The errands of the worker that does them, by turns.
 #[derive(Debug, Default)]
 pub(crate) struct Errands {
-    list: VecDeque<Arc<Errand>>,
+    /// And when each was begun; 0: it was not.
+    list: VecDeque<(Arc<Errand>, u64)>,
     /// The connection of the first one that comes next.
     at: usize,
     /// How many were looked after without a pause.
     run: usize,
-    /// When the first one was begun; 0: it was not.
-    since_ns: u64,
     /// When the next connection is looked after.
     again_ns: u64,
 }
@@ -84,9 +84,9 @@ impl Errands {
     /// Those that a snapshot has, and are not known yet.
     pub(crate) fn take_up(&mut self, snapshot: &Snapshot) {
         for errand in snapshot.quarantine().map_or(&[][..], |q| q.errands()) {
-            let known = self.list.iter().any(|e| Arc::ptr_eq(e, errand));
+            let known = self.list.iter().any(|(e, _)| Arc::ptr_eq(e, errand));
             if !known && !errand.is_done() {
-                self.list.push_back(Arc::clone(errand));
+                self.list.push_back((Arc::clone(errand), 0));
             }
         }
     }
@@ -97,20 +97,21 @@ impl Errands {
         self.list.is_empty()
     }
 
-    /// Looks after one connection, if it is time; what is in the burst and decided then is to be sent. When the burst has been cleared,
-    /// [`Record::left`] must follow.
+    /// Looks after one connection, if it is time (then `true`): what is in the burst and decided then is to be sent.
     pub(crate) fn run(
         &mut self,
         ctx: &mut Ctx<'_>,
         burst: &mut Burst,
         out: &mut Decisions,
-    ) -> Option<Arc<Record>> {
-        let errand = Arc::clone(self.list.front()?);
+    ) -> bool {
+        let Some((errand, since_ns)) = self.list.front_mut() else {
+            return false;
+        };
         if !errand.go.load(Ordering::Acquire) || ctx.now_ns < self.again_ns {
-            return None;
+            return false;
         }
-        if self.since_ns == 0 {
-            self.since_ns = ctx.now_ns.max(1);
+        if *since_ns == 0 {
+            *since_ns = ctx.now_ns.max(1);
         }
         let Some((key, record)) = errand.records.get(self.at) else {
             let over =
@@ -119,27 +120,28 @@ impl Errands {
                 errand.done.store(true, Ordering::Release);
                 ctx.hold.speak();
                 self.list.pop_front();
-                self.since_ns = 0;
+            } else {
+                self.list.rotate_left(1);
             }
             self.at = 0;
             self.again_ns = ctx.now_ns + PAUSE_NS;
-            return None;
+            return false;
         };
         self.at += 1;
         self.run += 1;
         if self.run == AT_ONCE {
             (self.run, self.again_ns) = (0, ctx.now_ns + PAUSE_NS);
         }
+        let waited_ns = ctx.now_ns.saturating_sub(*since_ns);
         let mut told = Told {
             ctx,
             burst,
             out,
             key,
-            waited_ns: 0,
+            waited_ns,
         };
-        told.waited_ns = told.ctx.now_ns.saturating_sub(self.since_ns);
         told.attend(record);
-        Some(Arc::clone(record))
+        true
     }
 }
 
@@ -250,6 +252,7 @@ impl Told<'_, '_> {
         let Some(aside) = cell.aside.take() else {
             return;
         };
+        // It keeps its room, which nobody else will need: the connection is not frozen any more.
         let is_there = cell.store.put_into(&aside.frame, self.burst);
         if let Some(counters) = self.ctx.counters.ports.get(usize::from(aside.port.0)) {
             counters.pkts.unheld_pkts.add(1);
@@ -257,7 +260,6 @@ impl Told<'_, '_> {
                 counters.drops.add(DropReason::Frozen, 1);
             }
         }
-        cell.leaving = Some(aside.frame);
         drop(cell);
         if is_there {
             self.ctx.in_port = aside.port;

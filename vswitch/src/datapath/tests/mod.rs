@@ -4,6 +4,7 @@ mod asks;
 mod counted;
 mod forwarding;
 mod freeze;
+mod freeze_many;
 mod identity;
 mod infrastructure;
 mod limits;

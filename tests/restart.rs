@@ -99,6 +99,33 @@ fn a_command_that_fails_or_hangs_leaves_the_workload_quarantined() {
 }
 
 #[test]
+fn of_a_restart_in_which_the_switch_dies_nobody_knows_the_outcome_and_that_is_recorded() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let runs = lab.path_str("runs");
+    let program = script(&lab, "mend", &format!("echo $$ > {runs}\nsleep 604"));
+    let argv = format!("driver = \"command\"\nargv = [\"{program}\"]\n");
+    let mut switch = start(&lab, &argv);
+    let args = ["workload", "restart", "web-1", "--reason", "looks odd"];
+    switch.cli_ok(&args);
+    wait_for("the command to run", LIMIT, || {
+        fs::read_to_string(&runs).ok()
+    });
+    is_recorded(&lab, "begun", false);
+    let lost = "unknown: the switch ended in the midst of it";
+    // The second time there is nothing left to be said.
+    for _ in 0..2 {
+        switch.kill();
+        switch.restart();
+        let outcome = format!("{lost}; it stays quarantined");
+        is_recorded(&lab, &outcome, false);
+        let said = recorded(&lab).into_iter().filter(|(o, _)| *o == outcome);
+        assert_eq!(said.count(), 1);
+        assert_eq!(switch.cli_json(&["status"])["quarantined"][0], "web-1");
+    }
+    switch.cli_ok(&["workload", "release", "web-1"]);
+}
+
+#[test]
 fn a_restarter_that_is_killed_in_the_midst_is_missed_and_started_again() {
     let Some(lab) = Lab::open(&[]) else { return };
     let (runs, go) = (lab.path_str("runs"), lab.path_str("go"));

@@ -468,7 +468,10 @@ impl Control {
         self.commit(&plan, opened, desired, generation, classifier);
         let settled = self.settle(generation, start);
         let settle_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.record(&plan, &before, generation, cause, &changes);
+        // Whoever has everything judged again records why.
+        if again != Again::Judge {
+            self.record(&plan, &before, generation, cause, &changes);
+        }
         self.decide_by(rules, decisions);
         self.walls_are(model);
         self.restarts_are();

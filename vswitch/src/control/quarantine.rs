@@ -5,21 +5,22 @@
 //! What is kept is known by names too, so both outlive ports, policies and, where there is a ledger, the switch.
 
 mod freeze;
+mod named;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowtable::{Endpoint, FlowKey, Participant};
+use flowtable::{FlowKey, Participant};
 use freeze::Freeze;
 pub(super) use freeze::{MAX_S, Thaw};
+use named::Named;
+pub(super) use named::Wanted;
 use tracing::{info, warn};
 
 use super::api::{ApiError, Applied, ErrorCode, KeptInfo, QuarantineInfo};
 use super::apply::{ApplyError, Control};
 use super::asks::Given;
-use super::events::protocol_name;
 use super::state::{Desired, PortConfig, WorkloadConfig};
 use super::view::assurance;
 use super::walls::now_wall_ns;
@@ -27,88 +28,17 @@ use crate::datapath::freeze::{Outcome, Phase};
 use crate::datapath::quarantine::{Carried, Kept, Quarantine};
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::{conn, tcp};
-use crate::packet::{Addr, Mac, proto};
-use crate::policy::model::{Scope, ServiceSpec, qualified};
+use crate::packet::{Mac, proto};
+use crate::policy::model::{Scope, qualified};
 use crate::sys::time::monotonic_ns;
 
 /// Connections that may be kept of one quarantine. A guess: a pool of connections to a database has some tens; and they fit one record.
 const KEPT_MAX: usize = 256;
 
+/// What becomes of a restart when the switch ends.
+const LOST: &str = "unknown: the switch ended in the midst of it";
 /// What becomes of frozen connections when the switch ends.
 const ENDED: &str = "was reset: the switch was started again, and does not know its numbers";
-/// Who acts when it begins again.
-const SWITCH: &str = "switch";
-
-/// A connection by the names of its ends, as `conn list` shows it: what outlives their numbers.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Named {
-    protocol: String,
-    ends: [NamedEnd; 2],
-}
-
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct NamedEnd {
-    /// Absent only in what a caller says.
-    who: Option<String>,
-    addr: IpAddr,
-    port: u16,
-}
-
-impl fmt::Display for NamedEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(who) = &self.who {
-            write!(f, "{who} ")?;
-        }
-        write!(f, "{}:{}", self.addr, self.port)
-    }
-}
-
-impl fmt::Display for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [from, to] = &self.ends;
-        write!(f, "{} {from} > {to}", self.protocol)
-    }
-}
-
-impl Named {
-    /// `tcp web-1 10.0.0.1:40000 > db-1 10.0.0.2:5432`; names and `>` may be left out, and what follows is not looked at, so
-    /// that a line of `conn list` will do.
-    fn parse(text: &str) -> Option<Named> {
-        let mut words = text.split_whitespace().filter(|word| *word != ">");
-        let protocol = words.next()?.to_owned();
-        let mut end = || {
-            let address = |word: &str| {
-                let (addr, port) = word.rsplit_once(':')?;
-                Some((addr.parse().ok()?, port.parse().ok()?))
-            };
-            let first = words.next()?;
-            let (who, (addr, port)) = match address(first) {
-                Some(found) => (None, found),
-                None => (Some(first.to_owned()), address(words.next()?)?),
-            };
-            Some(NamedEnd { who, addr, port })
-        };
-        let ends = [end()?, end()?];
-        Some(Named { protocol, ends })
-    }
-
-    /// Whether this, which may lack names, means `other`.
-    fn means(&self, other: &Named) -> bool {
-        let mut ends = self.ends.iter().zip(&other.ends);
-        let same = |(said, is): (&NamedEnd, &NamedEnd)| {
-            (said.addr, said.port) == (is.addr, is.port)
-                && (said.who.is_none() || said.who == is.who)
-        };
-        self.protocol == other.protocol && ends.all(same)
-    }
-}
-
-/// What `--keep` says.
-enum Wanted {
-    Connection(Named),
-    /// All that the two have for this service.
-    Service(String, ServiceSpec),
-}
 
 /// What tells that somebody is one of those who were put into quarantine.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -160,6 +90,14 @@ struct Held {
     became: BTreeMap<Named, Outcome>,
     /// What else there is to say.
     note: String,
+}
+
+/// Somebody who is to be put there.
+struct Subject {
+    name: String,
+    marks: Marks,
+    /// All that his marks hold.
+    ends: HashSet<AttachmentId>,
 }
 
 /// A quarantine, as it is recorded.
@@ -222,6 +160,44 @@ impl Control {
         reason: &str,
         who: &str,
     ) -> Result<Applied, ApiError> {
+        let subject = self.subject(workload)?;
+        // Whoever errs here has changed nothing.
+        let kept = self.select_exactly((&subject.name, &subject.ends), keep)?;
+        let (name, ends, count) = (subject.name.clone(), subject.ends.clone(), kept.len());
+        let mut applied = self.enforce(subject, kept, reason, who)?;
+        // It holds already, so what is in use may be gone by now.
+        let mut cut = 0;
+        self.each_conn_of(&ends, |c| {
+            cut += usize::from(is_live(&c) && self.quarantine.kept(&c.key()).is_none());
+        });
+        let text = format!(
+            "{name} is in quarantine: {cut} live connection{} cut, {count} kept",
+            if cut == 1 { "" } else { "s" },
+        );
+        applied.changes.insert(0, text);
+        Ok(applied)
+    }
+
+    /// Puts a suspect into quarantine, with what there is of `keep`; but whoever has too much open to keep it all keeps nothing.
+    pub(super) fn contain(
+        &mut self,
+        workload: &str,
+        keep: &[Wanted],
+        reason: &str,
+        who: &str,
+    ) -> Result<Applied, ApiError> {
+        let subject = self.subject(workload)?;
+        let selected = self.select(&subject.ends, keep);
+        let kept = if selected.is_too_much() {
+            BTreeMap::new()
+        } else {
+            selected.kept
+        };
+        self.enforce(subject, kept, reason, who)
+    }
+
+    /// Who is meant, if he may be put into quarantine now.
+    fn subject(&self, workload: &str) -> Result<Subject, ApiError> {
         let (port, resident) = self.resident(workload)?;
         let name = qualified(&port.tenant, &resident.name);
         self.must_not_be_frozen(&name)?;
@@ -231,15 +207,20 @@ impl Control {
         all.filter(|w| of_vm || w.name == resident.name)
             .for_each(|w| marks.add(port, w));
         let ends = self.held_attachments(&self.desired, &marks);
-        let (kept, cut) = self.select(&name, &ends, keep)?;
-        let mut changes = vec![format!(
-            "{name} is in quarantine: {cut} live connection{} cut, {} kept",
-            if cut == 1 { "" } else { "s" },
-            kept.len()
-        )];
+        Ok(Subject { name, marks, ends })
+    }
+
+    fn enforce(
+        &mut self,
+        Subject { name, marks, ends }: Subject,
+        kept: BTreeMap<Named, Arc<Carried>>,
+        reason: &str,
+        who: &str,
+    ) -> Result<Applied, ApiError> {
         let others = marks.names.iter().filter(|n| **n != name);
-        changes.extend(others.map(|n| format!("{n} is, too: it is in the same VM")));
-        changes.extend(kept.keys().map(|named| format!("kept: {named}")));
+        let others = others.map(|n| format!("{n} is, too: it is in the same VM"));
+        let goes_on = kept.keys().map(|named| format!("kept: {named}"));
+        let mut changes: Vec<_> = others.chain(goes_on).collect();
         let held = Held {
             since_ns: now_wall_ns(),
             who: who.to_owned(),
@@ -252,12 +233,8 @@ impl Control {
             note: String::new(),
         };
         self.recorder.by(who);
-        self.deny_waiting(&ends);
-        for end in &ends {
-            self.restarts.readmissions.forget(*end);
-        }
         let before = self.quarantine.held.insert(name.clone(), held);
-        let mut applied = match self.weigh_again() {
+        let applied = match self.weigh_again() {
             Err(e) if !matches!(e, ApplyError::NotSettled(_)) => {
                 let held = &mut self.quarantine.held;
                 match before {
@@ -268,6 +245,10 @@ impl Control {
             }
             done => done,
         };
+        self.deny_waiting(&ends);
+        for end in &ends {
+            self.restarts.readmissions.forget(*end);
+        }
         warn!(workload = name, reason, who, "in quarantine");
         self.tell_quarantine("quarantine", &name, reason);
         let generation = self.shared.snapshots.generation();
@@ -286,25 +267,9 @@ impl Control {
             )),
             None => {}
         }
-        if let Ok(applied) = &mut applied {
-            applied.changes.splice(0..0, changes);
-        }
-        Ok(applied?)
-    }
-
-    /// The same; but whoever has too much open to keep it all keeps nothing.
-    pub(super) fn quarantine_or_all(
-        &mut self,
-        workload: &str,
-        keep: &[String],
-        reason: &str,
-        who: &str,
-    ) -> Result<Applied, ApiError> {
-        let done = self.quarantine(workload, keep, reason, who);
-        if done.is_err() && !keep.is_empty() {
-            return self.quarantine(workload, &[], reason, who);
-        }
-        done
+        let mut applied = applied?;
+        applied.changes.splice(0..0, changes);
+        Ok(applied)
     }
 
     /// Ends it. What was kept is judged as everything else from now on, but is not asked about again.
@@ -321,12 +286,11 @@ impl Control {
         };
         self.recorder.by(who);
         let view = self.quarantine.view.clone();
-        let mut granted = HashMap::new();
-        for named in held.kept.keys() {
-            let key = self.flow_of(&self.desired, named).map(|(key, _)| key);
-            let kept = key.and_then(|key| Some((key, view.as_ref()?.kept(&key)?.clone())));
-            granted.extend(kept);
-        }
+        let numbers = self.numbers(&self.desired);
+        let granted = held.kept.keys().filter_map(|named| {
+            let (key, _) = numbers.flow(named)?;
+            Some((key, view.as_ref()?.kept(&key)?.clone()))
+        });
         let before = self.quarantine.granted.clone();
         self.quarantine.granted.extend(granted);
         let applied = match self.weigh_again() {
@@ -401,102 +365,6 @@ impl Control {
             .collect()
     }
 
-    /// A connection of the table in words.
-    fn named(&self, c: &flowtable::ConnRef<'_>) -> Named {
-        let key = c.key();
-        let (from, to) = conn::ends(&key, c.initiator());
-        let end = |e: &Endpoint| NamedEnd {
-            who: Some(self.attachments.name(e.attachment)),
-            addr: e.addr.to_ip(),
-            port: e.port,
-        };
-        Named {
-            protocol: protocol_name(key.proto()),
-            ends: [end(&from), end(&to)],
-        }
-    }
-
-    /// The live connections of these that `keep` names, and how many it does not.
-    fn select(
-        &self,
-        name: &str,
-        ends: &HashSet<AttachmentId>,
-        keep: &[String],
-    ) -> Result<(BTreeMap<Named, Arc<Carried>>, usize), ApiError> {
-        let wanted = keep.iter().map(|text| self.wanted(text));
-        let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
-        let mut found = vec![0usize; wanted.len()];
-        let (mut kept, mut all) = (BTreeMap::new(), 0usize);
-        self.each_conn(|c| {
-            let key = c.key();
-            let [a, b] =
-                [key.low(), key.high()].map(|e| ends.contains(&AttachmentId(e.attachment)));
-            if !(a || b) || !is_live(&c) {
-                return;
-            }
-            all += 1;
-            let named = self.named(&c);
-            let meant = |wanted: &Wanted| match wanted {
-                Wanted::Connection(said) => said.means(&named),
-                Wanted::Service(who, service) => {
-                    let service_is = conn::service(&key, c.initiator());
-                    let is_end =
-                        |end: &NamedEnd| end.who.as_ref().is_some_and(|w| is_called(w, who));
-                    service.covers(service_is) && named.ends.iter().any(is_end)
-                }
-            };
-            let mut is_meant = false;
-            for (wanted, found) in wanted.iter().zip(&mut found) {
-                let meant = meant(wanted);
-                *found += usize::from(meant);
-                is_meant |= meant;
-            }
-            // Beyond the bound they are counted only.
-            if is_meant && kept.len() <= KEPT_MAX {
-                let before = self.quarantine.kept(&key).map(|k| Arc::clone(&k.carried));
-                kept.insert(named, before.unwrap_or_default());
-            }
-        });
-        let missing = keep.iter().zip(&found).filter(|(_, found)| **found == 0);
-        let errors: Vec<_> = missing
-            .map(|(text, _)| {
-                format!(
-                    "--keep {text:?}: {name} has no such live connection; `vswitch conn list --workload {name}` shows what it has"
-                )
-            })
-            .collect();
-        if !errors.is_empty() {
-            let code = ErrorCode::Usage;
-            return Err(ApiError { code, errors });
-        }
-        if kept.len() > KEPT_MAX {
-            return Err(ApiError::new(
-                ErrorCode::Refused,
-                format!("more than {KEPT_MAX} connections would be kept; name fewer"),
-            ));
-        }
-        let cut = all - kept.len();
-        Ok((kept, cut))
-    }
-
-    fn wanted(&self, text: &str) -> Result<Wanted, ApiError> {
-        if let Some(named) = Named::parse(text) {
-            return Ok(Wanted::Connection(named));
-        }
-        let service = text.rsplit_once(':');
-        let service =
-            service.and_then(|(who, spec)| Some((who, spec.parse::<ServiceSpec>().ok()?)));
-        let Some((who, spec)) = service else {
-            return Err(usage(format!(
-                "--keep {text:?}: write a connection as `vswitch conn list` shows it (\"tcp web-1 10.0.0.1:40000 > db-1 10.0.0.2:5432\"), or WORKLOAD:SERVICE (db-1:tcp/5432)"
-            )));
-        };
-        if who == "outside" {
-            return Ok(Wanted::Service(who.to_owned(), spec));
-        }
-        Ok(Wanted::Service(self.resolve(who)?, spec))
-    }
-
     /// Questions of these and about them are answered with no.
     fn deny_waiting(&mut self, ends: &HashSet<AttachmentId>) {
         let now_ns = monotonic_ns();
@@ -516,40 +384,6 @@ impl Control {
         }
     }
 
-    /// The key of a connection, by who has its ends now.
-    fn flow_of(&self, desired: &Desired, named: &Named) -> Option<(FlowKey, flowtable::Side)> {
-        // Those that there are many of first.
-        let mut all = [proto::TCP, proto::UDP].into_iter().chain(0..=u8::MAX);
-        let protocol = all.find(|n| protocol_name(*n) == named.protocol)?;
-        let mut zone = 0;
-        let mut end = |end: &NamedEnd| {
-            let who = end.who.as_deref()?;
-            let ports = desired.ports.iter();
-            let outside = who
-                .strip_prefix("outside(")
-                .and_then(|p| p.strip_suffix(')'));
-            let (port, attachment) = match outside {
-                Some(name) => {
-                    let port = ports.clone().find(|p| p.name == name)?;
-                    (port, self.attachments.outside_of(port)?)
-                }
-                None => {
-                    let mut all = ports.flat_map(|p| p.workloads.iter().map(move |w| (p, w)));
-                    let (port, w) = all.find(|(p, w)| qualified(&p.tenant, &w.name) == who)?;
-                    (port, self.attachments.of(port, w)?)
-                }
-            };
-            zone = desired.policy.tenant_id(&port.tenant).unwrap_or_default().0;
-            Some(Endpoint {
-                addr: Addr::from(end.addr),
-                port: end.port,
-                attachment: attachment.0,
-            })
-        };
-        let (from, to) = (end(&named.ends[0])?, end(&named.ends[1])?);
-        Some(FlowKey::new(zone, protocol, &from, &to))
-    }
-
     /// What the data path is to know of quarantine, of a state that is about to be published.
     pub(super) fn quarantine_view(&mut self, desired: &Desired) -> Option<Arc<Quarantine>> {
         self.quarantine.view = None;
@@ -565,12 +399,13 @@ impl Control {
         // Who is released is not frozen.
         kept.values_mut()
             .for_each(|kept| kept.frozen = [None, None]);
+        let numbers = self.numbers(desired);
         let held = self.quarantine.held.values();
         let held: Vec<_> = held
             .map(|held| {
                 let ends = self.held_attachments(desired, &held.marks);
                 let keys = held.kept.iter().filter_map(|(named, carried)| {
-                    let (key, initiator) = self.flow_of(desired, named)?;
+                    let (key, initiator) = numbers.flow(named)?;
                     let record = held.freeze.as_ref().and_then(|f| f.record(named));
                     // What goes to the responder, and what goes to the initiator.
                     let frozen = [initiator.other(), initiator].map(|side| {
@@ -589,9 +424,11 @@ impl Control {
                 (ends, keys)
             })
             .collect();
-        let mut attachments = HashSet::new();
+        let mut holders: HashMap<AttachmentId, Vec<_>> = HashMap::new();
         for (ends, keys) in &held {
-            attachments.extend(ends);
+            for end in ends {
+                holders.entry(*end).or_default().push(keys);
+            }
             for (key, k) in keys {
                 let both = kept.entry(*key).or_insert_with(|| k.clone());
                 for (frozen, other) in both.frozen.iter_mut().zip(&k.frozen) {
@@ -602,10 +439,10 @@ impl Control {
         // Of two in quarantine both must keep what is between them.
         kept.retain(|key, _| {
             let ends = [key.low(), key.high()].map(|end| AttachmentId(end.attachment));
-            held.iter().all(|(held, keys)| {
-                !ends.iter().any(|end| held.contains(end)) || keys.contains_key(key)
-            })
+            let mut all = ends.iter().filter_map(|end| holders.get(end)).flatten();
+            all.all(|keys| keys.contains_key(key))
         });
+        let attachments = holders.into_keys().collect();
         let view = Quarantine::new(attachments, kept).with_errands(self.quarantine.errands());
         let view = Arc::new(view);
         self.quarantine.view = Some(Arc::clone(&view));
@@ -637,10 +474,8 @@ impl Control {
                     "it was frozen when the daemon ended: its {n} connections are reset; its machine may still be paused"
                 );
                 warn!(workload = record.workload, "{note}");
-                let recorded = self
-                    .recorder
-                    .thawed(0, &record.workload, (SWITCH, false), &lines);
-                if let Err(why) = recorded {
+                let (recorder, workload) = (&self.recorder, &record.workload);
+                if let Err(why) = recorder.thawed(0, workload, (recorder.who(), false), &lines) {
                     warn!(
                         workload = record.workload,
                         "its thaw is not recorded: {why}"
@@ -667,6 +502,18 @@ impl Control {
                 "in quarantine since an earlier run"
             );
             self.quarantine.held.insert(record.workload, held);
+        }
+        for workload in self.recorder.in_restart() {
+            let mut outcome = LOST.to_owned();
+            if let Some(held) = self.quarantine.held.get_mut(&workload) {
+                outcome += "; it stays quarantined";
+                if !held.note.is_empty() {
+                    held.note += "; ";
+                }
+                held.note += &format!("what came of its restart is {LOST}");
+            }
+            warn!(workload, "restart: {outcome}");
+            self.recorder.restart_lost(&workload, &outcome);
         }
     }
 
@@ -697,10 +544,10 @@ impl Control {
         workload: &WorkloadConfig,
     ) -> Option<QuarantineInfo> {
         let (name, held) = self.quarantine.of(port, workload)?;
+        let numbers = self.numbers(&self.desired);
         let mut table: Participant = self.shared.table.participant();
         let kept = held.kept.iter().map(|(named, carried)| {
-            let key = self.flow_of(&self.desired, named).map(|(key, _)| key);
-            let live = key.and_then(|key| table.lookup(&key));
+            let live = numbers.flow(named).and_then(|(key, _)| table.lookup(&key));
             let state = match live {
                 Some(c) if is_live(&c) => "live",
                 None if carried.is_awaited() => "awaited",
@@ -761,11 +608,6 @@ impl Control {
         let why = held.map_or("", |(_, held)| &held.reason);
         Some(format!("{name} is in quarantine: {why}"))
     }
-}
-
-/// Whether what is called `is` is meant by `who`: the outside has a name for each port.
-fn is_called(is: &str, who: &str) -> bool {
-    is == who || who == "outside" && is.starts_with("outside(")
 }
 
 /// Whether a connection is established and not over: what can be kept.

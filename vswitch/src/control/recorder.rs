@@ -11,7 +11,7 @@ use super::quarantine::Record;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
-use crate::manager::ledger::bindings::{Bound, FROZEN, Quarantined, RESPONSES};
+use crate::manager::ledger::bindings::{BEGUN, Bound, FROZEN, Quarantined, RESPONSES, RESTARTED};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Excess, Freeze, PolicyApplied, PolicyConfirmed, PortAdded,
     PortRemoved, ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched,
@@ -254,7 +254,12 @@ impl Recorder {
         self.note(Entry::by(&self.who, record));
     }
 
-    /// A restart begins, or this came of it.
+    /// A restart begins.
+    pub(super) fn restart_begins(&self, generation: u64, info: &RestartInfo) {
+        self.restart(generation, info, BEGUN);
+    }
+
+    /// This came of a restart.
     pub(super) fn restart(&self, generation: u64, info: &RestartInfo, outcome: &str) {
         let record = Restart {
             driver: info.driver.clone(),
@@ -404,6 +409,25 @@ impl Recorder {
             since: u64::try_from(row.since_ns / 1_000_000_000).unwrap_or(0),
             reason: row.connection.clone(),
         })
+    }
+
+    /// Who was being restarted when the ledger was opened.
+    pub(super) fn in_restart(&self) -> Vec<String> {
+        let rows = self.ledger.iter().flat_map(Ledger::bound);
+        let begun = rows.filter(|row| row.subject == RESTARTED);
+        begun.map(|row| row.side.clone()).collect()
+    }
+
+    /// This is all that is known of what came of that.
+    pub(super) fn restart_lost(&self, workload: &str, outcome: &str) {
+        let mut rows = self.ledger.iter().flat_map(Ledger::bound);
+        let row = rows.find(|row| (&*row.subject, &*row.side) == (RESTARTED, workload));
+        let begun = row.and_then(|row| serde_json::from_str::<Restart>(&row.connection).ok());
+        let record = Restart {
+            outcome: outcome.to_owned(),
+            ..begun.unwrap_or_default()
+        };
+        self.note(Entry::by(SWITCH, record).workload(workload));
     }
 
     /// Somebody is in quarantine; waits until that is durable.

@@ -65,7 +65,15 @@ impl Recorder {
 
     pub(super) fn role_refused(&self, _: &NotYours) {}
 
+    pub(super) fn restart_begins(&self, _: u64, _: &RestartInfo) {}
+
     pub(super) fn restart(&self, _: u64, _: &RestartInfo, _: &str) {}
+
+    pub(super) fn in_restart(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    pub(super) fn restart_lost(&self, _: &str, _: &str) {}
 
     pub(super) fn mark(&self, _: u64, _: &Mark<'_>) {}
 

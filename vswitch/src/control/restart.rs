@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::api::{ApiError, ErrorCode, RestartInfo, RestartState};
 use super::apply::Control;
 use super::ids::{self, Ids};
-use super::quarantine::{self, Thaw};
+use super::quarantine::{self, Thaw, Wanted};
 use super::readmission::{Evidence, Grant, Readmissions};
 use super::state::{Driver, Method, RestartConfig};
 use crate::datapath::snapshot::AttachmentId;
@@ -176,7 +176,7 @@ impl Control {
     pub(super) fn restart(
         &mut self,
         workload: &str,
-        (reason, evidence, keep): (&str, Evidence<'_>, &[String]),
+        (reason, evidence, keep): (&str, Evidence<'_>, &[Wanted]),
         who: &str,
         now_ns: u64,
     ) -> Result<RestartInfo, ApiError> {
@@ -203,7 +203,7 @@ impl Control {
         // Before quarantine ends them.
         let openings = self.openings(attachment, evidence);
         if !is_held {
-            self.quarantine_or_all(&name, keep, reason, who)?;
+            self.contain(&name, keep, reason, who)?;
         }
         let held = self.held_as(&name);
         if how.driver.goes_back() && !self.is_frozen(&name) {
@@ -238,7 +238,7 @@ impl Control {
             how,
         };
         let generation = self.shared.snapshots.generation();
-        self.recorder.restart(generation, &info, "begun");
+        self.recorder.restart_begins(generation, &info);
         let given = self.give_job(&job);
         let limit_ns = u64::from(job.how.limit_s) * SECOND_NS;
         let mut under_way = UnderWay {

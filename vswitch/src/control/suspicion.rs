@@ -11,17 +11,15 @@ use super::api::{
 };
 use super::apply::Control;
 use super::events::protocol_name;
-use super::quarantine::is_live;
+use super::quarantine::Wanted;
 use super::readmission::Evidence;
 use super::state::Desired;
 use super::validate::facts;
 use super::walls::now_wall_ns;
-use crate::datapath::conn;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::worker::Shared;
 use crate::event::{Consumer, Detector, SuspicionEvent};
 use crate::packet::proto;
-use crate::policy::model::qualified;
 use crate::policy::suspicion::{Level, Reaction, Response};
 
 /// Suspicions that are kept to be listed, the newest ones; all are in the ledger.
@@ -301,7 +299,7 @@ impl Control {
     ) -> Result<(), ApiError> {
         let who = format!("response {}", response.qualified());
         let keep = self.open_with(response, AttachmentId(e.attachment));
-        let done = self.quarantine_or_all(workload, &keep, reason, &who);
+        let done = self.contain(workload, &keep, reason, &who);
         done.map(|_applied| ())
     }
 
@@ -359,41 +357,19 @@ impl Control {
             .is_some_and(|(port, workload)| self.is_quarantined(port, workload))
     }
 
-    /// What a response would keep, as far as there is any of it: `WORKLOAD:SERVICE`.
-    fn open_with(&self, response: &Response, id: AttachmentId) -> Vec<String> {
+    /// What a response would keep.
+    fn open_with(&self, response: &Response, id: AttachmentId) -> Vec<Wanted> {
         let policy = &self.desired.policy;
-        let mut kept = Vec::new();
-        for (port, workload) in self.residents() {
-            let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
-            let facts = facts(tenant, workload);
-            for keep in &response.keep {
-                if policy.keeps_with(response, keep, &facts)
-                    && let Some(peer) = self.attachments.of(port, workload)
-                {
-                    let name = qualified(&port.tenant, &workload.name);
-                    kept.push((
-                        peer,
-                        keep.service,
-                        format!("{name}:{}", keep.service),
-                        false,
-                    ));
-                }
-            }
-        }
-        if kept.is_empty() {
-            return Vec::new();
-        }
-        self.each_conn(|c| {
-            let key = c.key();
-            let ends = [key.low(), key.high()].map(|end| AttachmentId(end.attachment));
-            let service = conn::service(&key, c.initiator());
-            for (peer, spec, _, found) in &mut kept {
-                let between = ends == [id, *peer] || ends == [*peer, id];
-                *found |= between && spec.covers(service) && is_live(&c);
-            }
+        let keeps = response.keep.iter().filter_map(|keep| {
+            let with = self.residents().filter(|(port, workload)| {
+                let tenant = policy.tenant_id(&port.tenant).unwrap_or_default();
+                policy.keeps_with(response, keep, &facts(tenant, workload))
+            });
+            let with = with.filter_map(|(port, workload)| self.attachments.of(port, workload));
+            let with: HashSet<_> = with.filter(|peer| *peer != id).collect();
+            (!with.is_empty()).then_some(Wanted::Service(with, keep.service))
         });
-        let kept = kept.into_iter().filter(|(.., found)| *found);
-        kept.map(|(_, _, text, _)| text).collect()
+        keeps.collect()
     }
 
     /// Whether a response may be carried out once more, and to one more.

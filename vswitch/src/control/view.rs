@@ -1,6 +1,6 @@
 //! Answers to the questions that change nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -316,6 +316,24 @@ impl Control {
         table.for_each(see);
         // Workers' memory must not wait for us until the next question.
         table.offline();
+    }
+
+    /// Visits those that one of these has an end of. Whoever asks pays for all others with a look at their keys.
+    pub(super) fn each_conn_of(
+        &self,
+        ends: &HashSet<AttachmentId>,
+        mut see: impl FnMut(ConnRef<'_>),
+    ) {
+        // Few, mostly one: nothing is hashed for each of a million connections.
+        let mut ends: Vec<_> = ends.iter().map(|end| end.0).collect();
+        ends.sort_unstable();
+        self.each_conn(|c| {
+            let key = c.key();
+            let mut both = [key.low(), key.high()].into_iter();
+            if both.any(|end| ends.binary_search(&end.attachment).is_ok()) {
+                see(c);
+            }
+        });
     }
 
     /// A connection in words.

@@ -27,11 +27,16 @@ fn policy(rule: &str, action: Action) -> Policy {
     }
 }
 
-/// A control side whose workers do not run: nobody reads snapshots, so each one settles at once.
+/// A small control side.
 pub(in crate::control) fn control() -> Control {
+    control_of(64, 4)
+}
+
+/// A control side whose workers do not run: nobody reads snapshots, so each one settles at once.
+pub(in crate::control) fn control_of(connections: usize, max_ports: usize) -> Control {
     let config = SwitchConfig {
-        connections: 64,
-        max_ports: 4,
+        connections,
+        max_ports,
         ..SwitchConfig::default()
     };
     let table = flowtable::Config {

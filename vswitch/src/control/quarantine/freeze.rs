@@ -5,6 +5,7 @@
 //! and comes again. Running first, then thawed: what is let through, and what was put aside, meets a guest that takes it. But whoever went
 //! back to a snapshot is thawed first: what it says before it was asked what it remembers must not reach anybody.
 
+use super::named::NamedEnd;
 use super::*;
 use crate::control::api::FreezeInfo;
 use crate::datapath::freeze::{Errand, Outcome, Phase, Record as Frozen};
@@ -228,10 +229,11 @@ impl Control {
             )));
         }
         let (mut all, mut peers) = self.quarantine.frozen();
+        let numbers = self.numbers(&self.desired);
         let mut records = BTreeMap::new();
         let mut table: Participant = self.shared.table.participant();
         for named in held.kept.keys() {
-            let key = self.flow_of(&self.desired, named).map(|(key, _)| key);
+            let key = numbers.flow(named).map(|(key, _)| key);
             let Some(key) = key.filter(|key| table.lookup(key).is_some_and(|c| is_live(&c))) else {
                 continue;
             };

@@ -1,12 +1,13 @@
 //! Who is in quarantine whatever he is called, and what `--keep` means.
 
-use flowtable::New;
+use flowtable::{Endpoint, New};
 
 use super::*;
-use crate::control::apply::tests::{control, port};
+use crate::control::apply::tests::{control, control_of, port};
 use crate::control::state::PortKind;
 use crate::datapath::conn::Admission;
 use crate::datapath::quota::GroupId;
+use crate::packet::Addr;
 use crate::policy::RuleId;
 use crate::policy::model::{Action, Policy, Rule};
 
@@ -29,17 +30,26 @@ fn started(ports: &[PortConfig]) -> Control {
 }
 
 /// Opens an established connection to tcp/80, by the last bytes of the addresses.
-fn connect(c: &Control, (from, to): (&str, &str), (src, dst): (u8, u8), sport: u16) -> FlowKey {
-    let end = |who: &str, last: u8, port| {
+fn connect(c: &Control, ends: (&str, &str), last: (u8, u8), sport: u16) -> FlowKey {
+    connect_all(c, ends, last, std::iter::once((sport, 80))).remove(0)
+}
+
+/// Opens established connections with these ports.
+fn connect_all(
+    c: &Control,
+    (from, to): (&str, &str),
+    (src, dst): (u8, u8),
+    ports: impl Iterator<Item = (u16, u16)>,
+) -> Vec<FlowKey> {
+    let end = |who: &str, last: u8| {
         let (port_config, w) = c.resident(who).unwrap();
         Endpoint {
             addr: Addr::from(IpAddr::from([10, 0, 0, last])),
-            port,
+            port: 0,
             attachment: c.attachments.of(port_config, w).unwrap().0,
         }
     };
-    let (a, b) = (end(from, src, sport), end(to, dst, 80));
-    let (key, initiator) = FlowKey::new(0, proto::TCP, &a, &b);
+    let (a, b) = (end(from, src), end(to, dst));
     let admission = Admission {
         rule: RuleId(0),
         limited: false,
@@ -53,17 +63,23 @@ fn connect(c: &Control, (from, to): (&str, &str), (src, dst): (u8, u8), sport: u
         },
         payload_len: 0,
     };
-    let new = New {
-        initiator,
-        word: conn::word(c.shared.snapshots.generation()),
-        tick: 0,
-        user: conn::new_words(admission, 0),
-        far: Some(tcp::start(&middle)),
-    };
     let mut table = c.shared.table.participant();
-    assert!(!table.insert_or_get(&key, new).unwrap().existed);
+    let open = |(sport, dport)| {
+        let (a, b) = (Endpoint { port: sport, ..a }, Endpoint { port: dport, ..b });
+        let (key, initiator) = FlowKey::new(0, proto::TCP, &a, &b);
+        let new = New {
+            initiator,
+            word: conn::word(c.shared.snapshots.generation()),
+            tick: 0,
+            user: conn::new_words(admission, 0),
+            far: Some(tcp::start(&middle)),
+        };
+        assert!(!table.insert_or_get(&key, new).unwrap().existed);
+        key
+    };
+    let keys = ports.map(open).collect();
     table.offline();
-    key
+    keys
 }
 
 fn quarantine(c: &mut Control, who: &str, keep: &[&str]) -> Result<Vec<String>, ApiError> {
@@ -157,23 +173,114 @@ fn what_is_named_is_kept_and_what_cannot_be_changes_nothing() {
 
 #[test]
 fn more_than_may_be_kept_changes_nothing() {
-    let mut c = control();
-    c.shared = crate::datapath::worker::Shared::new(
-        1,
-        4,
-        flowtable::Config {
-            capacity: 1024,
-            ..flowtable::Config::default()
-        },
-    )
-    .unwrap();
+    let mut c = control_of(1024, 4);
     c.apply(desired(&c, &three()), "test").unwrap();
-    for sport in 0..=u16::try_from(KEPT_MAX).unwrap() {
-        connect(&c, ("a", "b"), (1, 2), 1000 + sport);
-    }
+    let ports = (0..=KEPT).map(|n| (1000 + n, 80));
+    connect_all(&c, ("a", "b"), (1, 2), ports);
     let error = quarantine(&mut c, "a", &["b:tcp/80"]).unwrap_err();
     assert_eq!(error.code, ErrorCode::Refused);
     assert_eq!(held(&c), [""; 0]);
+}
+
+/// As many as may be kept.
+const KEPT: u16 = 256;
+
+fn freeze(c: &mut Control, who: &str) -> Result<(), ApiError> {
+    c.freeze_only(who, 60, "tester", 0).map(|_| ())
+}
+
+#[test]
+fn who_opened_a_hundred_thousand_connections_freezes_no_more_than_others() {
+    const ALL: u32 = 100_000;
+    let mut c = control_of(1 << 17, 4);
+    c.apply(desired(&c, &three()), "test").unwrap();
+    let ports = (0..ALL).map(|n| {
+        let port = |n: u32| u16::try_from(n).unwrap();
+        (1000 + port(n / 4), 80 + port(n % 4))
+    });
+    let keys = connect_all(&c, ("a", "b"), (1, 2), ports.clone());
+    // A person is told, and a response keeps nothing, rather than some.
+    let error = quarantine(&mut c, "a", &["b:tcp/80"]).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Refused);
+    let all = [c.wanted("b:tcp").unwrap()];
+    c.contain("a", &all, "test", "response").unwrap();
+    assert_eq!(held(&c), ["a"]);
+    let error = freeze(&mut c, "a").unwrap_err().to_string();
+    assert!(
+        error.contains("no connection that could be frozen"),
+        "{error}"
+    );
+    c.release("a", "", "tester").unwrap();
+
+    let named = ports.take(KEPT.into());
+    let named = named.map(|(from, to)| format!("tcp 10.0.0.1:{from} > 10.0.0.2:{to}"));
+    let named: Vec<_> = named.collect();
+    let keep: Vec<_> = named.iter().map(String::as_str).collect();
+    let said = quarantine(&mut c, "a", &keep).unwrap();
+    assert_eq!(
+        said[0],
+        format!(
+            "a is in quarantine: {} live connections cut, 256 kept",
+            ALL - 256
+        )
+    );
+    freeze(&mut c, "a").unwrap();
+    let snapshot = c.shared.snapshots.current();
+    let view = snapshot.quarantine().unwrap();
+    let is_frozen = |key: &FlowKey| view.keeps(key).is_some_and(Kept::is_frozen);
+    assert_eq!(keys.iter().filter(|key| is_frozen(key)).count(), 256);
+    assert_eq!(
+        keys.iter().filter(|key| view.cuts(key)).count(),
+        keys.len() - 256
+    );
+}
+
+#[test]
+fn of_one_peer_and_of_all_only_so_many_are_frozen() {
+    // With a peer of their own for every four of them.
+    let guests: Vec<_> = (0..64u8).map(|n| (n, format!("guest-{n}"))).collect();
+    let peers: Vec<_> = (0..17u8).map(|n| format!("peer-{n}")).collect();
+    let ports = guests.iter().map(|(n, name)| port(name, 1 + n));
+    let others = (100..).zip(&peers).map(|(n, name)| port(name, n));
+    let mut c = control_of(1 << 15, 128);
+    let ports: Vec<_> = ports.chain(others).chain([port("late", 200)]).collect();
+    c.apply(desired(&c, &ports), "test").unwrap();
+    let connect = |c: &Control, (n, name): &(u8, String), peer: u8, count: u16| {
+        let ends = (name.as_str(), peers[usize::from(peer)].as_str());
+        let ports = (0..count).map(|n| (1000 + n, 80));
+        connect_all(c, ends, (1 + n, 100 + peer), ports);
+    };
+    for guest in &guests {
+        connect(&c, guest, guest.0 / 4, KEPT);
+    }
+    let late = (199, "late".to_owned());
+    connect(&c, &late, 0, 1);
+    quarantine(&mut c, "late", &["peer-0:tcp/80"]).unwrap();
+    for (n, guest) in &guests {
+        let keep = format!("peer-{}:tcp/80", n / 4);
+        quarantine(&mut c, guest, &[&keep]).unwrap();
+        freeze(&mut c, guest).unwrap();
+        if *n == 3 {
+            let error = freeze(&mut c, "late").unwrap_err();
+            let said = error.to_string();
+            assert_eq!(error.code, ErrorCode::Refused);
+            assert!(
+                said.contains("more than 1024 connections of peer-0"),
+                "{said}"
+            );
+        }
+    }
+    // Nobody is a peer of too many now, and they are too many all the same.
+    c.release("late", "", "tester").unwrap();
+    connect(&c, &late, 16, 1);
+    quarantine(&mut c, "late", &["peer-16:tcp/80"]).unwrap();
+    let said = freeze(&mut c, "late").unwrap_err().to_string();
+    assert!(
+        said.contains("more than 16384 connections of all"),
+        "{said}"
+    );
+    assert_eq!(c.quarantine.frozen_names().len(), guests.len());
+    assert!(!c.quarantine.frozen_names().contains(&"late".to_owned()));
 }
 
 #[test]
@@ -262,15 +369,16 @@ fn a_connection_is_read_as_it_is_shown() {
     ] {
         assert_eq!(Named::parse(text).unwrap().to_string(), text);
     }
-    let full = Named::parse("tcp a 10.0.0.1:1 > b 10.0.0.2:2").unwrap();
+    let mut c = started(&three());
+    connect(&c, ("a", "b"), (1, 2), 1000);
     for (text, means) in [
-        ("tcp 10.0.0.1:1 10.0.0.2:2", true),
-        ("tcp a 10.0.0.1:1 b 10.0.0.2:2 established all", true),
-        ("tcp 10.0.0.2:2 10.0.0.1:1", false),
-        ("tcp c 10.0.0.1:1 10.0.0.2:2", false),
-        ("udp 10.0.0.1:1 10.0.0.2:2", false),
+        ("tcp 10.0.0.1:1000 10.0.0.2:80", true),
+        ("tcp a 10.0.0.1:1000 b 10.0.0.2:80 established all", true),
+        ("tcp 10.0.0.2:80 10.0.0.1:1000", false),
+        ("tcp c 10.0.0.1:1000 10.0.0.2:80", false),
+        ("udp 10.0.0.1:1000 10.0.0.2:80", false),
     ] {
-        assert_eq!(Named::parse(text).unwrap().means(&full), means, "{text}");
+        assert_eq!(quarantine(&mut c, "a", &[text]).is_ok(), means, "{text}");
     }
     for text in [
         "",

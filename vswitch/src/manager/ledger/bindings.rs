@@ -46,6 +46,12 @@ pub const RESPONSES: &str = "responses";
 /// The subject of a row that stands for a workload that is frozen, in the same way. The workload is its `side`.
 pub const FROZEN: &str = "frozen";
 
+/// The subject of a row that stands for a workload that is being restarted, in the same way. Its `connection` is the record.
+pub const RESTARTED: &str = "restarted";
+
+/// The outcome of a restart that has none yet.
+pub const BEGUN: &str = "begun";
+
 /// What a record does to the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
@@ -108,6 +114,18 @@ impl Effect {
                 connection: Some(format!("{} s", b.max_s)),
             },
             Body::Thaw(_) => Effect::Remove(["".to_owned(), FROZEN.to_owned(), workload()?]),
+            Body::Restart(b) => {
+                let row = ["".to_owned(), RESTARTED.to_owned(), workload()?];
+                if b.outcome == BEGUN {
+                    Effect::Put {
+                        row,
+                        state: "begun",
+                        connection: Some(entry.body.to_json()),
+                    }
+                } else {
+                    Effect::Remove(row)
+                }
+            }
             Body::ResponsesSwitched(_) => Effect::Remove(["", RESPONSES, ""].map(str::to_owned)),
             _ => return None,
         })

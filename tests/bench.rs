@@ -443,11 +443,14 @@ fn suspects_are_contained_and_detectors_have_a_price() {
         "2000",
         "--beside",
         "1000",
+        "--frozen",
+        "2",
     ];
     let words = [
         "by frame of established connections",
         "by TCP connection",
         "from suspicion to quarantine",
+        "512 connections of 2 workloads, frozen",
     ];
     let report = report(&short, &words);
     for what in ["established", "denied", "connection"] {
@@ -464,6 +467,13 @@ fn suspects_are_contained_and_detectors_have_a_price() {
         median(contained) > 0.0 && median(&report["resolution_ms"]) <= median(contained),
         "{report}"
     );
+    assert!(median(&report["contained_keeping_ms"]) > 0.0, "{report}");
+    // It fails unless every peer is told in the end that its frozen guest goes on.
+    let frozen = &report["frozen"];
+    assert_eq!(frozen["connections"], 512);
+    for figure in ["freeze_ms", "release_ms", "forwarded_ratio", "change_ms"] {
+        assert!(median(&frozen[figure]) > 0.0, "{figure}: {report}");
+    }
 }
 
 #[test]

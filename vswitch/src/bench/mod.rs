@@ -59,7 +59,7 @@ pub use memory::{Memory, MemoryFigures, Resident};
 pub use ndr::{Carried, Ndr, NdrFigures};
 pub use options::{On, Repeats, Rings, Traffic};
 pub use policy::{PolicyChange, PolicyChangeFigures};
-pub use response::{Responding, RespondingFigures, Watched};
+pub use response::{FrozenFigures, Responding, RespondingFigures, Watched};
 pub use start::{Start, StartFigures};
 pub use stats::Summary;
 pub use table::{Scaling, Stalls, TableAlone, TableFigures};
@@ -183,6 +183,9 @@ pub enum BenchError {
     /// A suspect was not put into quarantine.
     #[error("a suspect's open connection went on for five seconds: nobody contained it")]
     NotContained,
+    /// Peers of frozen connections that went on were not told.
+    #[error("only {0} peers of frozen connections were told that these go on")]
+    NotReleased(u64),
     /// No memory for a connection table.
     #[error(transparent)]
     Table(#[from] flowtable::TableError),

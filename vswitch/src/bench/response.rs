@@ -1,9 +1,13 @@
-//! `vswitch bench response`: how soon a suspect is contained, and what it costs the others that everybody is watched.
+//! `vswitch bench response`: how soon a suspect is contained, what it costs the others that everybody is watched, and what it
+//! takes to hold ten thousand frozen connections.
+
+mod frozen;
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+pub use frozen::FrozenFigures;
 use serde::Serialize;
 
 use super::churn::{Churn, Client};
@@ -23,14 +27,15 @@ use crate::event::Detector;
 use crate::packet::{Mac, proto};
 use crate::policy::model::{DEFAULT_TENANT, Policy};
 use crate::policy::suspicion::{
-    COUNT_MAX, Level, Reaction, Response, Suspicion, Threshold, Thresholds,
+    COUNT_MAX, Keep, Level, Reaction, Response, Suspicion, Threshold, Thresholds,
 };
 use crate::port::mem::MemEnd;
 
 /// Bytes of a frame without FCS.
 const BYTES: u16 = 64;
-/// A service that is allowed, and one that is not.
+/// Services that are allowed, of which one may be kept, and one that is not.
 const OPEN: u16 = 9000;
+const KEPT: u16 = 9001;
 const CLOSED: u16 = 20_000;
 /// The suspect's port.
 const FROM: u16 = 60_000;
@@ -48,8 +53,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// First both guests send frames of 64 bytes on established connections, then frames that no rule admits, with all detectors on and with
 /// all off (`off` in the policy), by turns; then they open, use and close TCP connections, by turns as well. At last others, beside
 /// connections that are only there, have one open each and are denied another one until that makes them suspects, which a response puts into quarantine: the time
-/// from the frame that did it to the first frame of the open connection that is refused. The control thread shares the two cores
-/// with worker and generator, where there are no more.
+/// from the frame that did it to the first frame of the open connection that is refused; then the same of others with a second one,
+/// which the response keeps, and of which no frame may be lost. Last, workloads are frozen with 256 connections each, and
+/// established traffic of others is forwarded by turns with none frozen, and with all frozen and their peers probing once a
+/// second. The control thread shares the two cores with worker and generator, where there are no more.
 #[derive(Clone, Debug, Serialize, Args)]
 pub struct Responding {
     /// Connections of what is forwarded.
@@ -61,6 +68,9 @@ pub struct Responding {
     /// Connections of others that are there while somebody is contained.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
     pub beside: u32,
+    /// Workloads that are frozen, each with 256 connections.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub frozen: u8,
     /// Rules in the policy; the last one admits the load.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rules: u32,
@@ -100,6 +110,10 @@ pub struct RespondingFigures {
     pub contained_ms: Summary,
     /// The last frame of that connection that came through was sent so long before that one, ms: what is not known better.
     pub resolution_ms: Summary,
+    /// The same as `contained_ms` of suspects that keep another connection, which loses nothing.
+    pub contained_keeping_ms: Summary,
+    /// Frozen connections.
+    pub frozen: FrozenFigures,
 }
 
 #[derive(Default)]
@@ -139,7 +153,9 @@ impl Bench for Responding {
     fn measure(&self, cores: Cores, progress: Progress<'_>) -> Result<Self::Figures, BenchError> {
         let (established, forwarded, denied) = self.traffic(cores, progress)?;
         let connection = self.connections(cores, progress)?;
-        let (contained, resolution) = self.contained(cores, progress)?;
+        let (contained, resolution) = self.contained(cores, false, progress)?;
+        let (keeping, _) = self.contained(cores, true, progress)?;
+        let frozen = self.frozen(cores, progress)?;
         Ok(RespondingFigures {
             established: established.watched(),
             forwarded_ratio: forwarded,
@@ -147,6 +163,8 @@ impl Bench for Responding {
             connection: connection.watched(),
             contained_ms: Summary::of(contained),
             resolution_ms: Summary::of(resolution),
+            contained_keeping_ms: Summary::of(keeping),
+            frozen,
         })
     }
 }
@@ -231,14 +249,16 @@ impl Responding {
         Ok(turns)
     }
 
-    /// How soon suspects are contained, and how well that is known, both in ms.
+    /// How soon suspects are contained, whether or not they keep something, and how well that is known, both in ms.
     fn contained(
         &self,
         cores: Cores,
+        keeps: bool,
         progress: Progress<'_>,
     ) -> Result<(Vec<f64>, Vec<f64>), BenchError> {
         progress("opening connections");
-        let mut policy = policy(self.rules, ALLOWED);
+        let load = policy(self.rules, ALLOWED);
+        let mut policy = load.clone();
         policy.suspicions.push(suspicion(vec![(
             Detector::DeniedRate,
             Threshold {
@@ -249,6 +269,7 @@ impl Responding {
                 ..Threshold::default()
             },
         )]));
+        let keep = keeps.then(|| format!("c:udp/{KEPT}").parse::<Keep>().ok());
         policy.responses.push(Response {
             name: "shut-in".to_owned(),
             tenant: DEFAULT_TENANT.to_owned(),
@@ -256,7 +277,7 @@ impl Responding {
             of: vec!["any".into()],
             action: Reaction::Quarantine,
             for_s: Response::FOR_S,
-            keep: Vec::new(),
+            keep: keep.flatten().into_iter().collect(),
             again_s: Response::AGAIN_S,
             share_percent: 100,
             limit: Level {
@@ -274,12 +295,14 @@ impl Responding {
             // As a daemon's.
             poll: Poll::Adaptive,
             max_ports: 8,
-            ..RigConfig::new(policy, self.beside as usize)
+            ..RigConfig::new(load, self.beside as usize)
         };
         let mut rig = Rig::start(cores, config, |sockets| Load::connect(sockets, &traffic))?;
         cores.pin_generator()?;
         rig.load.open()?;
         rig.switch.add_port(port(2, PortKind::Mem, 1))?;
+        // Whoever is to be kept must be there.
+        rig.switch.apply_policy(policy)?;
         let mut peer = end(&rig.switch, "c")?;
         let (mut contained, mut resolution) = (Vec::new(), Vec::new());
         for n in 0..self.repeats.repeats {
@@ -288,7 +311,7 @@ impl Responding {
             #[allow(clippy::cast_possible_truncation)] // below 200
             let n = (n % 200) as u8;
             let mut suspect = Suspect::attach(&rig.switch, n)?;
-            let (ms, finest) = suspect.until_contained(&rig.switch, &mut peer)?;
+            let (ms, finest) = suspect.until_contained(&rig.switch, &mut peer, keeps)?;
             contained.push(ms);
             resolution.push(finest);
             rig.switch.remove_port(&suspect.name)?;
@@ -333,12 +356,13 @@ fn end(switch: &Switch, name: &str) -> Result<MemEnd, BenchError> {
     Ok(end.ok_or_else(|| std::io::Error::other("a mem port has an end"))?)
 }
 
-/// Somebody with one open connection.
+/// Somebody with two connections.
 struct Suspect {
     name: String,
     end: MemEnd,
-    open: Vec<u8>,
-    answer: Vec<u8>,
+    /// There, and back.
+    open: [Vec<u8>; 2],
+    kept: [Vec<u8>; 2],
     denied: Vec<u8>,
 }
 
@@ -358,11 +382,15 @@ impl Suspect {
         });
         switch.add_port(config)?;
         let (here, there) = ((mac, ip), (MACS[2], IPS[2]));
+        let both = |to| {
+            let back = datagram(there, here, (to, FROM));
+            [datagram(here, there, (FROM, to)), back]
+        };
         Ok(Suspect {
             end: end(switch, &name)?,
             name,
-            open: datagram(here, there, (FROM, OPEN)),
-            answer: datagram(there, here, (OPEN, FROM)),
+            open: both(OPEN),
+            kept: both(KEPT),
             denied: datagram(here, there, (FROM, CLOSED)),
         })
     }
@@ -372,13 +400,16 @@ impl Suspect {
         &mut self,
         switch: &Switch,
         peer: &mut MemEnd,
+        keeps: bool,
     ) -> Result<(f64, f64), BenchError> {
         let mut buffer = Vec::new();
-        // There and back, so that it is established.
-        send(&mut self.end, &self.open)?;
-        arrives(peer, &mut buffer)?;
-        send(peer, &self.answer)?;
-        arrives(&mut self.end, &mut buffer)?;
+        // There and back, so that they are established.
+        for [there, back] in [&self.open, &self.kept] {
+            send(&mut self.end, there)?;
+            arrives(peer, &mut buffer)?;
+            send(peer, back)?;
+            arrives(&mut self.end, &mut buffer)?;
+        }
         let before = Sample::take(switch)?;
         for _ in 1..DENIED {
             send(&mut self.end, &self.denied)?;
@@ -392,19 +423,33 @@ impl Suspect {
         send(&mut self.end, &self.denied)?;
         // When frames of the open connection were sent, by their number, and which one came last.
         let (mut sent, mut came) = (Vec::new(), None::<usize>);
+        let mut kept = 0;
+        let [open, _] = &mut self.open;
+        let [also, _] = &self.kept;
         while sent.len() < came.map_or(0, |n| n + 1) + MISSING {
             let number = sent.len();
-            put(&mut self.open, NUMBER_AT, (number as u64).to_be_bytes());
+            put(open, NUMBER_AT, (number as u64).to_be_bytes());
             sent.push(start.elapsed());
-            send(&mut self.end, &self.open)?;
+            send(&mut self.end, open)?;
+            if keeps {
+                send(&mut self.end, also)?;
+            }
             std::thread::sleep(BETWEEN);
             while peer.recv(&mut buffer).is_some() {
+                if get(&buffer, PORTS_AT + 2) == Some(KEPT.to_be_bytes()) {
+                    kept += 1;
+                    continue;
+                }
                 let number = get(&buffer, NUMBER_AT).map(u64::from_be_bytes);
                 came = number.and_then(|n| usize::try_from(n).ok());
             }
             if start.elapsed() > PATIENCE {
                 return Err(BenchError::NotContained);
             }
+        }
+        while keeps && kept < sent.len() {
+            arrives(peer, &mut buffer)?;
+            kept += 1;
         }
         let ms = |n: Option<usize>| {
             let at = n.and_then(|n| sent.get(n)).copied().unwrap_or_default();

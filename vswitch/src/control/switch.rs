@@ -407,6 +407,28 @@ impl Switch {
         Ok(self.call(restart)??)
     }
 
+    /// Quarantines a workload, but for what `keep` names.
+    pub(crate) fn quarantine(
+        &self,
+        workload: &str,
+        keep: &[String],
+    ) -> Result<Applied, SwitchError> {
+        let (workload, keep) = (workload.to_owned(), keep.to_vec());
+        Ok(self.call(move |c| c.quarantine(&workload, &keep, "", "program"))??)
+    }
+
+    /// Freezes what is kept of a workload in quarantine.
+    pub(crate) fn freeze(&self, workload: &str, max_s: u32) -> Result<Applied, SwitchError> {
+        let (workload, now_ns) = (workload.to_owned(), monotonic_ns());
+        Ok(self.call(move |c| c.freeze(&workload, max_s, "program", now_ns))??)
+    }
+
+    /// Ends a freeze.
+    pub(crate) fn thaw(&self, workload: &str) -> Result<Applied, SwitchError> {
+        let (workload, now_ns) = (workload.to_owned(), monotonic_ns());
+        Ok(self.call(move |c| c.thaw(&workload, false, "program", now_ns))??)
+    }
+
     /// Restarts under way, and the last ones.
     ///
     /// # Errors

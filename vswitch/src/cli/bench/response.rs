@@ -39,7 +39,33 @@ pub(super) fn show(report: &Report<Responding>) -> String {
             3,
         ),
         ("from suspicion to quarantine, ms", &r.contained_ms, 2),
+        (
+            "the same, with a connection kept, ms",
+            &r.contained_keeping_ms,
+            2,
+        ),
         ("known to, ms", &r.resolution_ms, 2),
+    ]);
+    let f = &r.frozen;
+    out += &format!(
+        "\n{} connections of {} workloads, frozen\n",
+        f.connections, c.frozen
+    );
+    out += &summaries(&[
+        ("freezing one workload more, ms", &f.freeze_ms, 2),
+        ("releasing them all, ms", &f.release_ms, 0),
+        (
+            "established forwarding beside them, by without",
+            &f.forwarded_ratio,
+            3,
+        ),
+        ("answers to their peers, a second", &f.answers_per_s, 0),
+        ("a change of the policy, ms", &f.change_ms, 2),
+        (
+            "the same before, with nothing kept, ms",
+            &f.change_before_ms,
+            2,
+        ),
     ]);
     out
 }

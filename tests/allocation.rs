@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! The hot path allocates nothing, neither for established connections nor for new ones.
+//! The hot path allocates nothing, neither for established connections nor for new ones, nor for what decoys answer.
 //!
 //! Invariant owned here: the global allocator is the system's, with a counter in front; it changes
 //! nothing about a block.
@@ -10,6 +10,7 @@ use std::cell::Cell;
 #[path = "common/pair.rs"]
 mod pair;
 
+use etherparse::PacketBuilder;
 use pair::{Pair, datagram};
 use vswitch::policy::model::{Action, Rule};
 
@@ -73,4 +74,51 @@ fn no_allocation_per_frame() {
     assert_eq!(round(1000..1100), (100, 0), "established connections");
     assert_eq!(round(2000..3000), (1000, 0), "new connections");
     assert_eq!(shared.table.len(), 1100);
+}
+
+#[test]
+fn no_allocation_per_decoy() {
+    let Pair {
+        shared,
+        mut worker,
+        mut ends,
+    } = Pair::new(
+        16,
+        Rule {
+            log: true,
+            ..Rule::new("lure", &["a"], &["b"], Action::Decoy)
+        },
+    );
+    let segment = |sport, ack: Option<u32>| {
+        let tcp = PacketBuilder::ethernet2([0x52, 0x54, 0, 0, 0, 1], [0x52, 0x54, 0, 0, 0, 2])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+        let (mut out, seq) = (Vec::new(), 99 + u32::from(ack.is_some()));
+        let tcp = tcp.tcp(sport, 22, seq, 64_000);
+        let (tcp, payload) = match ack {
+            Some(ack) => (tcp.ack(ack), &b"hello"[..]),
+            None => (tcp.syn(), &b""[..]),
+        };
+        tcp.write(&mut out, payload).unwrap();
+        out
+    };
+    let mut received = Vec::with_capacity(4096);
+    // Sends a segment and waits for the answer: its number.
+    let mut exchange = |segment: &[u8]| {
+        ends[0].send(segment).unwrap();
+        let before = ALLOCATIONS.with(Cell::get);
+        while worker.step(1) {}
+        let allocations = ALLOCATIONS.with(Cell::get) - before;
+        ends[0].recv(&mut received).expect("an answer");
+        let number = received[38..42].try_into().unwrap();
+        (u32::from_be_bytes(number), allocations)
+    };
+    // The first one picks up the snapshot.
+    exchange(&segment(1, None));
+    for sport in 2..1000 {
+        let (cookie, allocations) = exchange(&segment(sport, None));
+        assert_eq!(allocations, 0, "a SYN");
+        let ack = cookie.wrapping_add(1);
+        assert_eq!(exchange(&segment(sport, Some(ack))), (ack, 0), "a reset");
+    }
+    assert_eq!(shared.table.len(), 0);
 }

@@ -6,7 +6,7 @@ use common::process;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-use vswitch::policy::model::Record;
+use vswitch::policy::model::{Action, Record};
 
 /// Building one, and running it.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -83,6 +83,8 @@ fn the_files_about_containment_are_valid_and_have_what_they_shall_show() {
     let workloads = desired.ports.iter().flat_map(|p| &p.workloads);
     assert_eq!(workloads.filter(|w| w.restart.is_some()).count(), 1);
     assert!(responses.iter().any(|r| r.staged) && responses.iter().any(|r| !r.keep.is_empty()));
+    let rules = &desired.policy.rules;
+    assert!(rules.iter().any(|r| r.action == Action::Decoy));
 }
 
 #[test]

@@ -529,7 +529,11 @@ fn rule_list(segments: &[Segment]) -> impl Strategy<Value = Vec<Rule>> + use<> {
         list.clone(),
         list,
         prop_oneof![1 => Just(Vec::new()), 2 => subsequence(&SERVICES[..], 1..=3)],
-        select(&["allow", "allow", "deny", "reject", "ask", "notify", "pass"][..]),
+        select(
+            &[
+                "allow", "allow", "deny", "reject", "decoy", "ask", "notify", "pass",
+            ][..],
+        ),
         select(&["allow", "deny"][..]),
         select(&TIERS[..]),
         flags,
@@ -622,6 +626,7 @@ fn named(answer: &Answer) -> Says {
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",
             Verdict::Reject => "reject",
+            Verdict::Decoy => "decoy",
         },
         rule: answer.rule.clone(),
         also: answer.also.clone(),

@@ -103,6 +103,8 @@ drop_reasons! {
     PolicyDeny => "policy_deny",
     /// A rule with `action = "reject"` matched; the sender was told.
     PolicyReject => "policy_reject",
+    /// A rule with `action = "decoy"` matched: nobody got the frame, and TCP was answered in its receiver's stead.
+    PolicyDecoy => "policy_decoy",
     /// A rule with `action = "ask"` matched, and the answer was no, or there was none in time; or its record could not be made.
     PolicyAskDenied => "policy_ask_denied",
     /// More wait for the manager than the sending port may have waiting, or the frame is too long to be held.

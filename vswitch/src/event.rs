@@ -193,6 +193,8 @@ pub enum ConnEventKind {
     Deny,
     /// A frame was refused and its sender told.
     Reject,
+    /// Somebody met a decoy: had a connection with it, or sent what needs none.
+    Decoy,
     /// A staged rule would have decided otherwise; `rule` is that rule. Nothing was enforced.
     Staged,
     /// An established connection was removed because policy no longer allows it.
@@ -213,6 +215,7 @@ impl ConnEventKind {
             ConnEventKind::Allow => "allow",
             ConnEventKind::Deny => "deny",
             ConnEventKind::Reject => "reject",
+            ConnEventKind::Decoy => "decoy",
             ConnEventKind::Staged => "staged",
             ConnEventKind::Cut => "cut",
             ConnEventKind::Close => "close",
@@ -262,7 +265,7 @@ pub struct ConnEvent {
     pub src_mac: Mac,
     /// The other end's MAC.
     pub dst_mac: Mac,
-    /// Bytes in the original direction, when a connection ended.
+    /// Bytes in the original direction, when a connection ended; payload that came to a decoy.
     pub original_bytes: u64,
     /// Bytes in the reply direction.
     pub reply_bytes: u64,
@@ -333,6 +336,8 @@ pub enum Detector {
     FanOut,
     /// A wall refused it several services.
     Wall,
+    /// It met decoys.
+    Decoy,
     /// Many handshakes were begun and not completed.
     SynFlood,
     /// Many frames came from addresses that are not its own.
@@ -343,11 +348,12 @@ pub enum Detector {
 
 impl Detector {
     /// All, by their number.
-    pub const ALL: [Detector; 7] = [
+    pub const ALL: [Detector; 8] = [
         Detector::PortScan,
         Detector::AddressScan,
         Detector::FanOut,
         Detector::Wall,
+        Detector::Decoy,
         Detector::SynFlood,
         Detector::Spoofing,
         Detector::DeniedRate,
@@ -355,7 +361,7 @@ impl Detector {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
     /// How many of them, the first ones, count what differs; the others count what happens.
-    pub const DISTINCT: usize = 4;
+    pub const DISTINCT: usize = 5;
 
     /// The name in policies, records and lists.
     #[must_use]
@@ -365,6 +371,7 @@ impl Detector {
             Detector::AddressScan => "address-scan",
             Detector::FanOut => "fan-out",
             Detector::Wall => "wall",
+            Detector::Decoy => "decoy",
             Detector::SynFlood => "syn-flood",
             Detector::Spoofing => "spoofing",
             Detector::DeniedRate => "denied-rate",

@@ -421,8 +421,8 @@ impl Expect {
         assert!(allowed, "no rule allows {told}");
     }
 
-    /// What the switch itself says to who sent the burst: ARP and ND answers, and for a rejected
-    /// packet (only "web" has a rule that rejects) a reset or an ICMP error.
+    /// What the switch itself says to who sent the burst: ARP and ND answers, for a rejected
+    /// packet a reset or an ICMP error, and what a decoy says (only "web" has rules that reject or lure).
     fn is_answer(&self, to: &Who, seen: &Seen) -> bool {
         // Not for the uplink's peers, whom only themselves know.
         if to.name != "outside" && seen.dst_mac != mac(to) {

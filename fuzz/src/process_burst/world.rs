@@ -82,6 +82,12 @@ to = "a"
 service = ["tcp/23", "udp/23"]
 action = "reject"
 [[rule]]
+name = "lured"
+from = "web"
+to = "db"
+service = ["tcp/5433", "udp/56"]
+action = "decoy"
+[[rule]]
 name = "never"
 from = "web"
 to = "db"

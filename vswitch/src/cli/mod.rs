@@ -162,7 +162,7 @@ enum Command {
         /// Only with this workload at an end.
         #[arg(long)]
         workload: Option<String>,
-        /// Only these kinds: allow, deny, reject, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion; quarantine, release, freeze, thaw; restart.
+        /// Only these kinds: allow, deny, reject, decoy, staged, cut, close, expire, evict; ask, yes, no; wall; suspicion; quarantine, release, freeze, thaw; restart.
         #[arg(long, value_delimiter = ',')]
         kind: Vec<String>,
     },

@@ -141,7 +141,7 @@ fn rule(mut table: Section<'_>) -> Rule {
 fn action(table: &mut Section<'_>) -> Action {
     let written = table.required(
         "action",
-        "say what happens: allow, deny, reject, ask, notify or pass",
+        "say what happens: allow, deny, reject, decoy, ask, notify or pass",
     );
     if written == "ask" {
         return Action::Ask(ask(table));
@@ -150,6 +150,7 @@ fn action(table: &mut Section<'_>) -> Action {
         ("allow", Action::Allow),
         ("deny", Action::Deny),
         ("reject", Action::Reject),
+        ("decoy", Action::Decoy),
         // Found above; here for the list of words.
         ("ask", Action::Allow),
         ("notify", Action::Notify),

@@ -462,7 +462,7 @@ fn each_error_stands_at_its_line_and_column() {
         (
             "action = \"allow\"\n",
             "",
-            r#"policy.toml:24:1: error: missing key "action"; say what happens: allow, deny, reject, ask, notify or pass"#,
+            r#"policy.toml:24:1: error: missing key "action"; say what happens: allow, deny, reject, decoy, ask, notify or pass"#,
         ),
         (
             "action = \"allow\"",

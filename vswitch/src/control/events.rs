@@ -71,10 +71,14 @@ impl Control {
                 let rule = (event.rule != NONE_U32).then_some(RuleId(event.rule));
                 let logged = event.kind == ConnEventKind::Staged
                     || rule.is_some_and(|r| self.is_logged(event.generation, r));
-                if !logged && !watched {
+                let is_evidence = event.kind == ConnEventKind::Decoy;
+                if !logged && !watched && !is_evidence {
                     continue;
                 }
                 let shown = self.show(&event);
+                if is_evidence {
+                    self.recorder.met_decoy(&shown);
+                }
                 if logged {
                     info!(
                         rule = shown.rule,

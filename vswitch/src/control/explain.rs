@@ -604,6 +604,12 @@ fn judge(classifier: &Classifier, query: &Query, notes: &mut Vec<String>) -> Rul
         notes
             .push("it must be recorded first: while the ledger takes nothing, it is denied".into());
     }
+    if j.verdict == Verdict::Decoy {
+        notes.push(
+            "nobody gets it: the switch answers TCP in its stead, and whoever goes on is suspected"
+                .into(),
+        );
+    }
     if j.limited {
         notes.push("the rule has a limit, which may be exhausted at the moment".into());
     }
@@ -613,6 +619,7 @@ fn judge(classifier: &Classifier, query: &Query, notes: &mut Vec<String>) -> Rul
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",
             Verdict::Reject => "reject",
+            Verdict::Decoy => "decoy",
         },
         why,
         rule: rule.as_ref().map(|r| r.name.to_owned()),

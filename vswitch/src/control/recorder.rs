@@ -4,7 +4,7 @@
 
 use tracing::error;
 
-use super::api::{AskInfo, RestartInfo, Stopped as ResponsesStopped, SuspicionInfo};
+use super::api::{AskInfo, RestartInfo, Stopped as ResponsesStopped, SuspicionInfo, WatchEvent};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::quarantine::Record;
@@ -13,7 +13,7 @@ use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
 use crate::manager::ledger::bindings::{BEGUN, Bound, FROZEN, Quarantined, RESPONSES, RESTARTED};
 use crate::manager::ledger::body::{
-    Admitted, Approved, Ask, Excess, Freeze, PolicyApplied, PolicyConfirmed, PortAdded,
+    Admitted, Approved, Ask, Decoy, Excess, Freeze, PolicyApplied, PolicyConfirmed, PortAdded,
     PortRemoved, ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched,
     Restart, RoleRefused, Started, Stopped, Suspicion, SuspicionCleared, Thaw, TransactionBegun,
     TransactionEnded, Verdict, WallBreached, WallCommitted, WallDenied, WallReleased, WallReserved,
@@ -365,6 +365,20 @@ impl Recorder {
             connection: b.connection.clone(),
         };
         rows.map(row).collect()
+    }
+
+    /// Somebody met a decoy.
+    pub(super) fn met_decoy(&self, event: &WatchEvent) {
+        let record = Decoy {
+            from: event.from.clone(),
+            to: event.to.clone(),
+            service: format!("{}/{}", event.protocol, event.dport),
+            connection: event.connection(),
+            rule: event.rule.clone().unwrap_or_default(),
+            bytes: event.original_bytes,
+        };
+        let entry = Entry::by(SWITCH, record).generation(event.generation);
+        self.note(entry.workload(&event.from).port(&event.port));
     }
 
     /// Somebody is suspected, and this followed.

@@ -1,6 +1,6 @@
 //! In place of `recorder.rs` in a build without the ledger: records nothing, and refuses a configuration that wants it.
 
-use super::api::{AskInfo, RestartInfo, Stopped, SuspicionInfo};
+use super::api::{AskInfo, RestartInfo, Stopped, SuspicionInfo, WatchEvent};
 use super::asks::Answered;
 use super::callers::NotYours;
 use super::quarantine::Record;
@@ -92,6 +92,8 @@ impl Recorder {
     pub(super) fn bound(&self) -> Vec<Row> {
         Vec::new()
     }
+
+    pub(super) fn met_decoy(&self, _: &WatchEvent) {}
 
     pub(super) fn suspected(&self, _: u64, _: &SuspicionInfo, _: Option<&str>) {}
 

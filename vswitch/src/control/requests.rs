@@ -213,6 +213,7 @@ fn watch(control: &Control, mut filter: WatchFilter) -> Answer {
         K::Allow,
         K::Deny,
         K::Reject,
+        K::Decoy,
         K::Staged,
         K::Cut,
         K::Close,

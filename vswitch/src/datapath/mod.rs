@@ -3,6 +3,7 @@
 pub(crate) mod again;
 pub mod conn;
 pub mod decision;
+pub mod decoy;
 pub(crate) mod flood;
 pub mod fragment;
 pub mod freeze;

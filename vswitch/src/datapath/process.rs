@@ -23,6 +23,7 @@ use crate::counters::{Counters, PortCell};
 use crate::datapath::again::{self, Again};
 use crate::datapath::conn::{self, Admission, Dir, Recent};
 use crate::datapath::decision::Decisions;
+use crate::datapath::decoy::{self, Cookies};
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::hold::{self, Hold};
 use crate::datapath::l2::{self, Learned};
@@ -68,6 +69,8 @@ pub struct Ctx<'a> {
     pub witness: &'a mut Witness,
     /// Of all workers together.
     pub suspects: &'a Suspects,
+    /// Of all workers together.
+    pub cookies: &'a Cookies,
     /// The port the burst came from.
     pub in_port: PortId,
     /// Now, monotonic.
@@ -560,6 +563,13 @@ fn open(
         None => {
             let query = question(ctx.snapshot, classifier, p, src, dst);
             if p.protocol == proto::TCP && !is_syn(p) {
+                if decoy::completes(ctx, (flow, key), p) {
+                    let j = classifier.classify(&query);
+                    if j.verdict == Verdict::Decoy {
+                        decoy::met(ctx, &j, flow, p);
+                        return Err(DropReason::PolicyDecoy);
+                    }
+                }
                 let loose = classifier.loose(query.from.set) || classifier.loose(query.to.set);
                 let reset = p.tcp.flags & tcp_flag::RST != 0;
                 if !loose || reset {
@@ -576,6 +586,9 @@ fn open(
     let Some(generation) = settled else {
         return Ok(Fate::Waits);
     };
+    if j.verdict == Verdict::Decoy && p.protocol != proto::TCP {
+        decoy::met(ctx, &j, flow, p);
+    }
     let rule = enforce(ctx, classifier, &j, frame, src, dst)?;
     let limit = j.limited.then_some(rule);
     if matches!(p.protocol, proto::ICMP | proto::ICMPV6) && !conn::is_echo_request(p) {
@@ -738,6 +751,7 @@ pub(crate) fn enforce(
             (ConnEventKind::Deny, DropReason::PolicyLimit)
         }
         (Verdict::Reject, _) => (ConnEventKind::Reject, DropReason::PolicyReject),
+        (Verdict::Decoy, _) => (ConnEventKind::Deny, DropReason::PolicyDecoy),
         (Verdict::Deny, Some(_)) if j.ask => (ConnEventKind::Deny, DropReason::PolicyAskDenied),
         (Verdict::Deny, Some(_)) => (ConnEventKind::Deny, DropReason::PolicyDeny),
         (_, None) if p.l3 == L3::Other => (ConnEventKind::Deny, DropReason::EtherTypeDenied),

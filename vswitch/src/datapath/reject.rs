@@ -5,7 +5,7 @@ use flowtable::FlowKey;
 use crate::datapath::decision::Decisions;
 use crate::datapath::neighbour::originate;
 use crate::datapath::process::{Ctx, Flow, drop_frame};
-use crate::datapath::{freeze, suspect};
+use crate::datapath::{decoy, freeze, suspect};
 use crate::drop_reason::DropReason;
 use crate::frame::{Burst, HEAD_CAP};
 use crate::packet::reply;
@@ -26,6 +26,10 @@ pub(crate) fn refuse(
         | DropReason::Quarantined => true,
         // Who has forgotten a connection would refuse it.
         DropReason::TcpNotSyn => ctx.snapshot.is_reborn(flow.ends.receiver.attachment),
+        DropReason::PolicyDecoy => {
+            decoy::answer(ctx, burst, (flow, key), out);
+            false
+        }
         DropReason::Frozen => match freeze::hear(ctx, burst, (flow, key), out) {
             Ok(()) => return,
             Err(why) => {

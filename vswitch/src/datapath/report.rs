@@ -75,6 +75,20 @@ fn tell(
     ctx.events.push(event);
 }
 
+/// Somebody met a decoy that this rule made, and this is what he sent.
+pub(crate) fn decoy(ctx: &mut Ctx<'_>, rule: RuleId, p: &Parsed, (src, dst): (&Owner, &Owner)) {
+    if ctx.events.has_room() {
+        let event = ConnEvent {
+            rule: rule.0,
+            src_attachment: src.attachment.0,
+            dst_attachment: dst.attachment.0,
+            original_bytes: p.payload_len.into(),
+            ..event(ctx, ConnEventKind::Decoy, p)
+        };
+        ctx.events.push(event);
+    }
+}
+
 /// The port a connection was opened from, by its present number.
 pub(crate) fn initiator_port(snapshot: &Snapshot, conn: &ConnRef<'_>) -> Option<PortId> {
     let owner = snapshot.by_attachment(conn::initiator(conn))?;
@@ -135,6 +149,7 @@ pub(crate) fn is_policy(reason: DropReason) -> bool {
         R::PolicyDefaultDeny
             | R::PolicyDeny
             | R::PolicyReject
+            | R::PolicyDecoy
             | R::PolicyAskDenied
             | R::Wall
             | R::Quarantined

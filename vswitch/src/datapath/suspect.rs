@@ -70,7 +70,7 @@ struct Cell {
 }
 
 // What docs/suspicion.md says that a workload takes.
-const _: () = assert!(size_of::<Cell>() == 896);
+const _: () = assert!(size_of::<Cell>() == 1024);
 
 /// Which cell is whose. The control thread's alone.
 #[derive(Debug, Default)]
@@ -144,6 +144,11 @@ impl Suspects {
             }
         }
         book.leaving.extend(before.into_values());
+    }
+
+    /// A service of somebody, as a number.
+    fn service(&self, p: &Parsed) -> u64 {
+        self.hasher.hash_one((p.dst, p.dport, p.protocol))
     }
 
     fn cell(&self, workload: AttachmentId) -> Option<&Cell> {
@@ -552,7 +557,7 @@ impl Ctx<'_> {
 
 /// Whether a packet without a connection is its sender's own doing. A peer that let a connection go gets the rest of it, which
 /// is not: segments that are no SYN, and answers, which of UDP come from a service's port, the lower one.
-fn is_own(p: &Parsed) -> bool {
+pub(crate) fn is_own(p: &Parsed) -> bool {
     match p.protocol {
         proto::TCP => is_syn(p),
         proto::UDP => p.sport >= p.dport,
@@ -567,7 +572,11 @@ pub(crate) fn refused(ctx: &mut Ctx<'_>, flow: &Flow<'_>, frame: &Frame, reason:
     use DropReason as R;
     let is_wall = match reason {
         R::Wall => true,
-        R::PolicyDefaultDeny | R::PolicyDeny | R::PolicyReject | R::PolicyAskDenied => false,
+        R::PolicyDefaultDeny
+        | R::PolicyDeny
+        | R::PolicyReject
+        | R::PolicyDecoy
+        | R::PolicyAskDenied => false,
         _ => return,
     };
     let (p, owner, at) = (&frame.parsed, flow.ends.sender, ctx.moment());
@@ -581,8 +590,17 @@ pub(crate) fn refused(ctx: &mut Ctx<'_>, flow: &Flow<'_>, frame: &Frame, reason:
     };
     witness.happens(deed, Detector::DeniedRate);
     if is_wall {
-        let service = suspects.hasher.hash_one((p.dst, p.dport, p.protocol));
-        witness.differs(deed, Detector::Wall, service);
+        witness.differs(deed, Detector::Wall, suspects.service(p));
+    }
+}
+
+/// A workload met a decoy.
+#[cold]
+pub(crate) fn met_decoy(ctx: &mut Ctx<'_>, p: &Parsed, owner: &Owner) {
+    let (suspects, at) = (ctx.suspects, ctx.moment());
+    if let Some(deed) = suspects.deed(owner, p, at) {
+        let service = suspects.service(p);
+        ctx.witness.differs(deed, Detector::Decoy, service);
     }
 }
 

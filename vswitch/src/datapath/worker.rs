@@ -11,6 +11,7 @@ use flowtable::{Participant, Table, TableError};
 use crate::counters::Counters;
 use crate::datapath::conn::{self, Recent};
 use crate::datapath::decision::Decisions;
+use crate::datapath::decoy::Cookies;
 use crate::datapath::flood::Budget;
 use crate::datapath::fragment::FragmentTable;
 use crate::datapath::freeze::Errands;
@@ -90,6 +91,8 @@ pub struct Shared {
     pub verdicts: Verdicts,
     /// What is suspicious about whom.
     pub suspects: Suspects,
+    /// By what handshakes with decoys are known again.
+    pub cookies: Cookies,
     /// What wakes the control thread, if there is one, when workers have questions or suspicions.
     pub control: OnceLock<Arc<EventFd>>,
     /// Counters, by worker.
@@ -142,6 +145,7 @@ impl Shared {
             learned: Learned::new(max_ports),
             verdicts: Verdicts::new()?,
             suspects: Suspects::new(max_ports),
+            cookies: Cookies::default(),
             control: OnceLock::new(),
             counters: (0..workers)
                 .map(|_| Arc::new(Counters::new(max_ports)))
@@ -488,6 +492,7 @@ impl State {
             events: &mut self.events,
             witness: &mut self.witness,
             suspects: &self.shared.suspects,
+            cookies: &self.shared.cookies,
             in_port,
             now_ns,
             tick: tick(now_ns),

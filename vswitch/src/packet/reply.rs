@@ -1,8 +1,9 @@
 //! What a rejected sender is told: a TCP reset, or an ICMP "administratively prohibited" that quotes
-//! his packet. Both come from the address he tried to reach, as a router-less switch has none.
+//! his packet; and what a decoy answers. All come from the address he tried to reach, as a router-less switch has none.
 
 use super::build::{Ip, Writer, ip_ethertype};
 use super::parse::{icmp_type, is_v4_host, is_v6_host};
+use super::segment::{Bare, Tags};
 use super::{Addr, Fragment, L3, Parsed, proto, tcp_flag};
 
 /// Most bytes of the offending packet quoted: its IP header and what of the transport lies in the
@@ -26,16 +27,10 @@ pub fn reject(out: &mut [u8; 256], head: &[u8], p: &Parsed) -> Option<usize> {
 }
 
 /// Writes the reset a closed port answers a segment with (RFC 9293 section 3.10.7.1). `None` for
-/// what is not TCP, is itself a reset, is a fragment (its length is not known), or was not sent
-/// from one host to one host.
+/// what is itself a reset, or has no answer (a fragment, whose length is not known, or what was not sent from one host to one).
 pub fn tcp_reset(out: &mut [u8; 256], head: &[u8], p: &Parsed) -> Option<usize> {
     let flags = p.tcp.flags;
-    if p.protocol != proto::TCP
-        || p.l4_offset == 0
-        || flags & tcp_flag::RST != 0
-        || p.fragment != Fragment::No
-        || !between_two_hosts(p)
-    {
+    if flags & tcp_flag::RST != 0 {
         return None;
     }
     let (seq, ack, answer) = if flags & tcp_flag::ACK != 0 {
@@ -46,19 +41,51 @@ pub fn tcp_reset(out: &mut [u8; 256], head: &[u8], p: &Parsed) -> Option<usize> 
         let next = p.tcp.seq.wrapping_add(p.payload_len).wrapping_add(controls);
         (0, next, tcp_flag::RST | tcp_flag::ACK)
     };
-    let ip = Ip::new(p.l3, &p.dst, &p.src, proto::TCP);
-    let mut w = Writer::new(out);
-    link(&mut w, head, p)?;
-    w.ip(&ip, 20);
-    let start = w.len();
-    w.put16(p.dport);
-    w.put16(p.sport);
-    w.put32(seq);
-    w.put32(ack);
-    w.put(&[0x50, answer]);
-    w.put(&[0; 6]);
-    w.transport_checksum(&ip, start, 16);
-    Some(w.len())
+    let reset = Bare {
+        seq,
+        ack,
+        flags: answer,
+        ..back(head, p)?
+    };
+    Some(reset.write(out))
+}
+
+/// Writes what accepts a SYN, with this number and window, and without options, so that it is never longer than the SYN.
+/// Payload that came with it is not acknowledged. `None` for what is no SYN, or has no answer, as above.
+pub fn syn_ack(
+    out: &mut [u8; 256],
+    head: &[u8],
+    p: &Parsed,
+    (seq, window): (u32, u16),
+) -> Option<usize> {
+    const SYN: u8 = tcp_flag::SYN;
+    if p.tcp.flags & (SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN) != SYN {
+        return None;
+    }
+    let accepts = Bare {
+        seq,
+        ack: p.tcp.seq.wrapping_add(1),
+        flags: SYN | tcp_flag::ACK,
+        window,
+        ..back(head, p)?
+    };
+    Some(accepts.write(out))
+}
+
+/// A segment to where this one came from, if it may have an answer.
+fn back(head: &[u8], p: &Parsed) -> Option<Bare> {
+    let is_whole = p.protocol == proto::TCP && p.l4_offset != 0 && p.fragment == Fragment::No;
+    (is_whole && between_two_hosts(p)).then(|| Bare {
+        macs: (p.src_mac, p.dst_mac),
+        tags: Tags::of(head, p),
+        from: (p.dst, p.dport),
+        to: (p.src, p.sport),
+        seq: 0,
+        ack: 0,
+        flags: 0,
+        window: 0,
+        timestamps: None,
+    })
 }
 
 /// Writes an ICMP or ICMPv6 "administratively prohibited" that quotes the packet. `None` in answer
@@ -213,6 +240,36 @@ mod tests {
     fn a_reset_is_never_answered() {
         assert_eq!(answer(&build!(v4().tcp(1, 2, 3, 4).rst(), [])), None);
         assert_eq!(answer(&build!(v4().tcp(1, 2, 3, 4).rst().ack(9), [])), None);
+    }
+
+    #[test]
+    fn a_syn_is_accepted_by_no_more_than_it_took() {
+        let accepted = |frame: &[u8]| {
+            let mut out = [0xee; 256];
+            let len = syn_ack(&mut out, frame, &parsed(frame), (0xffff_ffff, 536))?;
+            assert!(len <= frame.len());
+            Some(parsed(&out[..len]))
+        };
+        for (frame, ack) in [
+            (build!(v4().tcp(1000, 22, u32::MAX, 5000).syn(), []), 0),
+            (build!(v6().tcp(1000, 22, u32::MAX, 5000).syn(), []), 0),
+            // Fast open: data will have to be sent again.
+            (build!(v4().tcp(1000, 22, 100, 5000).syn(), [1; 10]), 101),
+        ] {
+            let (p, q) = (parsed(&frame), accepted(&frame).unwrap());
+            assert_eq!((q.src, q.sport, q.dst, q.dport), (p.dst, 22, p.src, 1000));
+            assert_eq!((q.src_mac, q.dst_mac), (p.dst_mac, p.src_mac));
+            assert_eq!((q.tcp.seq, q.tcp.ack, q.tcp.window), (u32::MAX, ack, 536));
+            assert_eq!(q.tcp.flags, tcp_flag::SYN | tcp_flag::ACK);
+        }
+        for frame in [
+            build!(v4().tcp(1000, 22, 1, 5000).ack(1), []),
+            build!(v4().tcp(1000, 22, 1, 5000).syn().ack(1), []),
+            build!(v4().udp(1000, 22), [0; 20]),
+            build!(v4_to(B, [224, 0, 0, 251]).tcp(1, 22, 1, 1).syn(), []),
+        ] {
+            assert!(accepted(&frame).is_none());
+        }
     }
 
     #[test]

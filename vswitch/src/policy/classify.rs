@@ -132,6 +132,7 @@ impl Says {
             Action::Allow | Action::Notify | Action::Ask(_) => Verdict::Allow,
             Action::Pass | Action::Deny => Verdict::Deny,
             Action::Reject => Verdict::Reject,
+            Action::Decoy => Verdict::Decoy,
         };
         let notify = rule.action == Action::Notify;
         let flags = [
@@ -204,7 +205,8 @@ impl Said {
             verdict: match says.0 & 3 {
                 0 => Verdict::Allow,
                 1 => Verdict::Deny,
-                _ => Verdict::Reject,
+                2 => Verdict::Reject,
+                _ => Verdict::Decoy,
             },
             ask: says.has(Says::ASK),
             log: says.has(Says::LOG),

@@ -96,6 +96,8 @@ pub enum Verdict {
     Deny,
     /// Drop and tell the sender (RST, ICMP unreachable).
     Reject,
+    /// Drop, and answer in the receiver's stead what would open a TCP connection.
+    Decoy,
 }
 
 /// Which part of the policy decided.

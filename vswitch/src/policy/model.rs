@@ -293,6 +293,8 @@ pub enum Action {
     Deny,
     /// Drop and tell the sender.
     Reject,
+    /// Drop, and answer in the receiver's stead.
+    Decoy,
     /// The manager decides.
     Ask(Ask),
     /// Forward, and always report.
@@ -309,6 +311,7 @@ impl Action {
             Action::Allow => "allow",
             Action::Deny => "deny",
             Action::Reject => "reject",
+            Action::Decoy => "decoy",
             Action::Ask(_) => "ask",
             Action::Notify => "notify",
             Action::Pass => "pass",

@@ -243,6 +243,7 @@ impl<'a> Oracle<'a> {
                     Action::Allow | Action::Notify | Action::Ask(_) => Verdict::Allow,
                     Action::Deny => Verdict::Deny,
                     Action::Reject => Verdict::Reject,
+                    Action::Decoy => Verdict::Decoy,
                 };
                 answer.rule = Some(full_name(&rule.name));
                 answer.ask = rule.holds();

@@ -81,6 +81,8 @@ impl Default for Thresholds {
             // No number fits a web server and what monitors a thousand of them.
             Detector::FanOut => of(0, 0, 0, 0),
             Detector::Wall => of(3, 60, 10, 3600),
+            // Whoever has a decoy made knows that nobody has business there.
+            Detector::Decoy => of(1, 60, 0, 0),
             Detector::SynFlood => of(1000, 10, 0, 0),
             Detector::Spoofing => of(50, 60, 0, 0),
             Detector::DeniedRate => of(2000, 10, 0, 0),

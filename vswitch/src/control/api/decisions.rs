@@ -49,9 +49,15 @@ pub struct AskInfo {
 impl AskInfo {
     /// The connection that came first, as it is recorded.
     pub(in crate::control) fn connection(&self) -> String {
-        let [sport, dport] = [self.sport, self.dport].map(|port| port.to_string());
-        [&*self.src, ":", &*sport, " > ", &*self.dst, ":", &*dport].concat()
+        connection((&self.src, self.sport), (&self.dst, self.dport))
     }
+}
+
+/// A connection, as it is recorded.
+#[cfg(feature = "manager")]
+pub(super) fn connection((src, sport): (&str, u16), (dst, dport): (&str, u16)) -> String {
+    let [sport, dport] = [sport, dport].map(|port| port.to_string());
+    [src, ":", &*sport, " > ", dst, ":", &*dport].concat()
 }
 
 /// An answer to a question.

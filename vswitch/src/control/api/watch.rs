@@ -47,7 +47,7 @@ pub struct WatchEvent {
     pub dst_mac: String,
     /// Generation it was judged under.
     pub generation: u64,
-    /// Bytes from the initiator, when a connection ended.
+    /// Bytes from the initiator, when a connection ended; payload that came to a decoy.
     pub original_bytes: u64,
     /// Bytes to the initiator.
     pub reply_bytes: u64,
@@ -69,4 +69,12 @@ pub struct WatchEvent {
     pub detector: Option<String>,
     /// Events lost so far, at all workers.
     pub lost: u64,
+}
+
+#[cfg(feature = "manager")]
+impl WatchEvent {
+    /// The connection it is about, as it is recorded.
+    pub(in crate::control) fn connection(&self) -> String {
+        super::decisions::connection((&self.src, self.sport), (&self.dst, self.dport))
+    }
 }

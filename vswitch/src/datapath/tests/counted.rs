@@ -50,6 +50,7 @@ fn policy() -> Policy {
         rules: vec![
             rule("deny", "web", "db", &["udp/1"], Action::Deny),
             rule("reject", "web", "db", &["udp/2"], Action::Reject),
+            rule("decoy", "web", "db", &["udp/6"], Action::Decoy),
             rule("ask", "web", "db", &["udp/3", "udp/100-200", "tcp/3"], ask),
             Rule {
                 limit: Some(Limit {
@@ -270,6 +271,7 @@ fn provoke(reason: R) -> Option<AtAPort> {
             assert_eq!(out.got.into_keys().collect::<Vec<_>>(), ["web"]);
             return None;
         }
+        R::PolicyDecoy => ("web", WEB_DB().udp(9, 6, b"")),
         R::PolicyAskDenied => {
             let asked = WEB_DB().udp(9, 3, b"");
             assert_eq!(r.send("web", &asked), Outcome::default());
@@ -582,6 +584,7 @@ fn every_event_is_reported() {
     let mut r = Rig::new(ports, &p);
     r.send("web", &WEB_DB().udp(9, 1, b"denied"));
     r.send("web", &WEB_DB().udp(9, 2, b"rejected"));
+    r.send("web", &WEB_DB().udp(9, 6, b"lured"));
     for sport in 1..=3 {
         // Allowed, the last one in the first one's place; and a staged rule would have denied them.
         r.send("web", &WEB_DB().udp(sport, 5, b""));
@@ -597,9 +600,11 @@ fn every_event_is_reported() {
     let seen = r.events();
     // Each kind leads to the next one, and none can be left out.
     let next = |kind| match kind {
-        Kind::Allow => Some((Kind::Deny, 2)),
+        // The decoy's, too; and that of what was cut.
+        Kind::Allow => Some((Kind::Deny, 3)),
         Kind::Deny => Some((Kind::Reject, 1)),
-        Kind::Reject => Some((Kind::Staged, 3)),
+        Kind::Reject => Some((Kind::Decoy, 1)),
+        Kind::Decoy => Some((Kind::Staged, 3)),
         Kind::Staged => Some((Kind::Cut, 1)),
         Kind::Cut => Some((Kind::Close, 1)),
         Kind::Close => Some((Kind::Expire, 2)),

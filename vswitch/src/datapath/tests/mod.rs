@@ -2,6 +2,7 @@
 
 mod asks;
 mod counted;
+mod decoy;
 mod forwarding;
 mod freeze;
 mod freeze_many;

@@ -370,6 +370,21 @@ kinds! {
         /// What followed, or why it did not: each response with its action.
         responses: Vec<String>,
     }
+    /// Somebody met a decoy: had a connection with it, or sent what needs none.
+    Decoy = "decoy", Ordinary {
+        /// Who: a workload.
+        from: String,
+        /// Whom it meant.
+        to: String,
+        /// What for, such as tcp/5432.
+        service: String,
+        /// Addresses and ports.
+        connection: String,
+        /// The rule.
+        rule: String,
+        /// Payload that came with it.
+        bytes: u64,
+    }
     /// Somebody has seen to what the record's workload was suspected of.
     SuspicionCleared = "suspicion_cleared", Reserved {
     }

@@ -179,6 +179,10 @@ impl Search<'_> {
                 ends.extend([admitted.from.clone(), admitted.to.clone()]);
                 self.found.insert(seq);
             }
+            Body::Decoy(decoy) if is(&decoy.connection, self) => {
+                ends.extend([decoy.from.clone(), decoy.to.clone()]);
+                self.found.insert(seq);
+            }
             Body::WallReserved(wall) if is(&wall.connection, self) => {
                 let side = [&wall.wall, &wall.subject, &wall.side].map(Clone::clone);
                 self.sides.insert(side);

@@ -281,6 +281,7 @@ fn a_suspect_is_asked_about_but_not_all_at_a_time() {
         (asks.as_array()?.len() == 1).then_some(())
     });
     switch.cli_ok(&["suspicion", "clear", "a"]);
+    assert_eq!(switch.cli_json(&["ask", "list"]), serde_json::json!([]));
     b.recv(&waits);
     let more = datagram(1, 1003, 8);
     a.send(&more);

@@ -320,6 +320,11 @@ impl Control {
             self.take_wall(&event, now_ns);
             return;
         }
+        if event.about == About::Suspect && !self.is_asked_about(AttachmentId(event.src_attachment))
+        {
+            // He was let go meanwhile, and what waits is judged again.
+            return;
+        }
         let classifier = self.classifier_at(event.generation);
         let Some(asking) = classifier.and_then(|c| asking(c, &event)) else {
             // Of a policy that is long gone: what waits is judged anew when its time is over.
@@ -597,6 +602,16 @@ impl Control {
         };
         self.deciding.concluded(&pending.topic, outcome, now_ns);
         self.decided(about, (id, pending), answer, why, now_ns);
+    }
+
+    /// These are under suspicion no longer: what was asked for that is not a question any more.
+    pub(super) fn withdraw_of_suspects(&mut self, workloads: &[AttachmentId]) {
+        let of = |p: &Pending| p.first.about == About::Suspect && workloads.contains(&p.topic.from);
+        let pending = self.asks.pending.iter();
+        let ids: Vec<_> = pending.filter(|(_, p)| of(p)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.withdraw(id);
+        }
     }
 
     /// Nobody waits for an answer any more.

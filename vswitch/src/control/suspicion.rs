@@ -147,7 +147,7 @@ impl Control {
                 if let Some(id) = self.attachments.of(port, workload) {
                     let thresholds = desired.policy.thresholds_of(&facts(tenant, workload));
                     self.shared.suspects.set(id, &thresholds);
-                    let asks = self.suspicions.contained.contains_key(&id);
+                    let asks = self.is_asked_about(id);
                     self.shared.suspects.ask(id, asks);
                 }
             }
@@ -239,7 +239,7 @@ impl Control {
         if is_held && response.action.cuts() {
             return Err("it is in quarantine".to_owned());
         }
-        let is_contained = is_held || self.suspicions.contained.contains_key(&id);
+        let is_contained = is_held || self.is_asked_about(id);
         // Whom something is taken away from already spends no more, but every restart counts.
         let renews =
             is_contained && response.action.contains() && response.action != Reaction::Restart;
@@ -404,7 +404,7 @@ impl Control {
         for (port, workload) in members {
             all += 1;
             let member = self.attachments.of(port, workload);
-            let asked = member.is_some_and(|m| self.suspicions.contained.contains_key(&m));
+            let asked = member.is_some_and(|m| self.is_asked_about(m));
             let contained = asked || self.is_quarantined(port, workload);
             others += usize::from(contained && member != Some(id));
         }
@@ -426,8 +426,14 @@ impl Control {
         }
         // What waits for an answer need not any more.
         if !workloads.is_empty() {
+            self.withdraw_of_suspects(workloads);
             self.judge_again();
         }
+    }
+
+    /// Whether what rules allow somebody is asked about first.
+    pub(super) fn is_asked_about(&self, id: AttachmentId) -> bool {
+        self.suspicions.contained.contains_key(&id)
     }
 
     /// The newest suspicions, newest first.

@@ -307,3 +307,38 @@ fn a_suspect_earns_no_more_than_it_had_and_nothing_of_what_it_tried() {
     assert_eq!(restarts.as_array().map(Vec::len), Some(1), "{restarts}");
     switch.wait_conserved();
 }
+
+#[test]
+fn whose_connections_are_the_evidence_is_readmitted_to_none() {
+    // It may open these, and nobody answers.
+    const OPEN: &str = "[[rule]]\nname = \"open\"\nfrom = \"any\"\nto = \"any\"\nservice = \"tcp/80\"\naction = \"allow\"\n";
+    for (detector, count) in [("fan-out", 1), ("syn-flood", 3)] {
+        let Some(lab) = Lab::open(&[]) else { return };
+        let (socket, _) = docker(&lab, "docker.sock", good);
+        let rules = [OPEN, RULES].concat();
+        let (switch, mut both) = start_with(&lab, &keys(&socket), &rules);
+        open(&switch, &mut both, (1000, 5432));
+        let restarting = RESTARTING.replace(
+            "port-scan = { count = 10",
+            &format!("{detector} = {{ count = {count}"),
+        );
+        switch.apply(&[rules, restarting.replace("port-scan", detector)].concat());
+        let [web, _db] = &mut both;
+        for sport in 3000..3000 + count {
+            web.send(&segment(false, (sport, 80), (100, 0), "S"));
+        }
+        let info = wait_for("the restart", LIMIT, || {
+            let info = switch.cli_json(&["workload", "restarts"])[0].clone();
+            (info["state"] == "done").then_some(info)
+        });
+        assert_eq!(
+            (&info["by"], &info["trusted"], &info["readmitted"]),
+            (&"response anew".into(), &true.into(), &0.into()),
+            "{detector}: {info}"
+        );
+        let reason = info["reason"].as_str().expect("a text");
+        assert!(reason.starts_with(detector), "{reason}");
+        web.send(&segment(false, (2000, 5432), (100, 0), "S"));
+        questions(&switch, 1);
+    }
+}

@@ -437,6 +437,29 @@ fn who_scans_after_a_restart_ends_quarantined() {
 }
 
 #[test]
+fn who_was_restarted_is_known_when_the_switch_begins_anew() {
+    let Some(lab) = Lab::open(&[]) else { return };
+    let policy = [QUICK, &RESTARTING.replace("fan-out = {", "wall = {")].concat();
+    let (mut switch, [mut a, _, _]) = start_with(&lab, &restarted_by("/bin/true"), &policy);
+    scan((&mut a, 1));
+    wait_for("it to be released", LIMIT, || {
+        let restarts = switch.cli_json(&["workload", "restarts"]);
+        (restarts[0]["state"] == "done").then_some(())
+    });
+    drop(a);
+    switch.kill();
+    switch.restart();
+    let mut a = Station::attach(&lab, "a");
+    switch.wait_ports_up(1);
+    scan((&mut a, 1));
+    let found = wait_suspected(&switch, "a", "port-scan");
+    let again = ("anew", "quarantined: suspected again after a restart");
+    assert_eq!(followed(&found)[1], again);
+    let restarts = switch.cli_json(&["workload", "restarts"]);
+    assert_eq!(restarts, serde_json::json!([]));
+}
+
+#[test]
 fn a_failed_restart_stays_quarantined_and_the_share_protects_others() {
     let Some(lab) = Lab::open(&[]) else { return };
     let policy = [QUICK, RESTARTING, "share_percent = 50\n"].concat();

@@ -11,7 +11,9 @@ use super::quarantine::Record;
 use super::state::{LedgerConfig, PortConfig};
 use super::walls::{Mark, Row};
 pub use crate::manager::ledger::LedgerError as RecorderError;
-use crate::manager::ledger::bindings::{BEGUN, Bound, FROZEN, Quarantined, RESPONSES, RESTARTED};
+use crate::manager::ledger::bindings::{
+    BEGUN, Bound, FROZEN, LET_GO, Quarantined, RESPONSES, RESTARTED,
+};
 use crate::manager::ledger::body::{
     Admitted, Approved, Ask, Decoy, Excess, Freeze, PolicyApplied, PolicyConfirmed, PortAdded,
     PortRemoved, ProposalDropped, Proposed, Quarantine, Question, Release, ResponsesSwitched,
@@ -442,6 +444,13 @@ impl Recorder {
             ..begun.unwrap_or_default()
         };
         self.note(Entry::by(SWITCH, record).workload(workload));
+    }
+
+    /// Whom responses had let go when the ledger was opened, after a restart, and when (wall clock).
+    pub(super) fn let_go(&self) -> Vec<(String, i64)> {
+        let rows = self.ledger.iter().flat_map(Ledger::bound);
+        let rows = rows.filter(|row| row.subject == LET_GO);
+        rows.map(|row| (row.side.clone(), row.since_ns)).collect()
     }
 
     /// Somebody is in quarantine; waits until that is durable.

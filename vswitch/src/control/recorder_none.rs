@@ -105,6 +105,10 @@ impl Recorder {
         None
     }
 
+    pub(super) fn let_go(&self) -> Vec<(String, i64)> {
+        Vec::new()
+    }
+
     pub(super) fn quarantined(&self, _: u64, _: &Record) -> Result<(), String> {
         Err("there is no ledger".to_owned())
     }

@@ -56,7 +56,7 @@ pub(super) struct Suspicions {
     /// Whom a response takes something away from.
     contained: HashMap<AttachmentId, Contained>,
     /// When whom a response restarted last, by name: it may be another attachment's by then.
-    restarted: HashMap<String, u64>,
+    restarted: HashMap<String, Past>,
     /// By which detectors somebody was suspected, and when last.
     raised: HashMap<AttachmentId, BTreeMap<Detector, u64>>,
 }
@@ -68,6 +68,28 @@ struct Contained {
     response: String,
     action: Reaction,
     until_ns: u64,
+}
+
+/// When something happened: so long before the switch knew of it, which may have begun since.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    known_ns: u64,
+    before_ns: u64,
+}
+
+impl Past {
+    fn at(now_ns: u64) -> Self {
+        Past {
+            known_ns: now_ns,
+            before_ns: 0,
+        }
+    }
+
+    /// How long ago it was.
+    fn ago_ns(self, now_ns: u64) -> u64 {
+        let known_for_ns = now_ns.saturating_sub(self.known_ns);
+        known_for_ns.saturating_add(self.before_ns)
+    }
 }
 
 impl Suspicions {
@@ -154,9 +176,18 @@ impl Control {
         }
     }
 
-    /// Whether responses were stopped when the switch ran last.
+    /// Whether responses were stopped when the switch ran last, and whom they had restarted.
     pub(super) fn load_responses(&mut self) {
         self.suspicions.stopped = self.recorder.responses_stopped();
+        let restarted = self.recorder.let_go().into_iter().map(|(workload, at)| {
+            let past = Past {
+                known_ns: self.started_ns,
+                // Of a clock that was put back, it was just now.
+                before_ns: u64::try_from(now_wall_ns().saturating_sub(at)).unwrap_or(0),
+            };
+            (workload, past)
+        });
+        self.suspicions.restarted = restarted.collect();
     }
 
     /// Takes the workers' suspicions, and does what follows.
@@ -297,7 +328,7 @@ impl Control {
         (e, workload): (&SuspicionEvent, &str),
         reason: &str,
     ) -> Result<(), ApiError> {
-        let who = format!("response {}", response.qualified());
+        let who = response.actor();
         let keep = self.open_with(response, AttachmentId(e.attachment));
         let done = self.contain(workload, &keep, reason, &who);
         done.map(|_applied| ())
@@ -314,7 +345,7 @@ impl Control {
     ) -> Result<Option<String>, ApiError> {
         let again_ns = u64::from(response.again_s) * SECOND_NS;
         let before = self.suspicions.restarted.get(workload);
-        let why_not = if before.is_some_and(|at| now_ns.saturating_sub(*at) < again_ns) {
+        let why_not = if before.is_some_and(|past| past.ago_ns(now_ns) < again_ns) {
             "suspected again after a restart".to_owned()
         } else {
             let (protocol, _, port) = e.last;
@@ -323,14 +354,14 @@ impl Control {
                 Detector::FanOut | Detector::SynFlood => Evidence::Opened,
                 _ => Evidence::Tried(protocol, port),
             };
-            let who = format!("response {}", response.qualified());
+            let who = response.actor();
             let keep = self.open_with(response, AttachmentId(e.attachment));
             match self.restart(workload, (reason, evidence, &keep), &who, now_ns) {
                 Ok(_begun) => {
                     let restarted = &mut self.suspicions.restarted;
                     let longest_ns = u64::from(Response::AGAIN_S_MAX) * SECOND_NS;
-                    restarted.retain(|_, at| now_ns.saturating_sub(*at) < longest_ns);
-                    restarted.insert(workload.to_owned(), now_ns);
+                    restarted.retain(|_, past| past.ago_ns(now_ns) < longest_ns);
+                    restarted.insert(workload.to_owned(), Past::at(now_ns));
                     return Ok(None);
                 }
                 Err(e) => format!("not restarted, {}", e.errors.join("; ")),
@@ -346,8 +377,8 @@ impl Control {
 
     /// A restart has ended well. Whether it has helped is seen from now on.
     pub(super) fn was_restarted(&mut self, workload: &str, now_ns: u64) {
-        if let Some(at) = self.suspicions.restarted.get_mut(workload) {
-            *at = now_ns;
+        if let Some(past) = self.suspicions.restarted.get_mut(workload) {
+            *past = Past::at(now_ns);
         }
     }
 

@@ -256,11 +256,19 @@ impl Response {
         count: 10,
         within_s: 3600,
     };
+    /// What [`Response::actor`] begins with.
+    pub const ACTOR: &str = "response ";
 
     /// Its name; outside the default tenant with the tenant's.
     #[must_use]
     pub fn qualified(&self) -> String {
         qualified(&self.tenant, &self.name)
+    }
+
+    /// Who acts when it is carried out; no person has such a name.
+    #[must_use]
+    pub fn actor(&self) -> String {
+        format!("{}{}", Self::ACTOR, self.qualified())
     }
 }
 

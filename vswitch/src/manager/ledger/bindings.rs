@@ -5,6 +5,7 @@ use rusqlite::Connection;
 
 use super::Entry;
 use super::body::{Body, Quarantine};
+use crate::policy::suspicion::Response;
 
 /// A row.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,6 +53,10 @@ pub const RESTARTED: &str = "restarted";
 /// The outcome of a restart that has none yet.
 pub const BEGUN: &str = "begun";
 
+/// The subject of a row that says when a response to suspicion let a workload go, which it does when that was restarted, in the same way. The
+/// workload is its `side`.
+pub const LET_GO: &str = "let-go";
+
 /// What a record does to the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
@@ -66,7 +71,8 @@ pub(super) enum Effect {
     RemoveAll(String, Option<String>),
     /// A workload, who did it, and the record.
     Quarantine([String; 3]),
-    Release(String),
+    /// A workload, and who did it.
+    Release([String; 2]),
 }
 
 impl Effect {
@@ -76,7 +82,7 @@ impl Effect {
             Body::Quarantine(_) => {
                 Effect::Quarantine([workload()?, entry.who.clone(), entry.body.to_json()])
             }
-            Body::Release(_) => Effect::Release(workload()?),
+            Body::Release(_) => Effect::Release([workload()?, entry.who.clone()]),
             Body::WallReserved(b) => Effect::Put {
                 row: [&b.wall, &b.subject, &b.side].map(String::clone),
                 state: "reserved",
@@ -154,7 +160,13 @@ impl Effect {
                 "INSERT OR REPLACE INTO quarantine VALUES (?1, ?2, ?3, ?4)",
                 (workload, now_ns, who, body),
             ),
-            Effect::Release(workload) => {
+            Effect::Release([workload, who]) => {
+                if who.starts_with(Response::ACTOR) {
+                    db.execute(
+                        "INSERT OR REPLACE INTO wall VALUES ('', ?1, ?2, 'free', ?3, ?4)",
+                        (LET_GO, workload, now_ns, who),
+                    )?;
+                }
                 db.execute("DELETE FROM quarantine WHERE workload = ?1", [workload])
             }
         }

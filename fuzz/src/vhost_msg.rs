@@ -2,10 +2,11 @@
 //! protocol's rules allow.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::LazyLock;
 
-use vswitch::port::vhost::guest_mem::{GuestMem, RegionSpec};
+use vswitch::guest::feature;
+use vswitch::port::vhost::guest_mem::{DirtyLog, GuestMem, RegionSpec};
 use vswitch::port::vhost::session::{Decoder, Device, FEATURES, Session, SessionError};
 use vswitch::port::vhost::{RingError, VringConfig};
 use vswitch::sys::closer::{Closer, PeerFd};
@@ -20,6 +21,7 @@ static CLOSER: LazyLock<Option<Closer>> = LazyLock::new(|| Closer::new().ok());
 #[derive(Default)]
 struct Checked {
     mem: GuestMem,
+    log: Option<DirtyLog>,
     running: [bool; PAIRS * 2],
     features: u64,
 }
@@ -40,9 +42,18 @@ impl Device for Checked {
     fn has_memory(&self) -> bool {
         !self.mem.is_empty()
     }
+    fn set_log(&mut self, size: u64, offset: u64, fd: PeerFd) -> Result<(), SessionError> {
+        self.log = Some(DirtyLog::map(size, offset, fd.as_fd())?);
+        Ok(())
+    }
+    fn has_log(&self) -> bool {
+        self.log.is_some()
+    }
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {
         assert!(!self.running[index], "started twice");
         assert!(self.has_memory(), "started without memory");
+        let logged = config.features & feature::LOG_ALL != 0;
+        assert!(!logged || self.has_log(), "started without a log");
         assert_eq!(config.features, self.features);
         if config.size > 32768 {
             return Err(RingError::BadSize);

@@ -4,6 +4,8 @@
 #[path = "vhost/rig.rs"]
 mod rig;
 
+#[path = "vhost/dirty_log.rs"]
+mod dirty_log;
 #[path = "vhost/hostile.rs"]
 mod hostile;
 #[path = "vhost/life.rs"]

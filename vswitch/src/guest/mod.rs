@@ -7,7 +7,7 @@
 //! [`Guest::reconnect`] goes on with the same memory and rings.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::eventfd::EventFd;
 use crate::sys::fdpass;
+use crate::sys::memfd::memfd;
+use crate::sys::mmap::Mapping;
 use crate::sys::unix::{self, Listener};
 use crate::sys::virtio::vhost_user::{
     FLAG_NEED_REPLY, FLAG_REPLY, HEADER_BYTES, Header, Request, VERSION, protocol,
@@ -300,6 +302,26 @@ impl Guest {
         .start(&self.memory, &self.queues, None)
     }
 
+    /// As where live migration begins: from now on the back-end marks what it writes, with a bit for each 4096 bytes of
+    /// [`Guest::raw_memory`], in the memory that is returned.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn log_writes(&mut self) -> Result<Mapping, GuestError> {
+        let bytes = (self.memory.bytes() / 4096)
+            .div_ceil(8)
+            .next_multiple_of(4096);
+        let fd = memfd(c"vswitch-guest-log", bytes, false)?;
+        let log = Mapping::shared(fd.as_fd(), 0, bytes)?;
+        let mut frontend = FrontEnd {
+            socket: &self.socket,
+        };
+        frontend.ask(Request::SetLogBase, &[bytes as u64, 0], &[fd.as_raw_fd()])?;
+        let features = self.features | feature::LOG_ALL;
+        frontend.command(Request::SetFeatures, &[features], &[])?;
+        Ok(log)
+    }
+
     /// What was negotiated.
     #[must_use]
     pub fn features(&self) -> u64 {
@@ -360,7 +382,6 @@ impl GuestListener {
     }
 
     fn accept_before(&self, ms: i32) -> io::Result<UnixStream> {
-        use std::os::fd::AsRawFd;
         let set = Epoll::new()?;
         set.add(self.0.as_raw_fd(), 0, Interest::READ)?;
         loop {
@@ -570,7 +591,7 @@ impl FrontEnd<'_> {
         if features & feature::PROTOCOL_FEATURES == 0 {
             return Err(GuestError::BadAnswer(Request::GetFeatures));
         }
-        let known = protocol::MQ | protocol::REPLY_ACK;
+        let known = protocol::MQ | protocol::REPLY_ACK | protocol::LOG_SHMFD;
         let offered = self.ask(Request::GetProtocolFeatures, &[], &[])?;
         if offered & protocol::REPLY_ACK == 0 {
             return Err(GuestError::BadAnswer(Request::GetProtocolFeatures));
@@ -683,7 +704,6 @@ impl FrontEnd<'_> {
     }
 
     fn read(&mut self, mut to: &mut [u8]) -> Result<(), GuestError> {
-        use std::os::fd::AsRawFd;
         let set = Epoll::new()?;
         set.add(self.socket.as_raw_fd(), 0, Interest::READ)?;
         let mut fds: Vec<OwnedFd> = Vec::new();

@@ -35,6 +35,8 @@ pub mod feature {
     pub const INDIRECT_DESC: u64 = 1 << ring::VIRTIO_RING_F_INDIRECT_DESC;
     /// Notifications by position.
     pub const EVENT_IDX: u64 = 1 << ring::VIRTIO_RING_F_EVENT_IDX;
+    /// vhost-user: the back-end marks each page that it writes in the dirty log (`SET_LOG_BASE`).
+    pub const LOG_ALL: u64 = 1 << 26;
     /// vhost-user: protocol features can be negotiated (vhost-user "Feature negotiation").
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     /// The device follows virtio 1.0 or later.
@@ -255,6 +257,8 @@ pub mod vhost_user {
     pub mod protocol {
         /// More than one queue pair; `GET_QUEUE_NUM`.
         pub const MQ: u64 = 1 << 0;
+        /// The dirty log comes as a descriptor of shared memory.
+        pub const LOG_SHMFD: u64 = 1 << 1;
         /// Answers on request.
         pub const REPLY_ACK: u64 = 1 << 3;
         /// `NET_SET_MTU`.

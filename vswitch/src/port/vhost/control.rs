@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::guest_mem::{GuestMem, RegionSpec};
+use super::guest_mem::{DirtyLog, GuestMem, RegionSpec};
 use super::queue::Queue;
 use super::session::{self, Decoder, Device, Session, SessionError};
 use super::vring::{RingError, VringConfig};
@@ -242,6 +242,7 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
         queues: Queues {
             port: Arc::clone(&port),
             mem: Arc::default(),
+            log: None,
             features: 0,
             mtu: config.mtu,
             mtu_max: config.mtu,
@@ -607,7 +608,9 @@ impl Connection {
 #[derive(Debug)]
 struct Queues {
     port: Arc<Port>,
+    /// With `log`.
     mem: Arc<GuestMem>,
+    log: Option<DirtyLog>,
     features: u64,
     mtu: u16,
     /// The operator's limit.
@@ -634,7 +637,7 @@ impl Queues {
 
     /// Moves every ring to `mem`; the old memory is unmapped when the last ring has left it.
     fn install(&mut self, mem: GuestMem) -> Result<(), SessionError> {
-        self.mem = Arc::new(mem);
+        self.mem = Arc::new(mem.logged(self.log.clone()));
         let mut first_error = None;
         for index in 0..self.rings() {
             if let Some(Err(error)) = self.with(index, |q| q.move_to(&self.mem)) {
@@ -670,6 +673,7 @@ impl Queues {
             });
         }
         self.mem = Arc::default();
+        self.log = None;
         self.mtu = self.mtu_max;
         self.port.link_up.store(false, Ordering::Relaxed);
     }
@@ -720,6 +724,15 @@ impl Device for Queues {
 
     fn has_memory(&self) -> bool {
         !self.mem.is_empty()
+    }
+
+    fn set_log(&mut self, size: u64, offset: u64, fd: PeerFd) -> Result<(), SessionError> {
+        self.log = Some(DirtyLog::map(size, offset, fd.as_fd())?);
+        self.install(GuestMem::clone(&self.mem))
+    }
+
+    fn has_log(&self) -> bool {
+        self.log.is_some()
     }
 
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {

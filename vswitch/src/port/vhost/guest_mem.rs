@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! The guest's memory: regions the front-end shares, and translation of its addresses.
+//! The guest's memory: regions the front-end shares, translation of its addresses, and which of its pages we wrote.
 //!
 //! Invariant owned here: every pointer that [`GuestMem::span`] and [`GuestMem::from_front_end`]
 //! return is valid for reads and writes of the length returned with it for as long as the
@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::sys::memfd::{file_size, is_memory};
 use crate::sys::mmap::Mapping;
@@ -21,6 +22,10 @@ pub const REGIONS_MAX: usize = 64;
 /// Most memory of one guest, bytes. A sparse memfd costs its maker nothing, but us address space, of
 /// which there are 2^47 bytes for all ports together: as much as 32 such guests.
 pub const GUEST_BYTES_MAX: u64 = 1 << 42;
+/// Bytes of guest memory for each bit of a dirty log (QEMU's `VHOST_LOG_PAGE`).
+const LOG_PAGE_BYTES: u64 = 4096;
+/// Longest dirty log, bytes: for guest-physical addresses of 47 bits, more than processors without a fifth level of page tables have.
+const LOG_BYTES_MAX: u64 = 1 << 32;
 
 /// A region as the front-end describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,12 +139,52 @@ pub struct Span {
     host: *mut u8,
 }
 
+/// A bitmap of the pages that we wrote. The front-end shares it while it copies the guest's memory elsewhere, and copies
+/// again what is marked.
+#[derive(Clone, Debug)]
+pub struct DirtyLog(Arc<Region>);
+
+impl DirtyLog {
+    /// Maps `size` bytes of a file from `offset` on.
+    ///
+    /// # Errors
+    /// See [`MemError`].
+    pub fn map(size: u64, offset: u64, fd: BorrowedFd<'_>) -> Result<Self, MemError> {
+        let spec = RegionSpec {
+            guest: 0,
+            size,
+            front_end: 0,
+            offset,
+        };
+        if size > LOG_BYTES_MAX {
+            return Err(MemError::BadRegion(spec));
+        }
+        Region::map(spec, fd).map(|region| DirtyLog(Arc::new(region)))
+    }
+
+    /// Marks the pages of `len` bytes from guest-physical `addr` on. Pages that the front-end made no room for are none of
+    /// its guest's.
+    fn mark(&self, addr: u64, len: u64) {
+        let Region { spec, host, .. } = &*self.0;
+        let end = addr.saturating_add(len).div_ceil(LOG_PAGE_BYTES);
+        for page in addr / LOG_PAGE_BYTES..end.min(spec.size * 8) {
+            #[allow(clippy::cast_possible_truncation)] // below the mapping's length
+            let at = host.wrapping_add((page / 8) as usize);
+            // SAFETY: below `size`, hence inside the mapping. Others change it by atomic operations too.
+            let byte = unsafe { AtomicU8::from_ptr(at) };
+            // Release: who sees the mark and copies the page sees what was written.
+            byte.fetch_or(1 << (page % 8), Ordering::Release);
+        }
+    }
+}
+
 /// All regions of a guest. Immutable: a change makes a new one that shares the unchanged regions.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct GuestMem {
     /// Sorted by guest-physical address.
     spans: Box<[Span]>,
     regions: Vec<Arc<Region>>,
+    log: Option<DirtyLog>,
 }
 
 // SAFETY: the raw addresses in `spans` are those of `regions`, which are Send and Sync.
@@ -223,7 +268,32 @@ impl GuestMem {
                 host: r.host,
             })
             .collect();
-        GuestMem { spans, regions }
+        GuestMem {
+            spans,
+            regions,
+            log: None,
+        }
+    }
+
+    /// The same memory with this dirty log.
+    #[must_use]
+    pub fn logged(self, log: Option<DirtyLog>) -> Self {
+        GuestMem { log, ..self }
+    }
+
+    /// Marks the pages of `len` bytes at `at`, which lie in one region and were written, in the dirty log.
+    #[cold]
+    pub fn wrote(&self, at: *const u8, len: usize) {
+        let Some(log) = &self.log else {
+            return;
+        };
+        for span in &self.spans {
+            let offset = (at as u64).wrapping_sub(span.host as u64);
+            if offset < span.size {
+                log.mark(span.guest + offset, len as u64);
+                return;
+            }
+        }
     }
 
     /// Where guest-physical `addr` is, and how many bytes follow it in the same region. `None`
@@ -282,10 +352,12 @@ impl GuestMem {
         })
     }
 
-    /// Whether a peer truncated a region's file under us.
+    /// Whether a peer truncated a region's file under us, or the log's.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.regions.iter().any(|r| r.watched.is_broken())
+        let log = self.log.as_ref().map(|log| &log.0);
+        let mut all = self.regions.iter().chain(log);
+        all.any(|r| r.watched.is_broken())
     }
 
     /// Whether there is no memory at all.

@@ -113,6 +113,7 @@ pub(super) struct Packed {
     outstanding: u16,
     hint: usize,
     mem: Arc<GuestMem>,
+    logged: bool,
 }
 
 // SAFETY: the addresses belong to `mem`, which may be used from any thread; the queue's gate
@@ -160,6 +161,7 @@ impl Packed {
             outstanding: 0,
             hint: 0,
             mem,
+            logged: config.features & feature::LOG_ALL != 0,
         })
     }
 
@@ -514,6 +516,8 @@ impl Ring for Packed {
             self.rest(self.published.slot)
                 .store(first.to_le(), Ordering::Release);
             self.published = self.next_used;
+            // All of the ring, which is a few pages.
+            self.wrote(self.desc, usize::from(self.size) * vring::DESC_BYTES);
         }
     }
 
@@ -553,6 +557,7 @@ impl Ring for Packed {
         let wish = unsafe { AtomicU16::from_ptr(Self::event(self.device, 1)) };
         // Every kick rather than one at a position: we are armed only until the first one.
         wish.store(vring::EVENT_ENABLE.to_le(), Ordering::Relaxed);
+        self.wrote(self.device, 4);
         // Full: our wish must be out before we look whether something came in between.
         fence(Ordering::SeqCst);
         self.waits()
@@ -562,6 +567,7 @@ impl Ring for Packed {
         // SAFETY: as in `arm`.
         let wish = unsafe { AtomicU16::from_ptr(Self::event(self.device, 1)) };
         wish.store(vring::EVENT_DISABLE.to_le(), Ordering::Relaxed);
+        self.wrote(self.device, 4);
     }
 
     fn base(&self) -> u32 {
@@ -570,6 +576,11 @@ impl Ring for Packed {
 
     fn mem(&self) -> &GuestMem {
         &self.mem
+    }
+
+    #[inline]
+    fn is_logged(&self) -> bool {
+        self.logged
     }
 }
 

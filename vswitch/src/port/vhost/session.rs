@@ -43,10 +43,12 @@ pub const FEATURES: u64 = feature::VERSION_1
     | feature::MTU
     | feature::STATUS
     | feature::GUEST_ANNOUNCE
+    | feature::LOG_ALL
     | feature::PROTOCOL_FEATURES;
 
 /// Protocol features we offer.
 pub const PROTOCOL_FEATURES: u64 = protocol::MQ
+    | protocol::LOG_SHMFD
     | protocol::REPLY_ACK
     | protocol::NET_MTU
     | protocol::RESET_DEVICE
@@ -159,6 +161,13 @@ pub trait Device {
     fn remove_region(&mut self, spec: RegionSpec) -> Result<(), SessionError>;
     /// Whether there is memory.
     fn has_memory(&self) -> bool;
+    /// Replaces the dirty log, `size` bytes of a file from `offset` on; running rings move to it.
+    ///
+    /// # Errors
+    /// As [`Device::set_memory`].
+    fn set_log(&mut self, size: u64, offset: u64, fd: PeerFd) -> Result<(), SessionError>;
+    /// Whether there is a dirty log.
+    fn has_log(&self) -> bool;
     /// Starts a ring.
     ///
     /// # Errors
@@ -284,8 +293,6 @@ pub struct Session {
     protocol: u64,
     status: u8,
     vrings: Vec<VringSetup>,
-    /// `SET_LOG_BASE`'s memory; kept open only for as long as the front-end believes in it.
-    log: Option<PeerFd>,
 }
 
 /// A payload as native words.
@@ -333,7 +340,6 @@ impl Session {
             protocol: 0,
             status: 0,
             vrings: vec![VringSetup::default(); queue_pairs * 2],
-            log: None,
         }
     }
 
@@ -439,8 +445,9 @@ impl Session {
             // A descriptor may come along (older QEMU sends one); it is closed.
             Request::RemMemReg => device.remove_region(single_region(request, payload)?)?,
             Request::SetLogBase => {
-                let [_size, _offset] = words::<2>(request, payload)?;
-                self.log = Some(one_fd(request, fds)?);
+                let [size, offset] = words::<2>(request, payload)?;
+                device.set_log(size, offset, one_fd(request, fds)?)?;
+                self.settle_all(device)?;
                 return Ok(Some(vec![0]));
             }
             // We have nothing to say about the log: the descriptor is closed.
@@ -452,6 +459,7 @@ impl Session {
                 self.settle(index as usize, device)?;
             }
             Request::SetVringAddr => {
+                // The used ring's address for the log is not needed: what we write is found in the regions.
                 let [head, desc, used, avail, _log] = words::<5>(request, payload)?;
                 let (index, _flags) = halves(head);
                 let vring = self.halt(request, index, device)?;
@@ -538,6 +546,10 @@ impl Session {
             return Ok(());
         };
         if vring.running || !vring.has_kick || !device.has_memory() {
+            return Ok(());
+        }
+        // QEMU gives the log last, and a page that was written before it would not be copied.
+        if features & feature::LOG_ALL != 0 && !device.has_log() {
             return Ok(());
         }
         let config = VringConfig {
@@ -629,7 +641,6 @@ impl Session {
         }
         self.features = None;
         self.status = 0;
-        self.log = None;
     }
 }
 

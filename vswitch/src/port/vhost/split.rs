@@ -42,6 +42,7 @@ pub(super) struct Split {
     found: Box<[Found; FOUND]>,
     hint: usize,
     mem: Arc<GuestMem>,
+    logged: bool,
 }
 
 // SAFETY: the addresses belong to `mem`, which may be used from any thread; the queue's gate
@@ -72,6 +73,11 @@ const _: () = assert!(FOUND.is_power_of_two() && FOUND >= AHEAD as usize);
 const ENTRIES: usize = 4;
 const IDX: usize = 2;
 
+/// Bytes of a used ring: an event word follows the entries.
+const fn used_bytes(entries: usize) -> usize {
+    ENTRIES + 8 * entries + 2
+}
+
 impl Split {
     pub(super) fn new(config: &VringConfig, mem: Arc<GuestMem>) -> Result<Self, RingError> {
         let size = config.size;
@@ -81,7 +87,7 @@ impl Split {
         let n = size as usize;
         let desc = ring_part(&mem, config.desc, n * vring::DESC_BYTES, 16)?;
         let avail = ring_part(&mem, config.driver, ENTRIES + 2 * n + 2, 2)?;
-        let used = ring_part(&mem, config.device, ENTRIES + 8 * n + 2, 4)?;
+        let used = ring_part(&mem, config.device, used_bytes(n), 4)?;
         #[allow(clippy::cast_possible_truncation)] // at most 32768
         let size = size as u16;
         let mut ring = Split {
@@ -101,6 +107,7 @@ impl Split {
             found: Box::new([Found::NONE; FOUND]),
             hint: 0,
             mem,
+            logged: config.features & feature::LOG_ALL != 0,
         };
         // Chains are returned in order, so the used index in memory is where to go on, also after
         // our own death in mid-burst: what was taken then and not returned is taken again. The
@@ -131,6 +138,12 @@ impl Split {
         debug_assert!(offset <= ENTRIES + 8 * self.size as usize);
         // SAFETY: as in `avail_word`.
         unsafe { AtomicU16::from_ptr(self.used.wrapping_add(offset).cast()) }
+    }
+
+    /// Marks the used ring as written, where that is wanted: all of it, which is a page or two.
+    #[inline]
+    fn wrote_used(&self) {
+        self.wrote(self.used, used_bytes(usize::from(self.size)));
     }
 
     /// Reads the guest's available index: everything it made available before is visible then.
@@ -326,6 +339,7 @@ impl Ring for Split {
             self.used_word(IDX)
                 .store(self.next_used.to_le(), Ordering::Release);
             self.published = self.next_used;
+            self.wrote_used();
         }
     }
 
@@ -354,6 +368,7 @@ impl Ring for Split {
         } else {
             self.used_word(0).store(0, Ordering::Relaxed);
         }
+        self.wrote_used();
         // Full: our wish must be out before we look whether something came in between; the guest
         // publishes and then reads the wish (virtio 1.3 section 2.7.13.4.1).
         fence(Ordering::SeqCst);
@@ -367,6 +382,7 @@ impl Ring for Split {
         if !self.event_idx {
             self.used_word(0)
                 .store(vring::USED_F_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.wrote_used();
         }
     }
 
@@ -376,5 +392,10 @@ impl Ring for Split {
 
     fn mem(&self) -> &GuestMem {
         &self.mem
+    }
+
+    #[inline]
+    fn is_logged(&self) -> bool {
+        self.logged
     }
 }

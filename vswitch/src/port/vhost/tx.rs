@@ -174,6 +174,7 @@ impl<R: Ring> Put<'_, R> {
         let at = buf.ptr.wrapping_add(NetHdr::BYTES);
         // SAFETY: as above; a slice is readable, and private memory does not overlap a guest's.
         unsafe { copy_short(head.as_ptr(), at, head.len()) };
+        self.ring.wrote(buf.ptr, need);
         #[allow(clippy::cast_possible_truncation)] // a head is far below 2^32
         self.ring.put(taken, need as u32);
         true
@@ -193,6 +194,7 @@ impl<R: Ring> Put<'_, R> {
                     skip: 0,
                 };
                 writer.frame(self.hdr_bytes, header(out, self.features, 1), out);
+                self.ring.wrote(buf.ptr, buf.len as usize);
                 #[allow(clippy::cast_possible_truncation)] // a frame is far below 2^32
                 self.ring.put(taken, need as u32);
                 return Ok(());
@@ -215,6 +217,9 @@ impl<R: Ring> Put<'_, R> {
             skip: 0,
         };
         writer.frame(self.hdr_bytes, hdr, out);
+        for piece in bufs.range(0, bufs.len()) {
+            self.ring.wrote(piece.ptr, piece.len as usize);
+        }
         let mut left = need;
         for &(taken, room) in chains {
             let here = left.min(room);

@@ -184,6 +184,15 @@ pub(super) trait Ring {
     fn base(&self) -> u32;
     /// The guest's memory.
     fn mem(&self) -> &GuestMem;
+    /// Whether what is written is marked in the dirty log.
+    fn is_logged(&self) -> bool;
+    /// Marks these bytes, which were written, where that is wanted.
+    #[inline]
+    fn wrote(&self, at: *const u8, len: usize) {
+        if self.is_logged() {
+            self.mem().wrote(at, len);
+        }
+    }
 }
 
 /// A validated ring.

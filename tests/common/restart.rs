@@ -6,7 +6,7 @@ use super::switch::{Switch, SwitchConfig, binary};
 use super::{Lab, wait_for};
 use serde_json::Value;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -154,6 +154,29 @@ pub fn fresh(argv: &[String], qmp: &str, (kernel, initrd): (&str, &str)) -> Stri
         image("kernel", kernel),
         image("initrd", initrd)
     )
+}
+
+/// Has QEMU, whose monitor listens there, do what a person would tell it; what it says to that.
+pub fn monitor(qmp: &str, line: &str) -> String {
+    let stream = UnixStream::connect(qmp).expect("QEMU listens");
+    let command = serde_json::json!({
+        "execute": "human-monitor-command", "arguments": { "command-line": line }, "id": line,
+    });
+    write!(
+        &stream,
+        "{{\"execute\": \"qmp_capabilities\"}}\n{command}\n"
+    )
+    .expect("it is open");
+    for answer in BufReader::new(&stream).lines() {
+        let answer: Value = serde_json::from_str(&answer.expect("it is open")).expect("JSON");
+        if answer["id"] == line {
+            let said = answer["return"].as_str();
+            return said
+                .unwrap_or_else(|| panic!("{line}: {answer}"))
+                .to_owned();
+        }
+    }
+    panic!("{line}: QEMU ended");
 }
 
 /// Has whatever QEMU listens there end with the test: one that a restarter has started stays.

@@ -292,9 +292,15 @@ impl Told<'_, '_> {
         view.is_some_and(|view| view.port.is_up())
     }
 
-    /// Resets the guest: at what it acknowledged last, and, where it may have received more since, there.
+    /// Resets the guest: where it says that it is, or else at what it acknowledged last, and, where it may have received more
+    /// since, there. Anywhere else it would only challenge that (RFC 5961 section 3.2).
     fn reset_guest(&mut self, cell: &Cell, dir: Dir, (guest, peer): (Recorded, Recorded)) {
         let flags = tcp_flag::RST | tcp_flag::ACK;
+        if let Some(Outcome::Differs { says, .. }) = cell.outcome {
+            let (seq, ack) = says;
+            self.tell_guest(cell, dir, (ack, seq, 0), flags);
+            return;
+        }
         self.tell_guest(cell, dir, (guest.acked, guest.next, 0), flags);
         if guest.acked != peer.next {
             self.tell_guest(cell, dir, (peer.next, guest.next, 0), flags);

@@ -304,6 +304,8 @@ pub struct AskEvent {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
+    /// TCP: the segment's number, with which its connection begins.
+    pub seq: u32,
     /// Nobody needs the answer any more: the sender gave up.
     pub cancelled: bool,
     /// What it is about.

@@ -88,7 +88,7 @@ fn trust(info: &RestartInfo) -> &'static str {
 /// Restarts, as a table.
 pub(super) fn list(infos: &[RestartInfo]) -> String {
     let mut table = show::table(&[
-        "ID", "WORKLOAD", "DRIVER", "STATE", "TOOK", "BY", "REASON", "SAID",
+        "ID", "WORKLOAD", "DRIVER", "STATE", "TOOK", "DATA", "BY", "REASON", "SAID",
     ]);
     for info in infos {
         let state = match info.state {
@@ -102,6 +102,8 @@ pub(super) fn list(infos: &[RestartInfo]) -> String {
             info.driver.clone(),
             state.to_owned(),
             format!("{} ms", info.took_ms),
+            info.data_ms
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             info.by.clone(),
             info.reason.clone(),
             info.said.clone(),

@@ -227,7 +227,10 @@ impl Control {
             to: "-".to_owned(),
             generation: self.shared.snapshots.generation(),
             who: Some(info.by.clone()),
-            why: Some(format!("{state}: {}", info.said)),
+            why: Some(match info.data_ms {
+                Some(ms) => format!("{state}: data flows again, {ms} ms after it was begun"),
+                None => format!("{state}: {}", info.said),
+            }),
             ..WatchEvent::default()
         });
     }

@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use flowtable::{ConnRef, FlowKey};
+use flowtable::{ConnRef, FlowKey, Participant};
 
 use super::api::ReadmissionInfo;
 use super::apply::Control;
+use super::asks::connection;
 use super::events::protocol_name;
 use crate::datapath::snapshot::AttachmentId;
 use crate::datapath::verdicts::Topic;
@@ -25,6 +26,9 @@ use crate::policy::{Asking, Judgement, Verdict, Why};
 const FOR_NS: u64 = 300_000_000_000;
 /// Connections of one workload that are granted: a pool of connections to a database has some tens. Guess.
 const MOST: u32 = 256;
+/// How often a readmitted connection is looked at until data passes: the time that is told is as exact.
+const LOOK_NS: u64 = 5_000_000;
+const MS_NS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// What speaks against a workload that is restarted: connections for it are not readmitted.
@@ -48,23 +52,57 @@ pub(super) struct Grant {
     expires_ns: u64,
     /// What both ends were: tags, addresses, images.
     were: [u64; 2],
-    /// By which restart.
+    /// By which restart, and when that was begun.
     restart: String,
+    begun_ns: u64,
 }
 
-/// What is granted, by topic.
+/// A connection that was readmitted, and on which no data was seen yet.
+#[derive(Clone, Debug)]
+struct Returned {
+    conn: FlowKey,
+    /// The number of its SYN.
+    syn: u32,
+    by: Grant,
+}
+
+impl Returned {
+    /// Whether data passes. TCP: something was acknowledged to whoever opened it, beyond its SYN and FIN.
+    fn carries(&self, c: &ConnRef<'_>) -> bool {
+        if self.conn.proto() != proto::TCP {
+            return conn::replied(c);
+        }
+        let state = tcp::state(c);
+        let fin = u32::from(state != tcp::State::Established);
+        let acked = tcp::frozen::recorded(c, conn::Dir::Reply).acked;
+        !tcp::is_half_open(state) && tcp::after(acked, self.syn.wrapping_add(1 + fin))
+    }
+}
+
+/// What is granted, by topic, and what came of it.
 #[derive(Debug, Default)]
-pub(super) struct Readmissions(HashMap<FlowKey, Grant>);
+pub(super) struct Readmissions {
+    grants: HashMap<FlowKey, Grant>,
+    returned: Vec<Returned>,
+    look_ns: u64,
+}
 
 impl Readmissions {
-    /// Forgets those that nobody used.
+    /// Forgets those that nobody used, and those that came to nothing.
     fn expire(&mut self, now_ns: u64) {
-        self.0.retain(|_, grant| grant.expires_ns > now_ns);
+        self.grants.retain(|_, grant| grant.expires_ns > now_ns);
+        self.returned.retain(|r| r.by.expires_ns > now_ns);
     }
 
     /// Forgets those of a workload.
     pub(super) fn forget(&mut self, workload: AttachmentId) {
-        self.0.retain(|_, grant| grant.topic.from != workload);
+        self.grants.retain(|_, grant| grant.topic.from != workload);
+        self.returned.retain(|r| r.by.topic.from != workload);
+    }
+
+    /// When [`Control::look_for_data`] has something to do.
+    pub(super) fn next_look_ns(&self) -> Option<u64> {
+        (!self.returned.is_empty()).then_some(self.look_ns)
     }
 }
 
@@ -88,6 +126,7 @@ impl Control {
                         expires_ns: 0,
                         were: ends.map(|end| self.what_is(end)),
                         restart: String::new(),
+                        begun_ns: 0,
                     });
                 grant.left += 1;
             }
@@ -151,16 +190,22 @@ impl Control {
     }
 
     /// Grants that the workload of a restart opens these again.
-    pub(super) fn readmit(&mut self, openings: Vec<Grant>, restart: &str, now_ns: u64) -> u32 {
+    pub(super) fn readmit(
+        &mut self,
+        openings: Vec<Grant>,
+        (restart, begun_ns): (&str, u64),
+        now_ns: u64,
+    ) -> u32 {
         let mut sum = 0;
         for opening in openings {
             sum += opening.left;
             let grant = Grant {
                 expires_ns: now_ns.saturating_add(FOR_NS),
                 restart: restart.to_owned(),
+                begun_ns,
                 ..opening
             };
-            let grants = &mut self.restarts.readmissions.0;
+            let grants = &mut self.restarts.readmissions.grants;
             grants.insert(grant.topic.key(), grant);
         }
         sum
@@ -175,9 +220,11 @@ impl Control {
     ) -> Option<String> {
         self.restarts.readmissions.expire(now_ns);
         let key = Topic::of(event).key();
-        let grant = self.restarts.readmissions.0.get(&key)?;
+        let grant = self.restarts.readmissions.grants.get(&key)?;
         let are = [grant.topic.from, grant.topic.to].map(|end| self.what_is(end));
-        let grants = &mut self.restarts.readmissions.0;
+        let Readmissions {
+            grants, returned, ..
+        } = &mut self.restarts.readmissions;
         let grant = grants.get_mut(&key)?;
         if grant.definition != asking.definition || grant.were != are {
             grants.remove(&key);
@@ -188,6 +235,11 @@ impl Control {
             "readmitted after restart {}, which was trusted",
             grant.restart
         );
+        returned.push(Returned {
+            conn: connection(event),
+            syn: event.seq,
+            by: grant.clone(),
+        });
         if grant.left == 0 {
             grants.remove(&key);
         }
@@ -195,9 +247,31 @@ impl Control {
         Some(why)
     }
 
+    /// Looks whether data passes on what was readmitted; the first after each restart is told.
+    pub(super) fn look_for_data(&mut self, now_ns: u64) {
+        let next = self.restarts.readmissions.next_look_ns();
+        if next.is_none_or(|at| at > now_ns) {
+            return;
+        }
+        let mut table: Participant = self.shared.table.participant();
+        let readmissions = &mut self.restarts.readmissions;
+        readmissions.look_ns = now_ns.saturating_add(LOOK_NS);
+        readmissions.expire(now_ns);
+        let mut returned = readmissions.returned.iter();
+        let carries = |r: &&Returned| table.lookup(&r.conn).is_some_and(|c| r.carries(&c));
+        let found = returned.find(carries).map(|r| r.by.clone());
+        table.offline();
+        if let Some(by) = found {
+            let of_another = |r: &Returned| r.by.restart != by.restart;
+            readmissions.returned.retain(of_another);
+            let data_ms = now_ns.saturating_sub(by.begun_ns) / MS_NS;
+            self.restart_returned(&by.restart, data_ms);
+        }
+    }
+
     /// What `explain` says of a question that would not be asked.
     pub(super) fn readmission_note(&self, topic: &Topic, now_ns: u64) -> Option<String> {
-        let grant = self.restarts.readmissions.0.get(&topic.key())?;
+        let grant = self.restarts.readmissions.grants.get(&topic.key())?;
         let left_s = grant.expires_ns.checked_sub(now_ns)? / SECOND_NS;
         Some(format!(
             "after restart {} it is not asked about {} more times, for {left_s} s",
@@ -219,7 +293,7 @@ impl Control {
         of: Option<AttachmentId>,
         now_ns: u64,
     ) -> Vec<ReadmissionInfo> {
-        let grants = self.restarts.readmissions.0.values();
+        let grants = self.restarts.readmissions.grants.values();
         let grants = grants.filter(|g| {
             g.expires_ns > now_ns && of.is_none_or(|of| [g.topic.from, g.topic.to].contains(&of))
         });

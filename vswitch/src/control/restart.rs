@@ -104,7 +104,11 @@ impl Restarts {
     /// When there is something to do without being asked.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         let under_way = self.under_way.values().map(|u| u.deadline_ns);
-        under_way.chain(self.reborn.iter().map(|(_, at)| *at)).min()
+        let reborn = self.reborn.iter().map(|(_, at)| *at);
+        under_way
+            .chain(reborn)
+            .chain(self.readmissions.next_look_ns())
+            .min()
     }
 
     /// Who has forgotten his connections lately.
@@ -229,6 +233,7 @@ impl Control {
             trusted: false,
             readmitted: 0,
             took_ms: 0,
+            data_ms: None,
         };
         let job = Job {
             id,
@@ -332,6 +337,7 @@ impl Control {
     /// Takes what was heard, and gives up what takes too long.
     pub(super) fn tick_restarts(&mut self, now_ns: u64) {
         self.hear_restarts(now_ns);
+        self.look_for_data(now_ns);
         let before = self.restarts.reborn.len();
         self.restarts.reborn.retain(|(_, until)| *until > now_ns);
         if self.restarts.reborn.len() != before {
@@ -503,7 +509,7 @@ impl Control {
         info.said = done.note;
         info.took_ms = now_ns.saturating_sub(begun_ns) / MS_NS;
         if info.trusted {
-            info.readmitted = self.readmit(openings, &info.id, now_ns);
+            info.readmitted = self.readmit(openings, (&info.id, begun_ns), now_ns);
         }
         if !remembers {
             let until = now_ns.saturating_add(REBORN_NS);
@@ -529,6 +535,21 @@ impl Control {
         self.recorder.restart(generation, &info, &outcome);
         self.tell_restart(&info);
         self.restarts.remember(info);
+    }
+
+    /// Data passes again on a connection that was readmitted after this restart.
+    pub(super) fn restart_returned(&mut self, id: &str, data_ms: u64) {
+        let mut past = self.restarts.past.iter_mut();
+        let Some(info) = past.find(|info| info.id == id && info.data_ms.is_none()) else {
+            return;
+        };
+        info.data_ms = Some(data_ms);
+        let info = info.clone();
+        let outcome = format!("data flows again, {data_ms} ms after it was begun");
+        info!(workload = info.workload, "restart: {outcome}");
+        let generation = self.shared.snapshots.generation();
+        self.recorder.restart(generation, &info, &outcome);
+        self.tell_restart(&info);
     }
 
     /// Ends the quarantine of who was restarted, if it is the one that he was restarted in.

@@ -516,6 +516,7 @@ pub(crate) fn event(
         dport,
         src: p.src,
         dst: p.dst,
+        seq: p.tcp.seq,
         cancelled: false,
         about: question.about,
     }

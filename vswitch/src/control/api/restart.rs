@@ -27,6 +27,8 @@ pub struct RestartInfo {
     pub readmitted: u32,
     /// How long it has taken.
     pub took_ms: u64,
+    /// How long after it was begun data passed again on a connection that was readmitted; `None`: not yet, or none was.
+    pub data_ms: Option<u64>,
 }
 
 /// Connections that a restarted workload may open again without a question.

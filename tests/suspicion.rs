@@ -118,8 +118,13 @@ action = "log"
 #[test]
 fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
     let Some(lab) = Lab::open(&[]) else { return };
-    let (mut switch, [mut a, _b, _c]) = start(&lab, POLICY);
-    let mut watch = switch.watch(&["--kind", "suspicion"]);
+    let (mut switch, [mut a, _b, mut c]) = start(&lab, POLICY);
+    let mut watch = switch.watch(&["--kind", "suspicion,deny"]);
+    wait_for("somebody to watch", LIMIT, || {
+        // It connects in its own time: whoever comes too late sees nothing.
+        c.send(&datagram(3, 60_000, 100));
+        watch.log().contains("\"deny\"").then_some(())
+    });
     assert_eq!(suspects(&switch), [""; 0]);
     scan((&mut a, 1));
     let found = wait_suspected(&switch, "a", "port-scan");
@@ -159,7 +164,7 @@ fn a_suspicion_is_listed_recorded_and_followed_by_what_the_policy_says() {
         });
     };
     again(&switch, &mut a, "stopped");
-    drop((a, _b, _c));
+    drop((a, _b, c));
     switch.process().signal("TERM");
     let status = switch.process().wait(LIMIT);
     assert!(status.success(), "{status}");

@@ -729,6 +729,8 @@ impl Control {
             worker.wake();
             worker.join();
         }
+        // What they reported last.
+        self.take_events(false, |_| {});
         self.ports.clear();
         self.closing.clear();
         let generation = self.shared.snapshots.generation();

@@ -41,6 +41,8 @@ const PORTS: u64 = 50_000;
 /// Where a frame says when it was sent, and by whom: behind the UDP header.
 const SENT_AT: usize = 42;
 const BYTES: u16 = 64;
+/// Questions that are answered in a millisecond, at most: twice as many as were seen here.
+const PER_MS: usize = 200;
 /// How long what is under way may take at the end.
 const SILENCE_NS: u64 = 5_000_000_000;
 /// Certificates are good to the end of it.
@@ -270,6 +272,13 @@ impl Asking {
         }
     }
 
+    /// Connections that there are at once, at most: nobody answers what is asked for, and what nobody answers lasts 30 s.
+    fn opened(&self) -> usize {
+        let all = self.repeats.time() * self.repeats.repeats;
+        let ms = usize::try_from(all.as_millis().min(30_000)).unwrap_or(30_000);
+        (ms * PER_MS).max(1 << 18)
+    }
+
     /// Serves as a manager until the process ends, with certificates in `dir`; how it is connected to.
     fn manager(&self, dir: &Path) -> Result<ManagerConfig, BenchError> {
         let lost = |what| move || std::io::Error::other(what);
@@ -338,7 +347,7 @@ impl Asking {
             }),
             decisions,
             manager,
-            ..RigConfig::new(policy, 1 << 18)
+            ..RigConfig::new(policy, self.opened())
         };
         switch(cores, config)
     }

@@ -552,13 +552,8 @@ impl Builder {
                 next += 1;
             }
         }
-        let needs = |port: &Port| {
-            port.txqs
-                .first()
-                .is_some_and(|q| q.lock().needs_maintenance())
-        };
         let maintained = self.ports.iter().flatten().map(|v| &v.port);
-        let maintained = maintained.filter(|p| needs(p)).cloned().collect();
+        let maintained = maintained.filter(|p| p.is_maintained).cloned().collect();
         Snapshot {
             maintained,
             ports: self.ports,

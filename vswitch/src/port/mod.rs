@@ -43,6 +43,8 @@ pub struct Port {
     pub live_txqs: AtomicU16,
     /// Whether a peer is attached and frames can flow.
     pub link_up: AtomicBool,
+    /// Whether [`TxQueue::maintain`] does anything: known of the port, so that nobody who asks keeps a worker out of its gates.
+    pub is_maintained: bool,
 }
 
 impl Port {
@@ -50,8 +52,10 @@ impl Port {
     #[must_use]
     pub fn new(id: PortId, name: &str, rxqs: Vec<Gate<RxQueue>>, txqs: Vec<Gate<TxQueue>>) -> Self {
         let live_txqs = AtomicU16::new(u16::try_from(txqs.len()).unwrap_or(u16::MAX));
+        let is_maintained = txqs.first().is_some_and(|q| q.lock().needs_maintenance());
         Port {
             id,
+            is_maintained,
             name: name.to_owned(),
             rxqs,
             txqs,
@@ -215,8 +219,7 @@ impl TxQueue {
     }
 
     /// Whether [`TxQueue::maintain`] does anything for this kind.
-    #[must_use]
-    pub fn needs_maintenance(&self) -> bool {
+    fn needs_maintenance(&self) -> bool {
         matches!(self, TxQueue::AfXdp(_))
     }
 

@@ -7,6 +7,7 @@ use crate::event::ConnEventKind;
 use crate::frame::{Csum, Gso, Offload};
 use crate::packet::{Mac, Parsed, parse, tcp_flag};
 use crate::policy::model::{Action, Limit, Policy};
+use crate::sys::gate::Gate;
 
 fn layout() -> Vec<RigPort> {
     vec![
@@ -651,4 +652,27 @@ fn a_storm_costs_its_sender() {
     // A second later there is budget again.
     r.now_ns += 1_000_000_000;
     assert_eq!(r.send("web", &f).got.len(), 2);
+}
+
+/// A worker that finds the control thread in a queue drops what it has for it: whoever changes rules goes into none, and is done
+/// while a worker is in all of them. (If it waited for one, this would not end.)
+#[test]
+fn a_change_of_rules_keeps_no_worker_out_of_a_queue() {
+    let mut r = Rig::new(layout(), &policy());
+    let ports = r.ports.clone();
+    let receiving: Vec<_> = ports
+        .iter()
+        .flat_map(|p| &p.rxqs)
+        .map(Gate::enter)
+        .collect();
+    let sending: Vec<_> = ports
+        .iter()
+        .flat_map(|p| &p.txqs)
+        .map(Gate::enter)
+        .collect();
+    assert!(receiving.iter().all(Option::is_some) && sending.iter().all(Option::is_some));
+    r.apply(&without(&policy(), "web-to-db"));
+    drop((receiving, sending));
+    let frame = talk(1, "10.0.0.1", 2, "10.0.0.2").udp(1000, 53, b"");
+    r.send("web", &frame).dropped(R::PolicyDefaultDeny);
 }

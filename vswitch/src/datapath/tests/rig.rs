@@ -112,7 +112,7 @@ pub(super) struct Rig {
     asks: Consumer<AskEvent>,
     suspicions: Consumer<SuspicionEvent>,
     layout: Vec<RigPort>,
-    ports: Vec<Arc<Port>>,
+    pub(super) ports: Vec<Arc<Port>>,
     ends: Vec<MemEnd>,
     classifier: Option<Arc<Classifier>>,
     groups: Groups,

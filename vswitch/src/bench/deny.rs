@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::frames::{PORTS_AT, Reply, Sizes, headers, put};
+use super::frames::{FIRST, PORTS_AT, Reply, Sizes, headers, put};
 use super::load::{Load, Source};
 use super::loopback::{GENERATOR_BOUND, WARM_UP, overload};
 use super::options::{Repeats, Rings, Traffic};
@@ -19,9 +19,11 @@ use crate::packet::proto;
 const BYTES: u16 = 64;
 /// The only services that are allowed: those of the load that is forwarded.
 pub(super) const ALLOWED: &str = "udp/9000-9511";
-/// First destination port of what is denied, and how many: none of the allowed ones.
+/// First destination port of what is denied, and how many: none of the allowed ones, and none of those that the load's connections
+/// come from, or a frame from an allowed one would be an answer on one of them.
 const PORT: u16 = 10_000;
-const PORTS: u64 = 50_000;
+const PORTS: u64 = 6_000;
+const _: () = assert!(PORT as u64 + PORTS <= FIRST as u64, "see above");
 
 /// How fast frames that no rule admits are dropped, beside what is forwarded.
 ///

@@ -12,7 +12,7 @@ const PORT: u16 = 9000;
 /// Connections that differ by the initiator's port only.
 const PER_PORT: u32 = 1 << 15;
 /// First port of the initiator.
-const FIRST: u16 = 16_384;
+pub(super) const FIRST: u16 = 16_384;
 /// Most connections: ports up to 9000 + 511.
 pub const FLOWS_MAX: u32 = 512 * PER_PORT;
 /// Where the source port stands: Ethernet header and IPv4 header without options.

@@ -1,7 +1,7 @@
 //! Frozen connections in numbers: ten thousand are held, and a hundred thousand are not.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use flowtable::{Endpoint, FlowKey, New, Side};
 
@@ -32,12 +32,18 @@ fn policy() -> Policy {
     }
 }
 
+/// Names and addresses of guests.
+static NUMBERED: LazyLock<Vec<[String; 2]>> = LazyLock::new(|| {
+    let of = |n| [format!("guest-{n}"), format!("10.0.0.{n}")];
+    (0..=u8::MAX).map(of).collect()
+});
+
 fn ip(n: u8) -> &'static str {
-    format!("10.0.0.{n}").leak()
+    &NUMBERED[usize::from(n)][1]
 }
 
-fn named(kind: &str, n: u8) -> Guest {
-    guest(format!("{kind}-{n}").leak(), n, &[ip(n)], "x")
+fn numbered(n: u8) -> Guest {
+    guest(&NUMBERED[usize::from(n)][0], n, &[ip(n)], "x")
 }
 
 /// Attachments are numbered in the order of the layout, addresses too.
@@ -84,7 +90,7 @@ fn ten_thousand_are_held_and_go_on() {
     let ports = ["g0", "g1", "g2", "g3"].into_iter().zip(0..);
     let mut layout: Vec<_> = ports
         .map(|(name, at)| {
-            let guests = (1..=PEERS).map(|n| named("guest", at * PEERS + n));
+            let guests = (1..=PEERS).map(|n| numbered(at * PEERS + n));
             RigPort {
                 max_connections: Some(4096),
                 ..port(name, guests.collect())
@@ -92,7 +98,7 @@ fn ten_thousand_are_held_and_go_on() {
         })
         .collect();
     let peers = GUESTS + 1..=GUESTS + PEERS;
-    layout.push(port("peers", peers.map(|n| named("peer", n)).collect()));
+    layout.push(port("peers", peers.map(numbered).collect()));
     let mut r = Rig::with_capacity(layout, &policy(), 1 << 15);
     // The port of a guest, and the peer that all its connections are with.
     let at = |n: u8| ["g0", "g1", "g2", "g3"][usize::from((n - 1) / PEERS)];
@@ -189,8 +195,8 @@ fn ten_thousand_are_held_and_go_on() {
 
 #[test]
 fn nobody_who_thaws_waits_for_another_ones_guest() {
-    let guests = vec![named("guest", 1), named("guest", 2)];
-    let layout = vec![port("guests", guests), port("peer", vec![named("peer", 3)])];
+    let guests = vec![numbered(1), numbered(2)];
+    let layout = vec![port("guests", guests), port("peer", vec![numbered(3)])];
     let mut r = Rig::new(layout, &policy());
     let mut all = HashMap::new();
     for n in [1, 2] {
@@ -236,7 +242,7 @@ fn who_opened_a_hundred_thousand_connections_cannot_pin_them() {
     let layout = ["suspect", "db"].into_iter().zip(1..);
     let layout = layout.map(|(name, n)| RigPort {
         max_connections: Some(ALL),
-        ..port(name, vec![named("one", n)])
+        ..port(name, vec![numbered(n)])
     });
     let mut r = Rig::with_capacity(layout.collect(), &policy(), 1 << 17);
     let ports = (0..ALL).map(|n| {

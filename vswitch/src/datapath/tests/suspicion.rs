@@ -1,5 +1,6 @@
 //! Detectors, over mem ports: what raises a suspicion, and what busy honest clients do that does not.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use super::rig::*;
@@ -57,7 +58,7 @@ fn exchange(r: &mut Rig, (from, to): (&str, &str), t: Talk, sport: u16, dport: u
         (from, t.tcp((sport, dport), "AP", 101, 501, b"hi")),
         (to, back.tcp((dport, sport), "AP", 501, 103, b"ho")),
     ] {
-        assert_eq!(r.send(port, &frame).drops.len(), 0);
+        assert_eq!(r.send(port, &frame).drops, BTreeMap::new());
     }
 }
 
@@ -317,6 +318,68 @@ fn what_busy_clients_do_raises_nothing() {
             .dropped(R::TcpNotSyn);
     }
     assert_eq!(raised(&mut r), []);
+}
+
+/// An hour of what programs do: a bulk stream, pages over connections of their own, names looked up of a resolver that is slow or away now
+/// and then, a server that restarts, and a few services that are denied and tried for ever.
+#[test]
+fn an_hour_of_busy_clients_raises_nothing() {
+    const BULK: (u16, u16) = (40_000, 5201);
+    let roomy = |port| RigPort {
+        max_connections: Some(16_384),
+        ..port
+    };
+    let layout = layout().into_iter().map(roomy).collect();
+    let mut r = Rig::with_capacity(layout, &policy(), 32_768);
+    exchange(&mut r, ("a", "b"), A_B(), BULK.0, BULK.1);
+    for second in 0..3600u16 {
+        r.now_ns += 1_000_000_000;
+        for _ in 0..4 {
+            r.send("a", &A_B().tcp(BULK, "A", 103, 503, &[0; 1000]));
+            let back = (BULK.1, BULK.0);
+            r.send("b", &A_B().back().tcp(back, "A", 503, 103, b""));
+        }
+        exchange(&mut r, ("a", "b"), A_B(), 1024 + second, 80);
+        exchange(&mut r, ("c", "b"), C_B(), 1024 + second, 443);
+        for n in 0..3 {
+            let sport = 10_000 + 3 * second + n;
+            let query = A_C().udp(sport, 53, b"name?");
+            r.send("a", &query);
+            match (second, sport) {
+                // It restarts each quarter of an hour.
+                (s, _) if s % 900 < 5 => {
+                    r.send("c", &A_C().back().unreachable(&query));
+                }
+                // It does not know in time.
+                (_, n) if n % 20 == 0 => {}
+                _ => {
+                    r.send("c", &A_C().back().udp(53, sport, b"address"));
+                }
+            }
+        }
+        if second % 10 == 0 {
+            for (n, dport) in [(0, 20_001), (1, 20_002), (2, 20_003)] {
+                r.send("a", &A_B().udp(50_000 + n, dport, b"telemetry"));
+                syn(&mut r, "c", C_B(), 50_000 + second + n, dport);
+            }
+        }
+        // A server that is away for half a minute, each five minutes, and is asked all the same.
+        if second % 300 < 30 {
+            syn(&mut r, "c", C_B(), 60_000 + second % 300, 5432);
+            let refused = C_B().back();
+            r.send(
+                "b",
+                &refused.tcp((5432, 60_000 + second % 300), "RA", 0, 2, b""),
+            );
+        }
+    }
+    assert_eq!(raised(&mut r), []);
+    // The same hour's cells still see a scan.
+    for dport in 20_000..20_040 {
+        syn(&mut r, "c", C_B(), 1, dport);
+    }
+    let c = r.attachment("c");
+    assert_eq!(raised(&mut r), [(c, Detector::PortScan)]);
 }
 
 #[test]

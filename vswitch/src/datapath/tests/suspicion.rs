@@ -332,45 +332,44 @@ fn an_hour_of_busy_clients_raises_nothing() {
     let layout = layout().into_iter().map(roomy).collect();
     let mut r = Rig::with_capacity(layout, &policy(), 32_768);
     exchange(&mut r, ("a", "b"), A_B(), BULK.0, BULK.1);
+    let arrives = |r: &mut Rig, from: &str, frame: &[u8]| {
+        assert_eq!(r.send(from, frame).drops, BTreeMap::new());
+    };
     for second in 0..3600u16 {
         r.now_ns += 1_000_000_000;
         for _ in 0..4 {
-            r.send("a", &A_B().tcp(BULK, "A", 103, 503, &[0; 1000]));
-            let back = (BULK.1, BULK.0);
-            r.send("b", &A_B().back().tcp(back, "A", 503, 103, b""));
+            let data = A_B().tcp(BULK, "A", 103, 503, &[0; 1000]);
+            arrives(&mut r, "a", &data);
+            let ack = A_B().back().tcp((BULK.1, BULK.0), "A", 503, 103, b"");
+            arrives(&mut r, "b", &ack);
         }
         exchange(&mut r, ("a", "b"), A_B(), 1024 + second, 80);
         exchange(&mut r, ("c", "b"), C_B(), 1024 + second, 443);
         for n in 0..3 {
             let sport = 10_000 + 3 * second + n;
             let query = A_C().udp(sport, 53, b"name?");
-            r.send("a", &query);
-            match (second, sport) {
-                // It restarts each quarter of an hour.
-                (s, _) if s % 900 < 5 => {
-                    r.send("c", &A_C().back().unreachable(&query));
-                }
-                // It does not know in time.
-                (_, n) if n % 20 == 0 => {}
-                _ => {
-                    r.send("c", &A_C().back().udp(53, sport, b"address"));
-                }
+            arrives(&mut r, "a", &query);
+            // It restarts each quarter of an hour, and does not know each twentieth in time.
+            if second % 900 < 5 {
+                arrives(&mut r, "c", &A_C().back().unreachable(&query));
+            } else if sport % 20 != 0 {
+                arrives(&mut r, "c", &A_C().back().udp(53, sport, b"address"));
             }
         }
         if second % 10 == 0 {
-            for (n, dport) in [(0, 20_001), (1, 20_002), (2, 20_003)] {
-                r.send("a", &A_B().udp(50_000 + n, dport, b"telemetry"));
-                syn(&mut r, "c", C_B(), 50_000 + second + n, dport);
+            for (n, dport) in (0..).zip(20_001..20_004) {
+                let sport = 50_000 + second + n;
+                r.send("a", &A_B().udp(sport, dport, b"telemetry"))
+                    .dropped(R::PolicyDeny);
+                syn(&mut r, "c", C_B(), sport, dport);
             }
         }
         // A server that is away for half a minute, each five minutes, and is asked all the same.
         if second % 300 < 30 {
-            syn(&mut r, "c", C_B(), 60_000 + second % 300, 5432);
-            let refused = C_B().back();
-            r.send(
-                "b",
-                &refused.tcp((5432, 60_000 + second % 300), "RA", 0, 2, b""),
-            );
+            let sport = 60_000 + second % 300;
+            syn(&mut r, "c", C_B(), sport, 5432);
+            let refusal = C_B().back().tcp((5432, sport), "RA", 0, 2, b"");
+            arrives(&mut r, "b", &refusal);
         }
     }
     assert_eq!(raised(&mut r), []);

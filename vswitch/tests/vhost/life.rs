@@ -4,6 +4,7 @@
 use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
@@ -393,4 +394,21 @@ fn a_sleeping_guest_is_called() {
             }
         }
     }
+}
+
+/// A worker that finds the control thread in a queue drops what it has for it: whoever asks how a port is goes into none that frames
+/// pass by. (If it waited for one, this would not end.)
+#[test]
+fn whoever_asks_how_a_port_is_keeps_no_worker_out_of_a_queue() {
+    let mut e = End::new(GuestConfig::default());
+    let port = Arc::clone(&e.port);
+    let inside = (port.rxqs[0].enter(), port.txqs[0].enter());
+    assert!(inside.0.is_some() && inside.1.is_some());
+    assert_eq!(e.control.status().live_queue_pairs, 1);
+    assert_eq!(e.control.trouble(), None);
+    drop(inside);
+    let guest = &mut e.guest;
+    served(&mut e.control, || guest.stop()).unwrap();
+    assert_eq!(e.control.status().live_queue_pairs, 0);
+    assert!(e.control.trouble().is_some());
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::guest_mem::{DirtyLog, GuestMem, RegionSpec};
 use super::queue::Queue;
@@ -205,20 +205,20 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
         source,
     };
     let queues = || -> io::Result<_> {
-        let mut rxqs = Vec::new();
-        let mut txqs = Vec::new();
+        let (mut rxqs, mut txqs, mut live) = (Vec::new(), Vec::new(), Vec::new());
         let signaller = Arc::new(Signaller::new()?);
         for _ in 0..pairs {
             let (rx, tx) = (
                 Rx::new(Arc::clone(&signaller))?,
                 Tx::new(Arc::clone(&signaller))?,
             );
+            live.extend([tx.queue.is_live(), rx.queue.is_live()]);
             rxqs.push(Gate::new(RxQueue::Vhost(Box::new(rx))));
             txqs.push(Gate::new(TxQueue::Vhost(Box::new(tx))));
         }
-        Ok((rxqs, txqs))
+        Ok((rxqs, txqs, live))
     };
-    let (rxqs, txqs) = queues().map_err(|e| failed("cannot make the queues of", e))?;
+    let (rxqs, txqs, live) = queues().map_err(|e| failed("cannot make the queues of", e))?;
     let ours = EventFd::new().map_err(|e| failed("cannot make the queues of", e))?;
     eventfd::from_peer(ours).map_err(VhostError::NoProc)?;
     let closer = Closer::new().map_err(|e| failed("cannot start the closer of", e))?;
@@ -241,6 +241,7 @@ pub fn open(id: PortId, config: VhostConfig) -> Result<(Arc<Port>, VhostControl)
         connection: None,
         queues: Queues {
             port: Arc::clone(&port),
+            live,
             mem: Arc::default(),
             log: None,
             features: 0,
@@ -362,7 +363,7 @@ impl VhostControl {
         self.connection.as_ref().map(|_| self.status.connections)
     }
 
-    /// The attachment's state. Enters every queue's gate for a moment.
+    /// The attachment's state. Enters the gates of queues that no frame passes by.
     #[must_use]
     pub fn status(&self) -> VhostStatus {
         let mut status = self.status.clone();
@@ -370,7 +371,8 @@ impl VhostControl {
         status.features = self.connection.as_ref().and_then(|c| c.session.features());
         status.live_queue_pairs = self.queues.live_pairs();
         status.unclosed = self.closer.waiting();
-        for index in 0..self.queue_pairs * 2 {
+        let still = (0..self.queues.rings()).filter(|ring| !self.queues.is_live(*ring));
+        for index in still {
             if let Some(Some(e)) = self.queues.with(index, |q| q.broken()) {
                 status.broken_vrings += 1;
                 status.broken_reason.get_or_insert(e);
@@ -608,6 +610,8 @@ impl Connection {
 #[derive(Debug)]
 struct Queues {
     port: Arc<Port>,
+    /// Of each ring, whether frames may pass by it.
+    live: Vec<Arc<AtomicBool>>,
     /// With `log`.
     mem: Arc<GuestMem>,
     log: Option<DirtyLog>,
@@ -623,10 +627,10 @@ impl Queues {
         let pair = index / 2;
         if index.is_multiple_of(2) {
             if let TxQueue::Vhost(tx) = &mut *self.port.txqs.get(pair)?.lock() {
-                return Some(f(&mut tx.queue));
+                return Some(tx.queue.change(f));
             }
         } else if let RxQueue::Vhost(rx) = &mut *self.port.rxqs.get(pair)?.lock() {
-            return Some(f(&mut rx.queue));
+            return Some(rx.queue.change(f));
         }
         None
     }
@@ -647,17 +651,23 @@ impl Queues {
         first_error.map_or(Ok(()), Err)
     }
 
+    /// Whether frames may pass by a ring. No worker is kept out to know it.
+    fn is_live(&self, index: usize) -> bool {
+        let live = self.live.get(index);
+        live.is_some_and(|live| live.load(Ordering::Relaxed))
+    }
+
     /// Rings we transmit to, without a gap from the first on.
     fn live_txqs(&self) -> u16 {
-        let live = |pair: &usize| self.with(pair * 2, |q| q.is_live()).unwrap_or(false);
-        let queues = (0..self.port.txqs.len()).take_while(live).count();
+        let pairs = 0..self.port.txqs.len();
+        let queues = pairs.take_while(|p| self.is_live(p * 2)).count();
         u16::try_from(queues).unwrap_or(u16::MAX)
     }
 
     fn live_pairs(&self) -> u16 {
-        let live = |index| self.with(index, |q| q.is_live()).unwrap_or(false);
-        let pairs = (0..self.port.rxqs.len()).filter(|p| live(p * 2) && live(p * 2 + 1));
-        u16::try_from(pairs.count()).unwrap_or(u16::MAX)
+        let pairs = 0..self.port.rxqs.len();
+        let live = pairs.filter(|p| self.is_live(p * 2) && self.is_live(p * 2 + 1));
+        u16::try_from(live.count()).unwrap_or(u16::MAX)
     }
 
     /// Lets go of everything that came from the peer.

@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::guest_mem::GuestMem;
 use super::vring::{Ring, RingError, Vring, VringConfig, with_ring};
@@ -24,6 +25,8 @@ pub(super) struct Queue {
     config: VringConfig,
     enabled: bool,
     broken: Option<RingError>,
+    /// Whether frames may pass, for who only asks: behind the gate he would keep a worker out.
+    is_live: Arc<AtomicBool>,
     /// `sigbus::faults()` when the memory was last known whole.
     faults: u32,
     kick: Option<PeerFd>,
@@ -48,6 +51,7 @@ impl Queue {
             config: VringConfig::default(),
             enabled: false,
             broken: None,
+            is_live: Arc::default(),
             faults: 0,
             kick: None,
             call: None,
@@ -93,6 +97,7 @@ impl Queue {
     #[cold]
     pub(super) fn set_broken(&mut self, error: RingError) {
         self.broken = Some(error);
+        self.is_live.store(false, Ordering::Relaxed);
         if let Some(err) = &self.err {
             self.signaller.signal(err.as_fd());
         }
@@ -120,8 +125,17 @@ impl Queue {
         }
     }
 
-    pub(super) fn is_live(&self) -> bool {
-        self.enabled && self.ring.is_some() && self.broken.is_none()
+    /// Whether frames may pass: what is read there is true, or was a moment ago.
+    pub(super) fn is_live(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_live)
+    }
+
+    /// Changes it as the front-end says.
+    pub(super) fn change<T>(&mut self, f: impl FnOnce(&mut Queue) -> T) -> T {
+        let done = f(self);
+        let is_live = self.enabled && self.ring.is_some() && self.broken.is_none();
+        self.is_live.store(is_live, Ordering::Relaxed);
+        done
     }
 
     /// Validates and starts the ring where the front-end says, a packed one where it says itself:

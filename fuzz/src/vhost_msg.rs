@@ -49,6 +49,10 @@ impl Device for Checked {
     fn has_log(&self) -> bool {
         self.log.is_some()
     }
+    fn end_log(&mut self) {
+        assert_eq!(self.running, [false; PAIRS * 2], "a ring is without its log");
+        self.log = None;
+    }
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {
         assert!(!self.running[index], "started twice");
         assert!(self.has_memory(), "started without memory");

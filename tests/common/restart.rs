@@ -127,12 +127,16 @@ pub fn failed(lab: &Lab, (code, told): &(Option<i32>, Value), why: &str) {
     is_recorded(lab, &format!("failed: {said}"), false);
 }
 
+/// Of the test's guest, KiB: a migration must lose none of it. Before QEMU 9.0 an emulated processor that wrote to a page went on
+/// writing there unseen after the page was copied (QEMU's commit 03bfc2188f) where memory is a multiple of 64 pages.
+const MEMORY_KIB: u32 = (128 << 10) - 8;
+
 /// The command line of the test's guest, as `web-1`, with its monitor at `qmp.sock` in the lab and this serial line.
 pub fn qemu(lab: &Lab, serial: &str, (kernel, initrd): (&str, &str)) -> Vec<String> {
     let (vhost, qmp) = (lab.path_str("web-1.sock"), lab.path_str("qmp.sock"));
     let text = format!(
-        "/usr/bin/qemu-system-x86_64 -accel tcg -cpu max -m 128 -nodefaults -display none -no-user-config \
-         -object memory-backend-memfd,id=mem,size=128M,share=on -machine q35,memory-backend=mem \
+        "/usr/bin/qemu-system-x86_64 -accel tcg -cpu max -m {MEMORY_KIB}k -nodefaults -display none -no-user-config \
+         -object memory-backend-memfd,id=mem,size={MEMORY_KIB}k,share=on -machine q35,memory-backend=mem \
          -chardev socket,id=c0,path={vhost},reconnect=1 -netdev vhost-user,id=n0,chardev=c0 \
          -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,romfile=,vectors=0 \
          -qmp unix:{qmp},server=on,wait=off -serial {serial} -kernel {kernel} -initrd {initrd} -append"

@@ -102,3 +102,30 @@ fn every_page_that_is_written_is_marked() {
         assert_eq!(marked(&log), [0usize; 0]);
     }
 }
+
+/// QEMU frees the log of a device that it stops, and where the device starts again during the same migration (a driver that is loaded
+/// anew), it gives the next one after the rings: what was written before that would be marked where nobody looks.
+#[test]
+fn a_device_that_starts_again_waits_for_its_next_log() {
+    let (mut a, mut b) = (
+        End::new(GuestConfig::default()),
+        End::new(GuestConfig::default()),
+    );
+    let mut burst = Burst::new();
+    let (control, ours) = (&mut b.control, &mut b.guest);
+    let first = served(control, || ours.log_writes()).unwrap();
+    served(control, || ours.stop()).unwrap();
+    marked(&first);
+    served(control, || ours.restart()).unwrap();
+    assert_eq!(control.status().live_queue_pairs, 0);
+    let second = served(control, || ours.log_writes()).unwrap();
+    assert_eq!(control.status().live_queue_pairs, 1);
+    marked(&second);
+    let f = frame(0, 60);
+    a.guest.queue(0).unwrap().send(&[(NetHdr::default(), &f)]);
+    let pages = logged(&mut b, &second, |b| {
+        assert_eq!(a.forward(b, &mut burst), 1);
+    });
+    assert!(pages > 0);
+    assert_eq!(marked(&first), [0usize; 0]);
+}

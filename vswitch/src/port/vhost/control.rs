@@ -745,6 +745,11 @@ impl Device for Queues {
         self.log.is_some()
     }
 
+    fn end_log(&mut self) {
+        self.log = None;
+        self.mem = Arc::new(GuestMem::clone(&self.mem).logged(None));
+    }
+
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {
         let started = |q: &mut Queue| q.start(config, &self.mem).map(|()| q.broken());
         let broken = self.with(index, started);

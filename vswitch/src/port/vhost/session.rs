@@ -168,6 +168,8 @@ pub trait Device {
     fn set_log(&mut self, size: u64, offset: u64, fd: PeerFd) -> Result<(), SessionError>;
     /// Whether there is a dirty log.
     fn has_log(&self) -> bool;
+    /// Lets go of the dirty log. No ring runs.
+    fn end_log(&mut self);
     /// Starts a ring.
     ///
     /// # Errors
@@ -480,6 +482,11 @@ impl Session {
                 device
                     .set_kick(index as usize, None)
                     .map_err(|source| SessionError::BadFd { request, source })?;
+                // With its last ring stops the device. QEMU reads the log once more then and frees it; when it starts the
+                // device again during one migration, it gives the next log last, after the rings.
+                if self.vrings.iter().all(|vring| !vring.running) {
+                    device.end_log();
+                }
                 return Ok(Some(vec![from_halves(index, base)]));
             }
             Request::SetVringKick | Request::SetVringCall | Request::SetVringErr => {

@@ -47,7 +47,9 @@ pub fn run(input: &[u8]) {
     if input.len() > LONGEST {
         return;
     }
-    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
     match Rules::parse(text) {
         Ok(rules) => {
             let mut common = Common::at(UNIX_EPOCH + Duration::from_secs(1_795_698_300));

@@ -44,10 +44,16 @@ pub fn run(input: &[u8]) {
     }
     // The other ways in: a policy by itself, ports by themselves.
     if let Err(errors) = config::parse_policy(NAMES.1, &policy) {
-        errors.shown.iter().for_each(|e| well_formed(e, "", &policy));
+        errors
+            .shown
+            .iter()
+            .for_each(|e| well_formed(e, "", &policy));
     }
     if let Err(errors) = config::parse_ports_for(Some(NAMES.0), &switch, &Desired::default()) {
-        errors.shown.iter().for_each(|e| well_formed(e, &switch, ""));
+        errors
+            .shown
+            .iter()
+            .for_each(|e| well_formed(e, &switch, ""));
     }
 }
 

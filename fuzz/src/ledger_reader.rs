@@ -17,7 +17,11 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn of(bytes: &[u8]) -> Self {
         // Threads of one process have names of their own.
-        let name = format!("vswitch-fuzz-ledger-{}-{:?}", std::process::id(), std::thread::current().id());
+        let name = format!(
+            "vswitch-fuzz-ledger-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        );
         let path = std::env::temp_dir().join(name);
         fs::write(&path, bytes).expect("the temporary directory is writable");
         Scratch(path)
@@ -62,7 +66,9 @@ pub fn run(input: &[u8]) {
         }
         Err(e) => assert!(!e.to_string().is_empty()),
     }
-    let Ok(report) = verify(path, &[], None) else { return };
+    let Ok(report) = verify(path, &[], None) else {
+        return;
+    };
     assert_eq!(report.intact, report.problems.is_empty());
     if report.intact {
         let (each, newest) = (each.expect("it is intact"), newest.expect("it is intact"));

@@ -50,7 +50,11 @@ impl Device for Checked {
         self.log.is_some()
     }
     fn end_log(&mut self) {
-        assert_eq!(self.running, [false; PAIRS * 2], "a ring is without its log");
+        assert_eq!(
+            self.running,
+            [false; PAIRS * 2],
+            "a ring is without its log"
+        );
         self.log = None;
     }
     fn start(&mut self, index: usize, config: &VringConfig) -> Result<(), RingError> {

@@ -50,7 +50,7 @@ fn echo(mut stream: &TcpStream, text: &str) {
     assert_eq!(back, text.as_bytes());
 }
 
-/// Sends until it is over, and compares what comes back; how often they were sent, and came.
+/// Sends until it is over, and compares what comes back; how often it sent, and all of that came.
 fn transfer(stream: TcpStream, is_over: &Arc<AtomicBool>) -> JoinHandle<(u32, u32)> {
     let mut out = stream.try_clone().expect("a socket can be");
     let is_over = Arc::clone(is_over);

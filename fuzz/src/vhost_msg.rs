@@ -11,8 +11,12 @@ use vswitch::port::vhost::session::{Decoder, Device, FEATURES, Session, SessionE
 use vswitch::port::vhost::{RingError, VringConfig};
 use vswitch::sys::closer::{Closer, PeerFd};
 use vswitch::sys::memfd::memfd;
+use vswitch::sys::virtio::vhost_user::Request;
 
 const PAIRS: usize = 2;
+
+/// What stops a device whole.
+const RESETS: [u32; 2] = [Request::ResetOwner as u32, Request::ResetDevice as u32];
 
 /// One for all inputs: a thread for each would be most of the work.
 static CLOSER: LazyLock<Option<Closer>> = LazyLock::new(|| Closer::new().ok());
@@ -143,11 +147,13 @@ pub fn run(mut input: &[u8]) {
             at = to;
             if let Some(message) = message {
                 assert_eq!(at, bytes.len());
+                let resets = RESETS.contains(&message.header.request);
                 match session.handle(message, &mut device) {
                     Ok(Some(reply)) => assert!(reply.len() > 12),
                     Ok(None) => {}
                     Err(_) => return,
                 }
+                assert!(!resets || !device.has_log(), "a log outlived its device");
             }
         }
     }

@@ -646,6 +646,7 @@ impl Session {
             let _ = device.set_kick(index, None);
             *vring = VringSetup::default();
         }
+        device.end_log();
         self.features = None;
         self.status = 0;
     }
